@@ -1,0 +1,51 @@
+"""Typed errors.
+
+Every error raised on purpose derives from :class:`BlissError`, names the values that disagree and
+says what to do about it. The command line prints the message alone and exits with code 1.
+"""
+
+from __future__ import annotations
+
+
+class BlissError(Exception):
+    """Base class of all errors that bliss_index raises on purpose."""
+
+
+class InvalidInputError(BlissError, ValueError):
+    """An argument, array or input file does not meet the stated contract."""
+
+
+class StoreError(BlissError):
+    """An embedding store, corpus or calibration cannot be read or used as asked."""
+
+
+class CorruptStoreError(StoreError):
+    """Stored data disagree with their manifest: truncated, altered or not ours."""
+
+
+class ModelMismatchError(BlissError):
+    """Embeddings of different models were about to be compared."""
+
+
+class StaleIndexError(StoreError):
+    """A search index belongs to another corpus, or to an earlier state of this one."""
+
+
+class CalibrationError(BlissError):
+    """The calibration images cannot give a mean and deviation for every class."""
+
+
+class EncoderError(BlissError):
+    """A model, its weights or its tokenizer cannot be loaded as declared."""
+
+
+class MissingDependencyError(BlissError, ImportError):
+    """An optional package is needed; the message holds the pip line that installs it."""
+
+
+class OutputError(BlissError):
+    """An output cannot be written where it was asked for."""
+
+
+class JobError(BlissError):
+    """A bulk job cannot start, continue or complete as asked."""
