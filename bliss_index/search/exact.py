@@ -1,0 +1,204 @@
+"""Certified exact top-k search: low precision proposes, a rigorous bound decides.
+
+See ``docs/certificate.md`` for the derivation.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.ordering import to_float32
+from bliss_index.search.protocol import SearchStatistics
+
+BACKENDS = ("native", "torch")
+_CHUNK_ROWS = 8192
+
+
+class _Backend(Protocol):
+    name: str
+    description: str
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    def search(
+        self, queries: npt.NDArray[Any], first_row: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]: ...
+
+
+def available_backends() -> dict[str, str]:
+    """Say for each backend, fastest first, what it would run on, or why it cannot.
+
+    A description that starts with "unavailable" belongs to a backend that cannot be used here.
+    """
+    return {"native": "unavailable: not written yet", "torch": "torch"}
+
+
+def thread_count(threads: int | None) -> int:
+    """Return ``threads``, else BLISS_INDEX_THREADS, else the number of usable processors."""
+    if threads is None:
+        text = os.environ.get("BLISS_INDEX_THREADS", "")
+        if not text:
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
+                os.cpu_count() or 1
+            )  # fmt: skip
+        if not text.isdigit() or int(text) < 1:
+            raise InvalidInputError(
+                f"BLISS_INDEX_THREADS must be a whole number of at least 1, got {text!r}"
+            )
+        return int(text)
+    if threads < 1:
+        raise InvalidInputError(f"threads must be at least 1, got {threads}")
+    return int(threads)
+
+
+class ExactSearch:
+    """The k entries with the largest inner products, exactly as float64 brute force finds them.
+
+    Inner products are those of the vectors as given (raw, never normalised). Entries are ordered
+    by the inner product correctly rounded to float64, descending, ties by smaller id. Similarities
+    are those values rounded to float32. Results depend on nothing else: not on batch or tile size,
+    threads, device or backend.
+
+    Coordinates of float64 vectors whose magnitude is below 2**-480 count as zero, and magnitudes
+    above 2**480 are refused; float16 and float32 vectors have no such limits.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) float16, float32 or float64, any norms. Kept by reference where possible: do not
+        change it afterwards.
+    k
+        Results per query, 1 to min(W, 2048).
+    backend
+        "auto" takes the fastest that runs here; "native" or "torch" insist. Never changes results.
+    threads
+        Threads of the native backend; by default BLISS_INDEX_THREADS, else all usable processors.
+    device
+        A torch device; implies the torch backend.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> similarities, ids = ExactSearch(np.eye(3, dtype=np.float32), k=2).search(
+    ...     np.array([[0.1, 0.9, 0.4]], dtype=np.float32)
+    ... )
+    >>> ids.tolist()
+    [[1, 2]]
+    """
+
+    name = "exact"
+
+    def __init__(
+        self,
+        vocabulary: npt.ArrayLike,
+        k: int = 10,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        device: str | None = None,
+        tile: tuple[int, int] | None = None,
+    ) -> None:
+        matrix = as_matrix(vocabulary, "vocabulary entries")
+        if matrix.shape[1] < 1:
+            raise InvalidInputError("vocabulary entries have dimension 0, at least 1 is needed")
+        require_k(k, matrix.shape[0])
+        matrix = checked_rows(matrix, "vocabulary entries")
+        if backend not in ("auto", *BACKENDS):
+            raise InvalidInputError(
+                f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
+            )
+        self._size, self._dim = matrix.shape
+        self._k = int(k)
+        self._threads = thread_count(threads)
+        from bliss_index.search.torch_backend import TorchBackend
+
+        self._backend: _Backend = TorchBackend(matrix, self._k, device=device, tile=tile)
+        self._statistics = SearchStatistics()
+        self._lock = threading.Lock()
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self._dim
+
+    @property
+    def size(self) -> int:
+        """Number of vocabulary entries."""
+        return self._size
+
+    @property
+    def k(self) -> int:
+        """Results per query."""
+        return self._k
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs: "native" or "torch"."""
+        return self._backend.name
+
+    @property
+    def statistics(self) -> SearchStatistics:
+        """Counters over all searches since this object was built."""
+        return self._statistics
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the prepared vocabulary plus the workspace's bound, for any number of queries."""
+        return self._backend.memory_bytes
+
+    def describe(self) -> str:
+        """Say in one line which backend runs, and on what."""
+        return f"exact search, {self._backend.name}: {self._backend.description}"
+
+    def search(
+        self, queries: npt.ArrayLike, /
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Find the k best entries of every query.
+
+        Parameters
+        ----------
+        queries
+            (n, d) float16, float32 or float64, any norms; n may be 0.
+
+        Returns
+        -------
+        similarities (n, k) float32, descending, and ids (n, k) int64.
+
+        Raises
+        ------
+        InvalidInputError
+            The dimension is not the vocabulary's, or rows hold NaN or infinity; rows are named.
+        """
+        rows = as_matrix(queries, "queries")
+        require_dim(rows, self._dim, "queries")
+        n = rows.shape[0]
+        similarities = np.empty((n, self._k), dtype=np.float32)
+        ids = np.empty((n, self._k), dtype=np.int64)
+        for start in range(0, n, _CHUNK_ROWS):
+            stop = min(n, start + _CHUNK_ROWS)
+            values, ids[start:stop], counted = self._backend.search(rows[start:stop], start)
+            similarities[start:stop] = to_float32(values)
+            with self._lock:
+                self._statistics += counted
+        return similarities, ids
+
+
+def exact_search(
+    vocabulary: npt.ArrayLike,
+    k: int = 10,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str | None = None,
+    tile: tuple[int, int] | None = None,
+) -> ExactSearch:
+    """Prepare a certified exact top-k search; the arguments are those of :class:`ExactSearch`."""
+    return ExactSearch(vocabulary, k, backend=backend, threads=threads, device=device, tile=tile)

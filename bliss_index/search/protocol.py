@@ -1,0 +1,76 @@
+"""What every top-k search offers, and what it counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+
+@runtime_checkable
+class TopKSearch(Protocol):
+    """The k entries of a vocabulary with the largest inner products, for a batch of queries.
+
+    ``dim`` is the length of a vector, ``size`` the number of entries, ``k`` the number of results
+    per query and ``name`` a short word for messages ("exact", "ivf", ...).
+    """
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    def search(
+        self, queries: npt.ArrayLike, /
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return similarities (n, k), descending, and entry ids (n, k) of queries (n, dim)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SearchStatistics:
+    """Counters of a search since it was built; they never influence results.
+
+    Attributes
+    ----------
+    queries
+        Query rows searched.
+    candidates
+        Entries that the low-precision pass could not exclude, and that were therefore rescored.
+    rescored
+        Entries whose inner product was then evaluated in float64.
+    resolved
+        Inner products evaluated exactly, because float64 could not tell two entries apart or
+        could not decide the last bit of a float32 similarity.
+    full_rows
+        Query rows whose candidates overflowed, and that were searched again in full.
+    """
+
+    queries: int = 0
+    candidates: int = 0
+    rescored: int = 0
+    resolved: int = 0
+    full_rows: int = 0
+
+    def __add__(self, other: SearchStatistics) -> SearchStatistics:
+        return SearchStatistics(
+            self.queries + other.queries,
+            self.candidates + other.candidates,
+            self.rescored + other.rescored,
+            self.resolved + other.resolved,
+            self.full_rows + other.full_rows,
+        )
+
+    @property
+    def candidates_per_query(self) -> float:
+        """Mean number of rescored entries per query; 0.0 before the first query."""
+        return self.candidates / self.queries if self.queries else 0.0
