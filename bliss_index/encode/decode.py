@@ -1,0 +1,155 @@
+"""Image bytes to RGB pixels, or one typed reason why not.
+
+What people expect of a viewer, so that the same picture embeds the same however it was saved:
+EXIF orientation is applied, transparency is laid on white, CMYK and palettes become RGB, 16-bit
+values are scaled to 8 bits, of an animation the first frame counts. Colour profiles are ignored,
+as open_clip does. Nothing is repaired: a truncated file is an error, not half a picture.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bliss_index.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Formats decoded inside the process; EPS, which would start Ghostscript, is not among them.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
+    + (".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm")
+)
+MAX_PIXELS = 128_000_000
+
+
+class DecodeError(InvalidInputError):
+    """An image cannot be decoded.
+
+    Attributes
+    ----------
+    reason : str
+        One of ``empty``, ``unreadable_file``, ``unsupported_type``, ``too_large``,
+        ``truncated``, ``corrupt``.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) -> Image:
+    """Decode one image to RGB.
+
+    Parameters
+    ----------
+    source : bytes, str or Path
+        The encoded image, or the path of its file.
+    max_pixels : int
+        Images whose header declares more pixels are refused before they are decoded.
+
+    Returns
+    -------
+    PIL.Image.Image
+        Mode RGB, 8 bits a channel, upright.
+
+    Raises
+    ------
+    DecodeError
+        With a reason code, for everything that is no decodable image.
+    """
+    content = source if isinstance(source, bytes) else _read(Path(source))
+    if not content:
+        raise DecodeError("empty", "0 bytes")
+    from PIL import Image, UnidentifiedImageError
+
+    Image.init()  # registers every format; does nothing the second time
+    known = [name for name in FORMATS if name in Image.OPEN]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd files it can read all the same
+        try:
+            with Image.open(io.BytesIO(content), formats=known) as image:
+                if image.width * image.height > max_pixels:
+                    raise _too_large(f"{image.width} x {image.height} pixels", max_pixels)
+                image.load()
+                return to_rgb(image)
+        except DecodeError:
+            raise
+        except UnidentifiedImageError as error:
+            raise _unidentified(content) from error
+        except Image.DecompressionBombError as error:
+            raise _too_large(str(error), max_pixels) from error
+        except Exception as error:  # codecs raise a dozen types on damaged input
+            raise _damaged(error, len(content)) from error
+
+
+def to_rgb(image: Image) -> Image:
+    """An opened Pillow image of any mode as an upright 8-bit RGB image, see the module's notes."""
+    from PIL import Image
+
+    image = _upright(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DecodeError("unreadable_file", f"{path}: {error}") from error
+
+
+def _upright(image: Image) -> Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  damaged EXIF says nothing about the pixels
+        return image.copy()
+
+
+def _eight_bits(image: Image) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8.
+
+    16-bit values by 255/65535. Of 32-bit integers and floats the range is not declared: values
+    within [0, 65535] and [0, 1] are taken as such, others are stretched from minimum to maximum.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise DecodeError("corrupt", "pixel values are NaN or infinite")
+    low, high = float(values.min()), float(values.max())
+    top = 1.0 if image.mode == "F" else 65535.0
+    if image.mode.startswith("I;16") or (low >= 0 and high <= top):
+        low, high = 0.0, top
+    return np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
+
+
+def _too_large(what: str, max_pixels: int) -> DecodeError:
+    return DecodeError("too_large", f"{what}, more than the {max_pixels} allowed")
+
+
+def _unidentified(content: bytes) -> DecodeError:
+    start = content[:12].hex(" ")
+    return DecodeError(
+        "unsupported_type",
+        f"{len(content)} bytes starting with {start} are none of {', '.join(FORMATS)}",
+    )
+
+
+def _damaged(error: Exception, size: int) -> DecodeError:
+    text = f"{type(error).__name__}: {error}"[:300]
+    reason = "truncated" if "truncat" in text.lower() else "corrupt"
+    return DecodeError(reason, f"{size} bytes, {text}")

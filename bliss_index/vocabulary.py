@@ -1,0 +1,269 @@
+"""Vocabularies: text sources to clean, deduplicated entries, and prompts made of them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import string
+import unicodedata
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bliss_index.errors import InvalidInputError
+
+DEFAULT_TEMPLATE = "This is a photo of a {}"
+TEXT_COLUMNS = ("text", "word", "name", "label")
+BUILT_IN = ("imagenet",)
+
+_TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Entries in the order they were first read, and what became of the others.
+
+    Attributes
+    ----------
+    entries : tuple of str
+        Unicode NFC, trimmed, inner whitespace collapsed to single spaces; no empties, no
+        duplicates. Case is kept: 'Turkey' and 'turkey' are two entries.
+    read : int
+        Rows found in the sources; ``read == len(entries) + empty + duplicate + excluded``.
+    empty, duplicate, excluded : int
+        Rows left out, by reason.
+    sources : tuple of str
+        As they were given.
+    """
+
+    entries: tuple[str, ...]
+    read: int
+    empty: int
+    duplicate: int
+    excluded: int
+    sources: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def describe(self) -> str:
+        """One line for a summary."""
+        return (
+            f"{len(self.entries)} entries of {self.read} read "
+            f"({self.empty} empty, {self.duplicate} duplicate, {self.excluded} excluded)"
+        )
+
+
+def load_vocabulary(
+    sources: Sequence[str | Path] | str | Path, *, exclude: Iterable[str] = ()
+) -> Vocabulary:
+    """Read and clean a vocabulary.
+
+    Parameters
+    ----------
+    sources : sequence of str or Path
+        Files: ``.txt`` (an entry a line), ``.csv`` and ``.tsv`` with a header, ``.parquet``;
+        the first three also as ``.gz``. A table's entries are in its column 'text', 'word', 'name'
+        or 'label', or in its only column. Or a built-in: 'imagenet', the 1000 class names of
+        open_clip.
+    exclude : iterable of str
+        Entries to leave out, such as the names of the normal classes; compared without regard to
+        case. The authors of BLISS leave none out.
+
+    Raises
+    ------
+    InvalidInputError
+        A source that is missing, of unknown type or not UTF-8, an unclear column, nothing left.
+    """
+    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not listed:
+        raise InvalidInputError("no vocabulary source given; name a file, or 'imagenet'")
+    if isinstance(exclude, str):
+        raise InvalidInputError(f"exclude must be a list of entries, got one string {exclude!r}")
+    unwanted = {clean_entry(name).casefold() for name in exclude}
+    seen: dict[str, None] = {}
+    read = empty = duplicate = excluded = 0
+    for source in listed:
+        for raw in _rows(source):
+            read += 1
+            entry = clean_entry(raw)
+            if not entry:
+                empty += 1
+            elif entry in seen:
+                duplicate += 1
+            elif entry.casefold() in unwanted:
+                excluded += 1
+            else:
+                seen[entry] = None
+    if not seen:
+        raise InvalidInputError(
+            f"no vocabulary entries in {', '.join(map(str, listed))}: {read} rows read, {empty} "
+            f"empty, {excluded} excluded"
+        )
+    return Vocabulary(
+        tuple(seen), read, empty, duplicate, excluded, tuple(str(source) for source in listed)
+    )
+
+
+def clean_entry(text: str) -> str:
+    """Unicode NFC, no whitespace at the ends, single spaces inside."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+def render_prompts(entries: Iterable[str], template: str = DEFAULT_TEMPLATE) -> list[str]:
+    """Put each entry into `template`.
+
+    Parameters
+    ----------
+    entries : iterable of str
+    template : str
+        Holds one ``{}``; a literal brace is written twice.
+
+    Raises
+    ------
+    InvalidInputError
+        The template has no ``{}``, several, or another replacement field.
+    """
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
+        conversions = [
+            f"{spec or ''}{conversion or ''}"
+            for _, field, spec, conversion in string.Formatter().parse(template)
+            if field is not None
+        ]
+    except (ValueError, TypeError) as error:
+        raise InvalidInputError(
+            f"template {template!r} is malformed ({error}); write one {{}} for the entry, such as "
+            f"{DEFAULT_TEMPLATE!r}"
+        ) from error
+    named = [field for field in fields if field is not None]
+    if named != [""] or any(conversions):
+        raise InvalidInputError(
+            f"template {template!r} has {len(named)} replacement fields {named}, it must have "
+            f"exactly one, written {{}}, such as {DEFAULT_TEMPLATE!r}"
+        )
+    return [template.format(entry) for entry in entries]
+
+
+def _rows(source: str | Path) -> Iterator[str]:
+    """Raw rows of one source."""
+    path = Path(source)
+    if isinstance(source, str) and source in BUILT_IN and not path.exists():
+        yield from _imagenet()
+        return
+    if not path.is_file():
+        raise InvalidInputError(
+            f"vocabulary source '{source}' is neither a file nor built in ({', '.join(BUILT_IN)})"
+        )
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    packed = suffixes[-1:] == [".gz"]
+    kind = "".join(suffixes[-2:-1] if packed else suffixes[-1:])
+    if kind not in _SUFFIXES or (packed and kind == ".parquet"):
+        raise InvalidInputError(
+            f"vocabulary file '{source}' has suffix '{''.join(suffixes[-2:])}'; known are "
+            f"{', '.join(_SUFFIXES)}, and .gz of all but the last"
+        )
+    if kind == ".parquet":
+        yield from _parquet(path)
+    elif kind == ".txt":
+        yield from _lines(path, packed)
+    else:
+        yield from _table(path, packed, _TABLE_SEPARATORS[kind])
+
+
+def _lines(path: Path, packed: bool) -> Iterator[str]:
+    """Lines of a UTF-8 file, decoded one by one so that an error can name its byte."""
+    offset = 0
+    try:
+        with gzip.open(path, "rb") if packed else path.open("rb") as stream:
+            for line in stream:
+                try:
+                    # A mark at the start of a file is not a part of its first entry.
+                    yield line.decode("utf-8-sig" if offset == 0 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise InvalidInputError(
+                        f"{path}: byte {offset + error.start} (0x{line[error.start]:02x}) is not "
+                        "UTF-8; convert the file to UTF-8"
+                    ) from error
+                offset += len(line)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InvalidInputError(f"{path} is not a complete gzip file: {error}") from error
+    except OSError as error:
+        raise InvalidInputError(f"{path} cannot be read: {error}") from error
+
+
+def _table(path: Path, packed: bool, separator: str) -> Iterator[str]:
+    reader = csv.reader(_lines(path, packed), delimiter=separator, strict=True)
+    try:
+        header = next(reader, None)
+        if header is None:
+            return
+        column = _choose_column(path, [clean_entry(name) for name in header])
+        for row in reader:
+            if row:
+                if len(row) <= column:
+                    raise InvalidInputError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, the header has "
+                        f"{len(header)}"
+                    )
+                yield row[column]
+    except csv.Error as error:
+        raise InvalidInputError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _choose_column(path: Path, header: Sequence[str]) -> int:
+    lowered = [name.lower() for name in header]
+    found = [lowered.index(name) for name in TEXT_COLUMNS if lowered.count(name) == 1]
+    if found:
+        return found[0]
+    if len(header) == 1:
+        return 0
+    raise InvalidInputError(
+        f"{path} has columns {', '.join(map(repr, header))}; name the one with the entries one of "
+        f"{', '.join(TEXT_COLUMNS)}, or keep that column alone"
+    )
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            texts = [field.name for field in schema if _is_text(field.type)]
+            if not texts:
+                raise InvalidInputError(
+                    f"{path} has no string column; its columns are "
+                    f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+                )
+            column = texts[_choose_column(path, texts)]
+            for batch in file.iter_batches(columns=[column]):
+                values = batch.column(0)
+                if pa.types.is_dictionary(values.type):
+                    values = values.dictionary_decode()
+                yield from ("" if value is None else value for value in values.to_pylist())
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def _imagenet() -> tuple[str, ...]:
+    from bliss_index.encode.torchvision_cure import import_open_clip
+
+    return tuple(import_open_clip().IMAGENET_CLASSNAMES)
