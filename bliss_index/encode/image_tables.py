@@ -1,0 +1,227 @@
+"""Tables of images: Parquet with image bytes (Hugging Face layout), and tables of paths."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bliss_index.encode.images import ImageRow, SourceBase
+from bliss_index.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY_COLUMNS = ("key", "__key__")
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
+PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path", "filepath", "image")
+_BATCH_ROWS = 256
+
+
+def table_source(path: Path) -> SourceBase:
+    """The source for a Parquet, CSV or TSV file, by its columns."""
+    if path.suffix.lower() == ".parquet":
+        return ParquetSource(path)
+    return CsvSource(path)
+
+
+class ParquetSource(SourceBase):
+    """Rows of a Parquet file with image bytes, or with paths of images.
+
+    The image column is a ``struct<bytes, path>`` as Hugging Face writes it, a binary column, or
+    else a string column of paths relative to the file. The key is column 'key' where there is
+    one, else the path, else the file's name and the row. Other columns are metadata.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(str(path))
+        self._path = Path(path)
+        with self._open() as file:
+            schema = file.schema_arrow
+            self._rows = file.metadata.num_rows
+        self._column, self._kind = _image_column(self._path, schema)
+        self._key = next((name for name in KEY_COLUMNS if name in schema.names), None)
+        if self._key is not None and not _is_string(schema.field(self._key).type):
+            self._key = None
+        fields = [f for f in schema if f.name not in (self._column, self._key)]
+        self._schema = _plain_schema(fields)
+        plain = [] if self._schema is None else self._schema.names
+        self._columns = [*plain, self._column, *([] if self._key is None else [self._key])]
+
+    @property
+    def metadata_schema(self) -> pa.Schema | None:
+        return self._schema
+
+    def rows(self) -> int:
+        return int(self._rows)
+
+    def iter(self, start: int = 0) -> Iterator[ImageRow]:
+        import pyarrow as pa
+
+        self.skipped = {}
+        number = 0
+        try:
+            with self._open() as file:
+                for group in range(file.metadata.num_row_groups):
+                    rows = file.metadata.row_group(group).num_rows
+                    if number + rows <= start:
+                        number += rows
+                        continue
+                    for batch in file.iter_batches(
+                        batch_size=_BATCH_ROWS, row_groups=[group], columns=self._columns
+                    ):
+                        first = max(0, start - number)
+                        for values in batch.slice(min(first, batch.num_rows)).to_pylist():
+                            yield self._row(number + first, values)
+                            first += 1
+                        number += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(
+                f"{self._path} cannot be read after row {number}: {error}"
+            ) from error
+
+    def _row(self, number: int, values: dict[str, Any]) -> ImageRow:
+        cell = values.pop(self._column)
+        content: bytes | str | None
+        if self._kind == "struct":
+            named = (cell or {}).get("path")
+            content = (cell or {}).get("bytes")
+            if content is None and named:
+                content = str(self._path.parent / named)
+        elif self._kind == "binary":
+            named, content = None, cell
+        else:
+            named, content = cell, str(self._path.parent / cell) if cell else None
+        own = values.pop(self._key, None) if self._key is not None else None
+        by_path = named if self._kind == "path" else None
+        key = own or by_path or f"{self._path.name}:{number}"
+        if content is None:
+            return ImageRow(key, b"", values, "empty: the row has neither bytes nor a path")
+        return ImageRow(key, content, values)
+
+    def _open(self) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return pq.ParquetFile(self._path)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(
+                f"{self._path} is not a readable Parquet file: {error}"
+            ) from error
+
+
+class CsvSource(SourceBase):
+    """Rows of a CSV or TSV file with a header and a column of paths, relative to the file.
+
+    The key is column 'key' where there is one, else the path as written; other columns are
+    metadata, as strings.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(str(path))
+        self._path = Path(path)
+        header = next(self._read(), None)
+        if not header:
+            raise InvalidInputError(f"{path} is empty; it needs a header with a column of paths")
+        self._header = header
+        if len(set(header)) < len(header):
+            raise InvalidInputError(f"{path} has columns of the same name: {header}")
+        self._column = _path_column(self._path, header)
+        self._key = next((name for name in KEY_COLUMNS if name in header), None)
+
+    @property
+    def metadata_schema(self) -> pa.Schema | None:
+        import pyarrow as pa
+
+        names = [name for name in self._header if name not in (self._column, self._key)]
+        return pa.schema([(name, pa.string()) for name in names]) if names else None
+
+    def iter(self, start: int = 0) -> Iterator[ImageRow]:
+        self.skipped = {}
+        records = self._read()
+        next(records)
+        for number, record in enumerate(record for record in records if record):
+            if number < start:
+                continue
+            if len(record) != len(self._header):
+                raise InvalidInputError(
+                    f"{self._path}, row {number}: {len(record)} fields, the header has "
+                    f"{len(self._header)}"
+                )
+            values: dict[str, Any] = dict(zip(self._header, record, strict=True))
+            named = values.pop(self._column)
+            own = values.pop(self._key, None) if self._key is not None else None
+            content = str(self._path.parent / named)
+            missing = None if named else "empty: the row has no path"
+            yield ImageRow(own or named or f"{self._path.name}:{number}", content, values, missing)
+
+    def rows(self) -> int:
+        return sum(1 for record in self._read() if record) - 1
+
+    def _read(self) -> Iterator[list[str]]:
+        separator = "\t" if self._path.suffix.lower() == ".tsv" else ","
+        try:
+            with self._path.open(encoding="utf-8-sig", newline="") as stream:
+                yield from csv.reader(stream, delimiter=separator, strict=True)
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(f"{self._path} is not UTF-8: {error}") from error
+        except (csv.Error, OSError) as error:
+            raise InvalidInputError(f"{self._path} cannot be read: {error}") from error
+
+
+def _image_column(path: Path, schema: pa.Schema) -> tuple[str, str]:
+    """The column with the images, and whether it is a 'struct', 'binary' or a 'path'."""
+    import pyarrow as pa
+
+    def is_struct(kind: pa.DataType) -> bool:
+        return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+
+    def is_binary(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    for name, test in (("struct", is_struct), ("binary", is_binary)):
+        found = [field.name for field in schema if test(field.type)]
+        if found:
+            return _choose(path, found, IMAGE_COLUMNS), name
+    strings = [field.name for field in schema if _is_string(field.type)]
+    if not strings:
+        raise InvalidInputError(
+            f"{path} has no column of image bytes or paths; its columns are "
+            f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+        )
+    return _path_column(path, strings), "path"
+
+
+def _path_column(path: Path, names: Sequence[str]) -> str:
+    return _choose(path, [name for name in names if name not in KEY_COLUMNS], PATH_COLUMNS)
+
+
+def _choose(path: Path, names: Sequence[str], preferred: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    lowered = {name.lower(): name for name in names}
+    for name in preferred:
+        if name in lowered:
+            return lowered[name]
+    raise InvalidInputError(
+        f"{path}: the images may be in any of the columns {', '.join(map(repr, names))}; name the "
+        f"right one one of {', '.join(preferred)}"
+    )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _plain_schema(fields: Sequence[pa.Field]) -> pa.Schema | None:
+    import pyarrow as pa
+
+    def value_type(kind: pa.DataType) -> pa.DataType:
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    plain = [(f.name, value_type(f.type)) for f in fields if not pa.types.is_nested(f.type)]
+    return pa.schema(plain) if plain else None

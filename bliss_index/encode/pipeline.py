@@ -1,0 +1,280 @@
+"""Image sources to embeddings: decoding processes feed one encoder."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bliss_index.encode.decode import MAX_PIXELS
+from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
+from bliss_index.encode.images import ImageRow, ImageSource
+from bliss_index.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from bliss_index.encode.model import Encoder
+
+OK = "ok"
+UNDECODABLE = "undecodable_image"
+BAD_EMBEDDING = "bad_embedding"
+
+_TASK_IMAGES = 8  # images given to a decoding process at a time
+_BATCHES_AHEAD = 3
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Consecutive rows of a source.
+
+    Attributes
+    ----------
+    start : int
+        Row number of the first.
+    keys : list of str
+    embeddings : ndarray, shape (n, dim), float32
+        Unit norm; zero where the status is not 'ok'.
+    status : list of str
+        'ok', 'undecodable_image' or 'bad_embedding'.
+    error : list of (str or None)
+        The reason, starting with its code ('truncated: ...').
+    metadata : pyarrow.Table or None
+        The source's other columns.
+    """
+
+    start: int
+    keys: list[str]
+    embeddings: np.ndarray
+    status: list[str]
+    error: list[str | None]
+    metadata: pa.Table | None
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass
+class PipelineTimes:
+    """Where the time went; filled while :func:`iter_encoded` runs.
+
+    Attributes
+    ----------
+    rows, quarantined : int
+    encode_seconds, wait_seconds : float
+        The encoder's work, and its waiting for decoded images after the first batch.
+    replaced : int
+        Decoding processes that died or were ended for exceeding their time.
+    """
+
+    rows: int = 0
+    quarantined: int = 0
+    encode_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    replaced: int = 0
+
+    @property
+    def busy(self) -> float:
+        """Fraction of the time in which the encoder worked."""
+        total = self.encode_seconds + self.wait_seconds
+        return self.encode_seconds / total if total else 1.0
+
+
+def iter_encoded(
+    encoder: Encoder,
+    source: ImageSource,
+    *,
+    workers: int | None = None,
+    batch_size: int | None = None,
+    start: int = 0,
+    align: int | None = None,
+    timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
+    times: PipelineTimes | None = None,
+) -> Iterator[EncodedBatch]:
+    """Encode a source, batch after batch, in the source's order; every row comes out.
+
+    Parameters
+    ----------
+    encoder : Encoder
+    source : ImageSource
+    workers : int, optional
+        Decoding processes; 0 decodes in this one. By default by the number of cores.
+    batch_size : int, optional
+        Images per forward pass, by default the encoder's.
+    start : int
+        Row to begin with, to resume.
+    align : int, optional
+        No batch crosses a multiple of this row number. Set to the rows of a shard, the same shard
+        is made of the same batches, and so of the same bytes, in an interrupted and in an
+        uninterrupted run.
+    timeout : float
+        Seconds after which an image is given up.
+    max_pixels : int
+        Larger images are refused by their header.
+    times : PipelineTimes, optional
+        Is filled.
+
+    Yields
+    ------
+    EncodedBatch
+
+    Raises
+    ------
+    InvalidInputError
+        The source itself cannot be read on; what was yielded before stays valid.
+    JobError
+        The decoding processes do not start.
+    """
+    size = batch_size or encoder.image_batch_size
+    for name, value, least in (("batch_size", size, 1), ("start", start, 0), ("align", align, 1)):
+        if value is not None and value < least:
+            raise InvalidInputError(f"{name} is {value}, must be at least {least}")
+    settings = DecodeSettings(encoder.preprocess, max_pixels, timeout)
+    count = _default_workers(encoder.device) if workers is None else workers
+    times = PipelineTimes() if times is None else times
+    batches = _batch_rows(source.iter(start), start, size, align)
+    with _Feeder(batches, settings, count) as feeder:
+        first = True
+        while True:
+            began = time.perf_counter()
+            item = feeder.next()
+            arrived = time.perf_counter()
+            if item is None:
+                return
+            if not first:
+                times.wait_seconds += arrived - began
+            first = False
+            batch = _encode(encoder, source, *item)
+            times.encode_seconds += time.perf_counter() - arrived
+            times.rows += len(batch)
+            times.quarantined += sum(status != OK for status in batch.status)
+            times.replaced = feeder.replaced
+            yield batch
+
+
+def _encode(
+    encoder: Encoder, source: ImageSource, start: int, rows: list[ImageRow], pixels: list[Pixels]
+) -> EncodedBatch:
+    from bliss_index.encode.model import unit_rows
+
+    status, error = [OK] * len(rows), [row.error for row in rows]
+    embeddings = np.zeros((len(rows), encoder.dim), dtype=np.float32)
+    good = [at for at, image in enumerate(pixels) if isinstance(image, np.ndarray)]
+    for at, image in enumerate(pixels):
+        if isinstance(image, str):
+            status[at], error[at] = UNDECODABLE, image
+    if good:
+        unit, bad = unit_rows(encoder.image_features(np.stack([pixels[at] for at in good])))
+        embeddings[good] = unit
+        for at in np.asarray(good)[bad]:
+            status[at], error[at] = BAD_EMBEDDING, "the model returned a zero or non-finite row"
+    keys = [row.key for row in rows]
+    return EncodedBatch(start, keys, embeddings, status, error, source.metadata_table(rows))
+
+
+def _batch_rows(
+    rows: Iterator[ImageRow], start: int, size: int, align: int | None
+) -> Iterator[tuple[int, list[ImageRow]]]:
+    while True:
+        room = size if align is None else min(size, align - start % align)
+        batch = list(itertools.islice(rows, room))
+        if not batch:
+            return
+        yield start, batch
+        start += len(batch)
+
+
+def _default_workers(device: str) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # On a CPU the encoder itself needs the cores, and decoding is 10 times cheaper than encoding.
+    return max(1, (cores or 1) // 8) if device == "cpu" else min(16, max(1, (cores or 1) - 1))
+
+
+class _Feeder:
+    """Reads and decodes in a thread of its own, a few batches ahead of the encoder."""
+
+    def __init__(
+        self,
+        batches: Iterator[tuple[int, list[ImageRow]]],
+        settings: DecodeSettings,
+        workers: int,
+    ) -> None:
+        self._batches = batches
+        self._pool = DecodePool(settings, workers)
+        self._queue: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="bliss-index-feeder", daemon=True)
+
+    @property
+    def replaced(self) -> int:
+        return self._pool.replaced
+
+    def __enter__(self) -> _Feeder:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._pool.stop()
+        while self._thread.is_alive():  # empty the queue, the thread may wait for room in it
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                self._thread.join(0.05)
+
+    def next(self) -> tuple[int, list[ImageRow], list[Pixels]] | None:
+        """The next decoded batch, None at the end; raises what the thread raised."""
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item  # type: ignore[no-any-return]
+
+    def _run(self) -> None:
+        try:
+            with self._pool:
+                self._decode()
+            self._put(None)
+        except BaseException as error:  # noqa: BLE001  handed to the consumer
+            self._put(error)
+
+    def _decode(self) -> None:
+        pending: list[tuple[int, list[ImageRow]]] = []
+
+        def tasks() -> Iterator[list[bytes | str]]:
+            for start, rows in self._batches:
+                if self._stopped.is_set():
+                    return
+                pending.append((start, rows))
+                for at in range(0, len(rows), _TASK_IMAGES):
+                    part = rows[at : at + _TASK_IMAGES]
+                    yield [b"" if row.error else row.content for row in part]
+
+        ready: list[Pixels] = []
+        for pixels in self._pool.map(tasks()):
+            ready.extend(pixels)
+            start, rows = pending[0]
+            if len(ready) == len(rows):
+                for at, row in enumerate(rows):
+                    if row.error:  # the source could not read it; there was nothing to decode
+                        ready[at] = row.error
+                pending.pop(0)
+                self._put((start, rows, ready))
+                ready = []
+            if self._stopped.is_set():
+                return
+
+    def _put(self, item: Any) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._queue.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
