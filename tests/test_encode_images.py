@@ -1,0 +1,286 @@
+"""Image sources and the decoding pipeline: rows in = rows out, in order, with reasons."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+
+import encode_models as models
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bliss_index.encode import load_encoder
+from bliss_index.encode.decode_pool import DecodePool, DecodeSettings
+from bliss_index.encode.images import open_images
+from bliss_index.encode.pipeline import PipelineTimes, iter_encoded
+from bliss_index.encode.preprocess import Preprocess
+from bliss_index.errors import InvalidInputError, JobError
+
+NAMES = ["a/one.png", "a.b/two.jpg", "a0.png", "b/c/three.png", "four.png", "z.webp", "zz.png"]
+BAD = {3: "truncated", 5: "unsupported_type"}
+
+
+def content_of(number):
+    image = models.noise_image(number, (40 + number, 33))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    if number == 3:
+        return stream.getvalue()[:600]
+    return b"no image at all" if number == 5 else stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    directory = models.save_model(tmp_path_factory.mktemp("clip"), models.CLIP)
+    return load_encoder(f"local-dir:{directory}", device="cpu", batch_size=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "images"
+    for number, name in enumerate(sorted(NAMES)):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content_of(number))
+    (root / ".hidden").mkdir()
+    (root / ".hidden" / "x.png").write_bytes(b"")
+    (root / ".DS_Store").write_bytes(b"")
+    (root / "notes.txt").write_text("no image")
+    os.symlink(root / "a", root / "link")
+    return root
+
+
+@pytest.fixture
+def tar(tmp_path):
+    path = tmp_path / "images.tar"
+    with tarfile.open(path, "w") as archive:
+        for number, name in enumerate(sorted(NAMES)):
+            for extension, body in [
+                ("json", json.dumps({"n": number}).encode()),
+                ("png", content_of(number)),
+                ("txt", f" caption {number}\n".encode()),
+            ]:
+                member = tarfile.TarInfo(f"shard/{number:05d}.{extension}")
+                member.size = len(body)
+                archive.addfile(member, io.BytesIO(body))
+        member = tarfile.TarInfo("shard/alone.json")
+        archive.addfile(member, io.BytesIO(b""))
+    return path
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    rows = [{"bytes": content_of(n), "path": name} for n, name in enumerate(sorted(NAMES))]
+    table = pa.table(
+        {
+            "image": rows,
+            "label": pa.array(range(len(NAMES)), pa.int32()),
+            "kind": pa.array(["x", "y"] * 3 + [None]).dictionary_encode(),
+            "boxes": [[1, 2]] * len(NAMES),
+        }
+    )
+    path = tmp_path / "images.parquet"
+    pq.write_table(table, path, row_group_size=2)
+    return path
+
+
+def collect(batches):
+    batches = list(batches)
+    return {
+        "keys": [key for batch in batches for key in batch.keys],
+        "embeddings": np.concatenate([batch.embeddings for batch in batches]),
+        "status": [status for batch in batches for status in batch.status],
+        "error": [error for batch in batches for error in batch.error],
+        "sizes": [len(batch) for batch in batches],
+        "metadata": [row for b in batches if b.metadata for row in b.metadata.to_pylist()],
+    }
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rows_out_equal_rows_in(encoder, folder, workers):
+    times = PipelineTimes()
+    source = open_images(folder)
+    result = collect(iter_encoded(encoder, source, workers=workers, times=times))
+    assert result["keys"] == sorted(NAMES)
+    assert source.skipped == {"hidden": 2, "no image extension": 1, "link to a directory": 1}
+    assert source.rows() == len(NAMES)
+    for row, error in enumerate(result["error"]):
+        if row in BAD:
+            assert result["status"][row] == "undecodable_image"
+            assert error.startswith(BAD[row] + ": ")
+            assert not result["embeddings"][row].any()
+        else:
+            assert (result["status"][row], error) == ("ok", None)
+            expected = encoder.encode_images([content_of(row)])[0]
+            np.testing.assert_allclose(result["embeddings"][row], expected, atol=1e-6)
+    assert (times.rows, times.quarantined, times.replaced) == (7, 2, 0)
+    assert 0 < times.busy <= 1
+
+
+def test_folder_tar_and_parquet_give_the_same(encoder, folder, tar, parquet, tmp_path):
+    table = tmp_path / "images.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["split", "path"])
+        writer.writerows([["train", f"images/{name}"] for name in sorted(NAMES)])
+    paths = tmp_path / "paths.parquet"
+    names = [f"images/{name}" for name in sorted(NAMES)]
+    pq.write_table(pa.table({"path": names, "key": [f"k{n}" for n in range(7)]}), paths)
+    results = {
+        path.name: collect(iter_encoded(encoder, open_images(path), workers=0))
+        for path in (folder, tar, parquet, table, paths)
+    }
+    for result in results.values():
+        np.testing.assert_array_equal(result["embeddings"], results["images"]["embeddings"])
+        assert result["status"] == results["images"]["status"]
+    assert results["images.tar"]["keys"] == [f"shard/{n:05d}" for n in range(7)]
+    assert results["images.tar"]["metadata"][2] == {
+        "json": '{"n": 2}',
+        "txt": "caption 2",
+        "cls": None,
+    }
+    assert results["images.parquet"]["keys"] == [f"images.parquet:{n}" for n in range(7)]
+    assert results["images.parquet"]["metadata"][6] == {"label": 6, "kind": None}
+    assert results["images.csv"]["keys"] == names
+    assert results["images.csv"]["metadata"][0] == {"split": "train"}
+    assert results["paths.parquet"]["keys"] == [f"k{n}" for n in range(7)]
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "all"])
+def test_every_source_resumes_at_any_row(kind, request, tmp_path):
+    if kind == "all":
+        for name in ("one", "two"):
+            os.makedirs(tmp_path / "both", exist_ok=True)
+            body = request.getfixturevalue("tar").read_bytes()
+            (tmp_path / "both" / f"{name}.tar").write_bytes(body)
+        source = open_images(tmp_path / "both")
+    else:
+        source = open_images(request.getfixturevalue(kind))
+    whole = list(source.iter())
+    assert source.rows() == len(whole) == (14 if kind == "all" else 7)
+    for start in range(len(whole) + 2):
+        assert list(source.iter(start)) == whole[start:]
+
+
+def test_batches_do_not_cross_shards_and_resume_alike(encoder, folder):
+    whole = collect(iter_encoded(encoder, open_images(folder), workers=0, align=4))
+    assert whole["sizes"] == [3, 1, 3]
+    rest = collect(iter_encoded(encoder, open_images(folder), workers=1, align=4, start=4))
+    assert rest["sizes"] == [3]
+    np.testing.assert_array_equal(rest["embeddings"], whole["embeddings"][4:])
+    assert [b.start for b in iter_encoded(encoder, open_images(folder), workers=0, start=5)] == [5]
+
+
+def test_the_consumer_may_stop_early(encoder, folder):
+    batches = iter_encoded(encoder, open_images(folder), workers=1, batch_size=1)
+    assert len(next(batches)) == 1
+    batches.close()
+
+
+def settings(timeout=60.0):
+    return DecodeSettings(Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3), timeout=timeout)
+
+
+def test_a_hanging_image_is_given_up_and_no_other(tmp_path):
+    pipe = tmp_path / "never.png"
+    os.mkfifo(pipe)  # opening it to read blocks until someone writes
+    tasks = [[content_of(0), str(pipe), content_of(1)], [content_of(2)]]
+    with DecodePool(settings(timeout=1.0), 1) as pool:
+        results = list(pool.map(tasks))
+        assert pool.replaced == 1
+    assert results[0][1] == "timeout: not decoded in 1 s"
+    for image in (results[0][0], results[0][2], results[1][0]):
+        assert image.shape == (8, 8, 3)
+
+
+class Deadly:
+    """Content whose arrival ends the process that receives it."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_a_dying_process_costs_its_image_only():
+    tasks = [[content_of(0), Deadly(), content_of(1)], [content_of(2)]]
+    with DecodePool(settings(), 2) as pool:
+        results = list(pool.map(tasks))
+        assert pool.replaced == 3  # with the first image, with the second, and with it alone
+    assert results[0][1] == "decoder_died: its process ended with code 3, twice"
+    for image in (results[0][0], results[0][2], results[1][0]):
+        assert image.shape == (8, 8, 3)
+
+
+def test_processes_that_never_start(monkeypatch):
+    monkeypatch.setattr("bliss_index.encode.decode_pool._serve", None)
+    with (
+        pytest.raises(JobError, match="__name__ == '__main__'.*workers=0"),
+        DecodePool(settings(), 1) as pool,
+    ):
+        list(pool.map([[b""]]))
+
+
+def test_bad_sources(tmp_path, tar):
+    def refused(path, *parts):
+        with pytest.raises(InvalidInputError) as caught:
+            list(open_images(path).iter())
+        for part in parts:
+            assert part in str(caught.value)
+
+    refused(tmp_path / "gone", "gone", "does not exist")
+    refused([], "no image source")
+    other = tmp_path / "x.zip"
+    other.write_bytes(b"")
+    refused(other, "x.zip", ".tar", ".parquet")
+    body = tar.read_bytes()
+    for length in (0, 300, 1000, len(body) // 2 + 5, len(body) - 11000):
+        cut = tmp_path / "cut.tar"
+        cut.write_bytes(body[:length])
+        refused(cut, "cut.tar", "damaged or truncated after")
+    table = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"n": [1]}), table)
+    refused(table, "x.parquet", "n (int64)")
+    pq.write_table(pa.table({"one": [b""], "two": [b""]}), table)
+    refused(table, "'one', 'two'", "image")
+    table.write_bytes(b"PAR1")
+    refused(table, "x.parquet", "readable Parquet")
+    text = tmp_path / "x.csv"
+    text.write_text("")
+    refused(text, "x.csv", "empty")
+    text.write_text("path,label\na.png\n")
+    refused(text, "row 0", "1 fields", "2")
+    text.write_text("a,b\n1,2\n")
+    refused(text, "'a', 'b'", "path")
+    text.write_bytes(b"path\n\xff\n")
+    refused(text, "x.csv", "UTF-8")
+    text.write_text("path\na.png\n")
+    refused([text, tar], "different columns", "json (string)")
+
+
+def test_missing_content_is_a_row_with_a_reason(encoder, tmp_path):
+    table = tmp_path / "x.parquet"
+    cells = [{"bytes": None, "path": None}, None, {"bytes": None, "path": "gone.png"}]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(cells, kind)}), table)
+    result = collect(iter_encoded(encoder, open_images(table), workers=0))
+    assert result["status"] == ["undecodable_image"] * 3
+    assert result["error"][0] == result["error"][1]
+    assert result["error"][0].startswith("empty: the row has neither bytes nor a path")
+    assert result["error"][2].startswith("unreadable_file: ")
+
+
+def test_bad_options(encoder, folder):
+    for options, part in [
+        ({"workers": -1}, "workers is -1"),
+        ({"batch_size": -2}, "batch_size is -2"),
+        ({"start": -1}, "start is -1"),
+        ({"align": 0}, "align is 0"),
+        ({"timeout": 0.0}, "timeout is 0"),
+        ({"max_pixels": 0}, "max_pixels is 0"),
+    ]:
+        with pytest.raises(InvalidInputError, match=part):
+            list(iter_encoded(encoder, open_images(folder), **options))
