@@ -16,13 +16,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bliss_index.encode.decode import MAX_PIXELS, DecodeError, decode_image
 from bliss_index.encode.preprocess import Preprocess
 from bliss_index.errors import InvalidInputError, JobError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 START_SECONDS = 120.0
 _POLL_SECONDS = 0.5
@@ -123,7 +126,7 @@ class DecodePool:
         self.replaced = 0
         self._workers = [self._start() for _ in range(workers)]
 
-    def __enter__(self) -> DecodePool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

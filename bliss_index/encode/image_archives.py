@@ -76,7 +76,7 @@ class TarSource(SourceBase):
         current: str | None = None
         members: list[tuple[str, tarfile.TarInfo]] = []
         for member in archive:
-            archive.members = []  # type: ignore[assignment]  # or the list grows with the archive
+            archive.members = []  # type: ignore[attr-defined]  # or it grows with the archive
             if not member.isfile():
                 continue
             folder, name = os.path.split(member.name)

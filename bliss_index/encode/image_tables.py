@@ -176,7 +176,7 @@ def _image_column(path: Path, schema: pa.Schema) -> tuple[str, str]:
     import pyarrow as pa
 
     def is_struct(kind: pa.DataType) -> bool:
-        return pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        return bool(pa.types.is_struct(kind)) and int(kind.get_field_index("bytes")) >= 0
 
     def is_binary(kind: pa.DataType) -> bool:
         return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))

@@ -228,7 +228,7 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
                 f"image source '{path}' is neither a folder nor one of "
                 f"{', '.join((*TAR_SUFFIXES, *TABLE_SUFFIXES))}"
             )
-    return opened[0] if len(opened) == 1 else ChainSource(opened)  # type: ignore[no-any-return]
+    return opened[0] if len(opened) == 1 else ChainSource(opened)
 
 
 def _expand_folders(sources: Sequence[str | Path]) -> Iterator[Path]:

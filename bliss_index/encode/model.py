@@ -59,7 +59,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         tokenizer: Tokenizer,
         preprocess: Preprocess,
         identity: ModelIdentity,
@@ -211,7 +211,7 @@ class Encoder:
         with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
             batch = self.preprocess.normalise(pixels, self._device, dtype)
             features = self._model.encode_image(batch, normalize=False)
-            return features.float().cpu().numpy()
+            return np.asarray(features.float().cpu().numpy())
 
     def _pixels(self, image: Image | str | Path | bytes) -> np.ndarray:
         decoded = decode_image(image) if isinstance(image, (str, Path, bytes)) else to_rgb(image)

@@ -20,6 +20,7 @@ from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from typing_extensions import Self
 
     from bliss_index.encode.model import Encoder
 
@@ -217,7 +218,7 @@ class _Feeder:
     def replaced(self) -> int:
         return self._pool.replaced
 
-    def __enter__(self) -> _Feeder:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

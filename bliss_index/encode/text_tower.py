@@ -121,14 +121,14 @@ class TextTower:
             features = self._model.encode_text(
                 torch.from_numpy(ids).to(self._device), normalize=False
             )
-            return features.float().cpu().numpy()
+            return np.asarray(features.float().cpu().numpy())
 
     def _run_trimmed(self, parts: CausalParts, ids: np.ndarray, length: int) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
             features = parts.run(torch.from_numpy(ids).to(self._device), int(length))
-            return features.float().cpu().numpy()
+            return np.asarray(features.float().cpu().numpy())
 
 
 def bucket_lengths(needed: np.ndarray, longest: int) -> np.ndarray:
@@ -163,13 +163,14 @@ class CausalParts:
         """Leading positions, at least 1, that the embedding of each row (n, L) depends on."""
         if self.class_token is not None:
             valid = self._valid_keys(ids)[:, : ids.shape[1]]
-            return ids.shape[1] - np.argmax(valid[:, ::-1], axis=1)
+            return np.asarray(ids.shape[1] - np.argmax(valid[:, ::-1], axis=1))
         return self._pooled_at(ids) + 1
 
     def _pooled_at(self, ids: np.ndarray) -> np.ndarray:
         if self.pooling == "first":
             return np.zeros(len(ids), dtype=np.int64)
-        return np.argmax(ids if self.pooling == "argmax" else ids == self.end_id, axis=1)
+        marks = ids if self.pooling == "argmax" else ids == self.end_id
+        return np.asarray(np.argmax(marks, axis=1))
 
     def _valid_keys(self, ids: np.ndarray) -> np.ndarray:
         """Keys (n, L + 1) that the padding mask leaves to a tower with a class token.
@@ -202,10 +203,11 @@ class CausalParts:
             mask = self.mask[kept][:, kept].to(dtype) + hidden[:, None, :]
             heads = self.transformer.resblocks[0].attn.num_heads
             x = self.transformer(x, attn_mask=mask.repeat_interleave(heads, 0))[:, -1]
-        x = self.final_norm(x)
-        if self.projection is None:
-            return x
-        return self.projection(x) if callable(self.projection) else x @ self.projection
+        features: torch.Tensor = self.final_norm(x)
+        if self.projection is not None:
+            linear = callable(self.projection)
+            features = self.projection(features) if linear else features @ self.projection
+        return features
 
 
 def _causal_parts(model: Any) -> tuple[CausalParts | None, str]:
@@ -214,7 +216,7 @@ def _causal_parts(model: Any) -> tuple[CausalParts | None, str]:
     from open_clip.transformer import CustomTransformer, TextTransformer, Transformer
 
     own = type(model) is CLIP
-    tower = model if own else getattr(model, "text", None)
+    tower: Any = model if own else getattr(model, "text", None)
     if not own and type(tower) is not TextTransformer:
         return None, f"text tower of class {type(tower).__name__} is not known to be causal"
     if type(tower.transformer) not in (Transformer, CustomTransformer):

@@ -52,10 +52,9 @@ class Tokenizer:
             ids = np.asarray(self._full(list(texts)).numpy(), dtype=np.int64)
             return Tokens(ids.reshape(len(lists), length), truncated)
         table = np.zeros((len(lists), length), dtype=np.int64)
-        for row, ids in enumerate(lists):
-            if len(ids) > length:
-                ids = [*ids[: length - 1], ids[-1]]
-            table[row, : len(ids)] = ids
+        for row, tokens in enumerate(lists):
+            kept = tokens if len(tokens) <= length else [*tokens[: length - 1], tokens[-1]]
+            table[row, : len(kept)] = kept
         return Tokens(table, truncated)
 
     def count_truncated(self, texts: Sequence[str]) -> int:

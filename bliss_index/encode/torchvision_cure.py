@@ -66,7 +66,8 @@ def import_torchvision() -> ModuleType:
 def _declare_operators() -> None:
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    make_library: Any = torch.library.Library  # torch leaves it untyped
+    library = make_library("torchvision", "FRAGMENT")
     for operator in _OPERATORS:
         library.define(operator + _SCHEMA)
     _kept_alive.append(library)
