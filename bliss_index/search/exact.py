@@ -13,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.protocol import SearchStatistics
 
@@ -38,7 +40,11 @@ def available_backends() -> dict[str, str]:
 
     A description that starts with "unavailable" belongs to a backend that cannot be used here.
     """
-    return {"native": "unavailable: not written yet", "torch": "torch"}
+    from importlib.util import find_spec
+
+    native, found = load_native()
+    torch = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
+    return {"native": found if native else f"unavailable: {found}", "torch": torch}
 
 
 def thread_count(threads: int | None) -> int:
@@ -118,11 +124,36 @@ class ExactSearch:
         self._size, self._dim = matrix.shape
         self._k = int(k)
         self._threads = thread_count(threads)
-        from bliss_index.search.torch_backend import TorchBackend
-
-        self._backend: _Backend = TorchBackend(matrix, self._k, device=device, tile=tile)
+        self._duplicates = find_duplicates(matrix)
+        if self._duplicates is not None:
+            matrix = matrix[self._duplicates.first]
+        self._backend = self._make_backend(matrix, backend, device, tile)
         self._statistics = SearchStatistics()
         self._lock = threading.Lock()
+
+    def _make_backend(
+        self,
+        matrix: npt.NDArray[Any],
+        wanted: str,
+        device: str | None,
+        tile: tuple[int, int] | None,
+    ) -> _Backend:
+        k = min(self._k, matrix.shape[0])
+        reason = "asked for"
+        if wanted == "native" and device is not None:
+            raise InvalidInputError(f"backend 'native' runs on the CPU, not on device {device!r}")
+        if wanted == "auto" and device is None:
+            native, found = load_native()
+            reason = why_unfit(matrix) if native else found
+            wanted = "torch" if reason else "native"
+        if wanted == "native":
+            query_block, capacity = tile or (0, 0)
+            return NativeBackend(
+                matrix, k, threads=self._threads, query_block=query_block, capacity=capacity
+            )
+        from bliss_index.search.torch_backend import TorchBackend
+
+        return TorchBackend(matrix, k, device=device, tile=tile, reason=reason)
 
     @property
     def dim(self) -> int:
@@ -184,7 +215,10 @@ class ExactSearch:
         ids = np.empty((n, self._k), dtype=np.int64)
         for start in range(0, n, _CHUNK_ROWS):
             stop = min(n, start + _CHUNK_ROWS)
-            values, ids[start:stop], counted = self._backend.search(rows[start:stop], start)
+            values, found, counted = self._backend.search(rows[start:stop], start)
+            if self._duplicates is not None:
+                values, found = self._duplicates.expand(values, found, self._k)
+            ids[start:stop] = found
             similarities[start:stop] = to_float32(values)
             with self._lock:
                 self._statistics += counted

@@ -44,6 +44,7 @@ class TorchBackend:
         *,
         device: str | None = None,
         tile: tuple[int, int] | None = None,
+        reason: str = "asked for",
     ) -> None:
         import torch
 
@@ -62,7 +63,7 @@ class TorchBackend:
         self._norms64 = np.ldexp(norms, self._exponent) * (1 + 1e-6) + math.ldexp(
             2.0**-100, self._exponent
         )
-        self.description = f"torch {torch.__version__} on {self._device}, float32 tiles"
+        self.description = f"torch {torch.__version__} on {self._device}, float32 tiles ({reason})"
 
     @property
     def memory_bytes(self) -> int:

@@ -1,0 +1,300 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <random>
+
+#include "workspace.h"
+
+namespace bliss {
+namespace {
+
+float above(double value) { return float(value * (1 + 1e-6)) + 0x1p-100f; }
+
+template <class Body>
+void with_typed_row(const Rows& rows, std::size_t i, Body body) {
+  switch (rows.type) {
+    case Type::float16: body(static_cast<const std::uint16_t*>(rows.row(i))); break;
+    case Type::float32: body(static_cast<const float*>(rows.row(i))); break;
+    case Type::float64: body(static_cast<const double*>(rows.row(i))); break;
+  }
+}
+
+bool never_stop() { return true; }
+
+}  // namespace
+
+double half_to_double(std::uint16_t half) {
+  const int exponent = (half >> 10) & 31, fraction = half & 1023;
+  const double magnitude = exponent ? std::ldexp(1024 + fraction, exponent - 25)
+                                    : std::ldexp(fraction, -24);
+  return half & 0x8000 ? -magnitude : magnitude;
+}
+
+void read_row(const Rows& rows, std::size_t i, double* out) {
+  with_typed_row(rows, i, [&](const auto* row) {
+    for (std::size_t j = 0; j < rows.dim; ++j) {
+      if constexpr (sizeof(*row) == 2) out[j] = half_to_double(row[j]);
+      else out[j] = double(row[j]);
+    }
+  });
+}
+
+const Kernel* find_kernel(const char* name) {
+  __builtin_cpu_init();
+  const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                    __builtin_cpu_supports("avx512vnni");
+  const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+  const auto wanted = [name](const Kernel& k) { return !*name || !std::strcmp(name, k.name); };
+  if (wide && narrow && wanted(avx512_kernel)) return &avx512_kernel;
+  if (narrow && wanted(avx2_kernel)) return &avx2_kernel;
+  return nullptr;
+}
+
+void Counts::add(const Counts& other) {
+  candidates += other.candidates;
+  rescored += other.rescored;
+  resolved += other.resolved;
+  full_rows += other.full_rows;
+}
+
+Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
+               Tuning tuning)
+    : entries_(entries), k_(k), dim_(entries.dim), padded_((entries.dim + 15) / 16 * 16),
+      steps_((entries.dim + 3) / 4), panels_((entries.count + kPanel - 1) / kPanel),
+      capacity_(std::max(tuning.capacity, 8 * k)),
+      first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)), kernel_(kernel) {
+  // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
+  const std::size_t fitting = (std::size_t(8) << 20) / (8 * capacity_);
+  query_block_ = std::min(tuning.query_block, std::max<std::size_t>(fitting, kGroup));
+  query_block_ = std::max(kGroup, query_block_ / kGroup * kGroup);
+  // Panels are visited with a stride near the golden ratio: a sorted vocabulary is then no worse.
+  stride_ = std::max<std::size_t>(1, std::size_t(double(panels_) * 0.6180339887));
+  const auto common = [](std::size_t a, std::size_t b) {
+    while (b) std::swap(a %= b, b);
+    return a;
+  };
+  while (common(stride_, panels_) != 1) ++stride_;
+  pack(threads);
+  auto centre = std::make_shared<Centre>();
+  centre->vector.assign(padded_, 0.0f);
+  centre->bias.assign(panels_ * kPanel, 0.0f);
+  centre_ = centre;
+}
+
+Engine::~Engine() = default;
+
+void Engine::read_entry(std::size_t id, double* out) const {
+  read_row(entries_, id, out);
+  const double scale = std::ldexp(1.0, -exponent_);
+  for (std::size_t i = 0; i < dim_; ++i) out[i] *= scale;
+}
+
+void Engine::rotate(double* v) const {
+  const std::size_t size = rotation_.block;
+  const auto transform = [size](double* part, const float* signs) {
+    for (std::size_t i = 0; i < size; ++i) part[i] *= double(signs[i]);
+    for (std::size_t half = 1; half < size; half *= 2)
+      for (std::size_t start = 0; start < size; start += 2 * half)
+        for (std::size_t i = start; i < start + half; ++i) {
+          const double a = part[i], b = part[i + half];
+          part[i] = a + b;
+          part[i + half] = a - b;
+        }
+    const double scale = 1.0 / std::sqrt(double(size));
+    for (std::size_t i = 0; i < size; ++i) part[i] *= scale;
+  };
+  if (!size) return;
+  transform(v, rotation_.signs_first);
+  if (rotation_.signs_last) transform(v + (dim_ - size), rotation_.signs_last);
+}
+
+void Engine::pack(std::size_t threads) {
+  rotation_.dim = dim_;
+  if (dim_ >= 16) {
+    rotation_.block = 16;
+    while (rotation_.block * 2 <= dim_) rotation_.block *= 2;
+    std::mt19937_64 random(20240717);
+    signs_.resize(2 * rotation_.block);
+    for (float& sign : signs_) sign = random() & 1 ? 1.0f : -1.0f;
+    rotation_.signs_first = signs_.data();
+    rotation_.signs_last = rotation_.block < dim_ ? signs_.data() + rotation_.block : nullptr;
+  }
+
+  // Largest magnitude and mean, in pieces of fixed size: the same for any number of threads.
+  constexpr std::size_t piece = 4096;
+  const std::size_t pieces = (entries_.count + piece - 1) / piece;
+  std::vector<double> largest(pieces, 0.0), sums(pieces * dim_, 0.0);
+  for_each_index(pieces, threads, never_stop, [&](std::size_t p, std::size_t) {
+    std::vector<double> row(dim_);
+    const std::size_t stop = std::min(entries_.count, (p + 1) * piece);
+    for (std::size_t id = p * piece; id < stop; ++id) {
+      read_row(entries_, id, row.data());
+      for (std::size_t i = 0; i < dim_; ++i) {
+        largest[p] = std::max(largest[p], std::fabs(row[i]));
+        sums[p * dim_ + i] += row[i] / double(entries_.count);
+      }
+    }
+  });
+  const double top = *std::max_element(largest.begin(), largest.end());
+  if (top > 0) std::frexp(top, &exponent_);
+  mean_.assign(dim_, 0.0);
+  for (std::size_t p = 0; p < pieces; ++p)
+    for (std::size_t i = 0; i < dim_; ++i)
+      mean_[i] += std::ldexp(sums[p * dim_ + i], -exponent_);
+  double square = 0;
+  for (double m : mean_) square += m * m;
+  mean_norm_ = std::sqrt(square) * (1 + 1e-9);
+
+  const std::size_t slots = panels_ * kPanel, bytes = slots * steps_ * 4;
+  code_storage_.reset(new std::int8_t[bytes + 63]);
+  codes_ = code_storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(code_storage_.get()) % 64) % 64;
+  correction_.assign(slots, 0);
+  step_.assign(slots, 0.0f);
+  bounds_.assign(slots, Bound{0, 0});
+  panel_bounds_.assign(panels_, Bound{0, 0});
+  norms_.assign(entries_.count, 0.0f);
+  std::vector<std::vector<double>> work(threads);
+  for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t worker) {
+    pack_panel(p, work[worker]);
+  });
+  for (const Bound& b : panel_bounds_) {
+    largest_.norm = std::max(largest_.norm, b.norm);
+    largest_.residual = std::max(largest_.residual, b.residual);
+  }
+}
+
+void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
+  work.resize(dim_);
+  std::int8_t* out = codes_ + p * kPanel * steps_ * 4;
+  std::memset(out, 0, kPanel * steps_ * 4);
+  const std::size_t stop = std::min(entries_.count, (p + 1) * kPanel);
+  for (std::size_t id = p * kPanel; id < stop; ++id) {
+    const std::size_t lane = id - p * kPanel;
+    read_entry(id, work.data());
+    double raw = 0, centred = 0, largest = 0, left = 0;
+    for (std::size_t i = 0; i < dim_; ++i) {
+      raw += work[i] * work[i];
+      work[i] -= mean_[i];
+      centred += work[i] * work[i];
+    }
+    rotate(work.data());
+    for (std::size_t i = 0; i < dim_; ++i) largest = std::max(largest, std::fabs(work[i]));
+    const float step = float(largest / 127.0);
+    const double inverse = step > 0x1p-100f ? 1.0 / double(step) : 0.0;
+    step_[id] = inverse > 0 ? step : 0.0f;
+    std::int32_t sum = 0;
+    for (std::size_t i = 0; i < dim_; ++i) {
+      const double scaled = work[i] * inverse;
+      const int code = std::max(-127, std::min(127, int(scaled + std::copysign(0.5, scaled))));
+      sum += code;
+      out[(i / 4) * kPanel * 4 + lane * 4 + i % 4] = std::int8_t(code);
+      const double rest = work[i] - double(step_[id]) * code;
+      left += rest * rest;
+    }
+    correction_[id] = -kernel_.query_offset * sum;
+    norms_[id] = above(std::sqrt(raw));
+    // The rotation runs in float64: 2^-45 of all that goes in covers its rounding many times.
+    const double rounding = 0x1p-45 * (std::sqrt(raw) + mean_norm_ + std::sqrt(centred));
+    bounds_[id] = {above(std::sqrt(centred) + rounding), above(std::sqrt(left) + rounding)};
+    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, bounds_[id].norm);
+    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, bounds_[id].residual);
+  }
+}
+
+void Engine::set_query_centre(const float* vector, std::size_t threads) {
+  auto centre = std::make_shared<Centre>();
+  centre->vector.assign(padded_, 0.0f);
+  centre->bias.assign(panels_ * kPanel, 0.0f);
+  std::copy(vector, vector + dim_, centre->vector.begin());
+  double square = 0, offset = 0;
+  std::vector<double> wide(vector, vector + dim_);
+  for (std::size_t i = 0; i < dim_; ++i) {
+    square += wide[i] * wide[i];
+    offset += wide[i] * mean_[i];
+  }
+  centre->square = float(square);
+  if (square > 1e-12) {
+    const double scale = std::ldexp(1.0, -exponent_);
+    for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t) {
+      const std::size_t stop = std::min(entries_.count, (p + 1) * kPanel);
+      for (std::size_t id = p * kPanel; id < stop; ++id)
+        with_typed_row(entries_, id, [&](const auto* row) {
+          double dot = 0;
+          if constexpr (sizeof(*row) == 2) dot = kernel_.dot64_f16(wide.data(), row, dim_);
+          else if constexpr (sizeof(*row) == 4) dot = kernel_.dot64_f32(wide.data(), row, dim_);
+          else dot = kernel_.dot64_f64(wide.data(), row, dim_);
+          centre->bias[id] = float(dot * scale - offset);
+        });
+    });
+    for (float b : centre->bias) centre->largest_bias = std::max(centre->largest_bias, std::fabs(b));
+    // Rounding of the float64 sums, which is far below that of storing them in float32.
+    centre->largest_bias = above(centre->largest_bias + 1e-3 * std::sqrt(square) *
+                                                            (double(largest_.norm) + mean_norm_));
+  } else {
+    centre->square = 0;
+  }
+  std::atomic_store(&centre_, std::shared_ptr<const Centre>(centre));
+}
+
+Panel Engine::panel(std::size_t index, const Centre& centre) const {
+  const std::size_t first = index * kPanel;
+  return {codes_ + first * steps_ * 4,
+          correction_.data() + first,
+          step_.data() + first,
+          centre.bias.data() + first,
+          panel_bounds_[index].norm,
+          panel_bounds_[index].residual,
+          std::uint32_t(first),
+          std::uint32_t(std::min(kPanel, entries_.count - first))};
+}
+
+bool Engine::search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
+                    double* values, std::int64_t* ids, Counts& counts,
+                    std::vector<std::int64_t>& bad) {
+  // Few queries: smaller blocks, so that every thread has one.
+  std::size_t block = (queries.count + threads - 1) / threads;
+  block = std::min(query_block_, (block + kGroup - 1) / kGroup * kGroup);
+  const std::size_t blocks = (queries.count + block - 1) / block;
+  const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
+  std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
+  const bool done = for_each_index(blocks, threads, idle, [&](std::size_t b, std::size_t worker) {
+    if (!workspaces[worker]) workspaces[worker].reset(new Workspace(*this, *centre, block));
+    workspaces[worker]->search(queries, b * block, std::min(queries.count, (b + 1) * block),
+                               values, ids);
+  });
+  for (const auto& workspace : workspaces)
+    if (workspace) {
+      counts.add(workspace->counts());
+      bad.insert(bad.end(), workspace->bad().begin(), workspace->bad().end());
+    }
+  std::sort(bad.begin(), bad.end());
+  return done;
+}
+
+double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
+  const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
+  const std::size_t blocks = (count + query_block_ - 1) / query_block_;
+  std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
+  for (auto& workspace : workspaces) workspace.reset(new Workspace(*this, *centre, query_block_));
+  const auto start = std::chrono::steady_clock::now();
+  for_each_index(blocks, threads, never_stop, [&](std::size_t, std::size_t worker) {
+    workspaces[worker]->score_only();
+  });
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+std::size_t Engine::memory_bytes(std::size_t threads) const {
+  const std::size_t slots = panels_ * kPanel;
+  const std::size_t packed = slots * (steps_ * 4 + sizeof(float) * 3 + sizeof(Bound)) +
+                             entries_.count * sizeof(float);
+  const std::size_t per_query = Workspace::row_stride(capacity_) * 8 + steps_ * 4 + 128;
+  // A row searched in full keeps a candidate per entry.
+  return packed + threads * (query_block_ * per_query + entries_.count * sizeof(Candidate));
+}
+
+}  // namespace bliss

@@ -1,0 +1,109 @@
+// A packed vocabulary and the search over it.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "kernel.h"
+#include "ordering.h"
+
+namespace bliss {
+
+struct Counts {
+  std::uint64_t candidates = 0;  // rescored in float32, or in float64 where the entries are float64
+  std::uint64_t rescored = 0;    // evaluated in float64
+  std::uint64_t resolved = 0;    // evaluated exactly
+  std::uint64_t full_rows = 0;   // searched in full
+  void add(const Counts& other);
+};
+
+// An array that the engine does not own, or a block of rows of it.
+struct Rows {
+  const void* data;
+  Type type;
+  std::size_t count;
+  std::size_t dim;
+  const void* row(std::size_t i) const {
+    return static_cast<const char*>(data) + i * dim * type_bytes(type);
+  }
+};
+
+struct Tuning {
+  std::size_t query_block = 128;  // queries that one thread works on at a time
+  std::size_t capacity = 512;     // candidates kept per query, before 8 k
+  std::size_t first_trigger = 64; // candidates before the first selection, before 2 k
+};
+
+// Run body(index, worker) for every index on `threads` threads. `idle` is called on the calling
+// thread now and then; when it returns false, no further index is begun. Returns false then.
+bool for_each_index(std::size_t count, std::size_t threads, const std::function<bool()>& idle,
+                    const std::function<void(std::size_t, std::size_t)>& body);
+
+class Workspace;
+
+class Engine {
+ public:
+  // `entries` must outlive the engine. Numbers: finite; float32 within [2^-60, 2^60] at the largest.
+  Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads, Tuning tuning);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Take `centre` (dim floats) away from queries, each scaled to fit. Changes speed, never results.
+  void set_query_centre(const float* centre, std::size_t threads);
+
+  // Fill values and ids (count x k). Rows with NaN or infinity are appended to `bad` instead.
+  bool search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
+              double* values, std::int64_t* ids, Counts& counts, std::vector<std::int64_t>& bad);
+
+  // Seconds that the integer kernel alone takes for `count` queries, with a test nothing passes.
+  double kernel_seconds(std::size_t count, std::size_t threads);
+
+  std::size_t memory_bytes(std::size_t threads) const;
+  std::size_t query_block() const { return query_block_; }
+  const Kernel& kernel() const { return kernel_; }
+
+ private:
+  friend class Workspace;
+  struct Centre {
+    std::vector<float> vector;  // padded to 16
+    std::vector<float> bias;    // per entry
+    float square = 0;
+    float largest_bias = 0;
+  };
+  struct Bound {
+    float norm;      // |centred entry|, from above
+    float residual;  // |centred entry - quantised entry|, from above
+  };
+
+  void pack(std::size_t threads);
+  void pack_panel(std::size_t panel, std::vector<double>& work);
+  void read_entry(std::size_t id, double* out) const;  // scaled by 2^-exponent_
+  Panel panel(std::size_t index, const Centre& centre) const;
+  void rotate(double* v) const;
+
+  Rows entries_;
+  std::size_t k_, dim_, padded_, steps_, panels_, stride_;
+  std::size_t query_block_, capacity_, first_trigger_;
+  const Kernel& kernel_;
+  int exponent_ = 0;
+  double mean_norm_ = 0;
+  std::vector<double> mean_;
+  std::vector<float> signs_;
+  Rotation rotation_{};
+  std::unique_ptr<std::int8_t[]> code_storage_;
+  std::int8_t* codes_ = nullptr;
+  std::vector<std::int32_t> correction_;
+  std::vector<float> step_;
+  std::vector<Bound> bounds_;
+  std::vector<Bound> panel_bounds_;
+  Bound largest_{0, 0};
+  std::vector<float> norms_;  // |entry| * 2^-exponent_, from above
+  std::shared_ptr<const Centre> centre_;
+};
+
+}  // namespace bliss

@@ -1,0 +1,69 @@
+// AVX2: 4 queries x 16 entries at a time. Query codes have 7 bits, so that the 16-bit sums of
+// vpmaddubsw (2 * 127 * 127 = 32258) cannot saturate.
+#include "vector_ops.h"
+
+namespace bliss {
+namespace {
+
+void test_query(const Panel& panel, Group& group, std::size_t q, std::size_t part, __m256i sum) {
+  const float bound = group.per_norm[q] * panel.largest_norm +
+                      group.per_residual[q] * panel.largest_residual;
+  const __m256 cut = _mm256_set1_ps(group.threshold[q] - bound);
+  const __m256 dot = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(panel.step + 8 * part));
+  const __m256 bias = _mm256_mul_ps(_mm256_set1_ps(group.alpha[q]), _mm256_loadu_ps(panel.bias + 8 * part));
+  const __m256 score = _mm256_fmadd_ps(dot, _mm256_set1_ps(group.step[q]), bias);
+  unsigned mask = unsigned(_mm256_movemask_ps(_mm256_cmp_ps(score, cut, _CMP_GE_OQ)));
+  const int left = int(panel.valid) - int(8 * part);
+  if (left < 8) mask &= left <= 0 ? 0 : (1u << left) - 1;
+  if (__builtin_expect(mask == 0, 1)) return;
+  alignas(32) float lane[8];
+  _mm256_store_ps(lane, score);
+  for (; mask; mask &= mask - 1) {
+    const unsigned i = unsigned(__builtin_ctz(mask));
+    const std::uint32_t count = group.count[q]++;
+    group.ids[q][count] = panel.first_id + std::uint32_t(8 * part) + i;
+    group.scores[q][count] = lane[i];
+  }
+}
+
+void score(const Panel& panel, Group& group, std::size_t steps) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  for (std::size_t part = 0; part < 6; part += 2) {
+    for (std::size_t first = 0; first < kGroup; first += 4) {
+      __m256i sum[4][2];
+      for (std::size_t q = 0; q < 4; ++q)
+        for (std::size_t j = 0; j < 2; ++j)
+          sum[q][j] = _mm256_loadu_si256(
+              reinterpret_cast<const __m256i*>(panel.correction + 8 * (part + j)));
+      const std::int8_t* entry = panel.codes + 32 * part;
+      const std::uint8_t* query = group.codes + 4 * first;
+      for (std::size_t step = 0; step < steps; ++step, entry += 4 * kPanel, query += 4 * kGroup) {
+        const __m256i b0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry));
+        const __m256i b1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry + 32));
+#pragma GCC unroll 4
+        for (std::size_t q = 0; q < 4; ++q) {
+          std::int32_t four;
+          std::memcpy(&four, query + 4 * q, 4);
+          const __m256i a = _mm256_set1_epi32(four);
+          sum[q][0] = _mm256_add_epi32(sum[q][0], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b0), ones));
+          sum[q][1] = _mm256_add_epi32(sum[q][1], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b1), ones));
+        }
+      }
+      for (std::size_t q = 0; q < 4; ++q)
+        for (std::size_t j = 0; j < 2; ++j) test_query(panel, group, first + q, part + j, sum[q][j]);
+    }
+  }
+}
+
+}  // namespace
+
+const Kernel avx2_kernel = {
+    "avx2",                 63,
+    64,                     score,
+    load_query,             prepare_query<63>,
+    dot32<std::uint16_t>,   dot32<float>,
+    dot64<std::uint16_t>,   dot64<float>,
+    dot64<double>,          kLanes,
+};
+
+}  // namespace bliss

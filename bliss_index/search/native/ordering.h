@@ -1,0 +1,24 @@
+// The final order of one query's candidates; see bliss_index/search/ordering.py.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace bliss {
+
+struct Candidate {
+  double value;  // inner product in float64
+  double error;  // bound of its distance to the correctly rounded inner product
+  std::uint32_t id;
+};
+
+// Exact inner product, rounded once (Shewchuk's expansions, rounded half-even as math.fsum does).
+double exact_dot(const double* x, const double* t, std::size_t dim, bool products_are_exact);
+
+// Put the k best candidates first, in their final order. Returns how many were evaluated exactly.
+std::size_t order_candidates(std::vector<Candidate>& candidates, std::size_t k,
+                             const std::function<double(std::uint32_t)>& exact);
+
+}  // namespace bliss

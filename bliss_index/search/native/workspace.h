@@ -1,0 +1,63 @@
+// What one thread needs to search blocks of queries.
+#pragma once
+
+#include "engine.h"
+
+namespace bliss {
+
+double half_to_double(std::uint16_t half);
+void read_row(const Rows& rows, std::size_t i, double* out);
+
+class Workspace {
+ public:
+  Workspace(const Engine& engine, const Engine::Centre& centre, std::size_t query_block);
+  void search(const Rows& queries, std::size_t first, std::size_t last, double* values,
+              std::int64_t* ids);
+  void score_only();
+  const Counts& counts() const { return counts_; }
+  const std::vector<std::int64_t>& bad() const { return bad_; }
+  // Candidates of a row, with room for one tile's and for a full vector after the last.
+  static std::size_t row_stride(std::size_t capacity) { return capacity + kPanel + 16; }
+
+ private:
+  enum class State { searched, overflowed, zero, bad };
+  struct Query {
+    State state;
+    double slack;     // rounding of the scores themselves, from above
+    float threshold;  // k-th best lower bound so far, without the test's margin
+    std::uint32_t trigger;
+  };
+
+  void begin(const Rows& queries, std::size_t first, std::size_t last);
+  void scan();
+  void select(Group& group, std::size_t lane, Query& query);
+  void finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
+              std::int64_t* ids);
+  void rescore_candidates(const Group& group, std::size_t lane, const Query& query, int exponent,
+                          double norm, bool rounded);
+  void rescore_everything(double norm, bool rounded);
+  void keep_reachable();
+  double bound(const Group& group, std::size_t lane, const Query& query, std::uint32_t id) const;
+  float dot32(std::uint32_t id) const;
+  double dot64(std::uint32_t id) const;
+  void prefetch(std::uint32_t id) const;
+
+  const Engine& engine_;
+  const Engine::Centre& centre_;
+  std::size_t groups_used_ = 0;
+  std::vector<Group> groups_;
+  std::vector<Query> queries_;
+  std::vector<std::uint8_t> codes_;
+  std::vector<std::uint32_t> ids_;
+  std::vector<float> scores_;
+  std::vector<float> lower_, upper_, x32_, work_;
+  std::vector<std::int8_t> code_;
+  std::vector<double> x64_, t64_, bounds_;
+  std::vector<std::uint32_t> order_;
+  std::vector<Candidate> found_;
+  double error32_ = 0;  // of a float32 dot product, per |query| |entry|
+  Counts counts_;
+  std::vector<std::int64_t> bad_;
+};
+
+}  // namespace bliss

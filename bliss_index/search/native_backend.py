@@ -1,0 +1,130 @@
+"""Certified exact top-k with the package's own x86-64 kernels.
+
+Both sides are centred and rotated, quantised to int8, and multiplied in integers; a rigorous bound
+decides which entries are rescored in float32, then in float64. ``docs/certificate.md`` derives it.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.search.inputs import bad_rows_error, checked_rows
+from bliss_index.search.protocol import SearchStatistics
+
+MAX_DIM = 65536  # 65536 coordinates * 255 * 127 still fit into int32
+_CENTRE_ROWS = 1024
+_CENTRE_AT_LEAST = 32
+_SAFE_LARGEST = 2.0**60
+
+
+def load_native() -> tuple[ModuleType | None, str]:
+    """Return the compiled extension and its best kernel's name, or None and the reason."""
+    try:
+        from bliss_index.search import _native  # type: ignore[attr-defined]
+    except ImportError as error:
+        return None, f"extension not built or not loadable ({error})"
+    kernel = _native.kernel_name()
+    if not kernel:
+        return None, "this processor has neither AVX-512 VNNI nor AVX2 with FMA"
+    return _native, kernel
+
+
+def why_unfit(vocabulary: npt.NDArray[Any]) -> str:
+    """Say why the native engine cannot hold this vocabulary; empty where it can."""
+    if vocabulary.shape[1] > MAX_DIM:
+        return f"dimension {vocabulary.shape[1]} is above {MAX_DIM}"
+    if vocabulary.shape[0] >= 2**32 - 64:
+        return f"{vocabulary.shape[0]} entries are too many for 32-bit ids"
+    return ""
+
+
+class NativeBackend:
+    """Top-k of one vocabulary by integer kernels; see :class:`bliss_index.search.ExactSearch`."""
+
+    name = "native"
+
+    def __init__(
+        self,
+        vocabulary: npt.NDArray[Any],
+        k: int,
+        *,
+        threads: int,
+        kernel: str = "",
+        query_block: int = 0,
+        capacity: int = 0,
+    ) -> None:
+        native, found = load_native()
+        if native is None:
+            raise InvalidInputError(f"backend 'native' cannot run here: {found}; use 'torch'")
+        reason = why_unfit(vocabulary)
+        if reason:
+            raise InvalidInputError(f"backend 'native' cannot be used: {reason}; use 'torch'")
+        if not native.has_kernel(kernel):
+            raise InvalidInputError(f"kernel {kernel!r} cannot run here, {found!r} can")
+        largest = float(np.abs(vocabulary).max(initial=0.0))
+        if vocabulary.dtype == np.float32 and not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:
+            vocabulary = vocabulary.astype(np.float64)  # float32 products could leave their range
+        self._vocabulary = vocabulary  # the engine reads it for as long as it lives
+        self._k = k
+        self._threads = threads
+        self._engine = native.make_engine(
+            vocabulary.ctypes.data, vocabulary.itemsize, *vocabulary.shape, k, kernel, threads,
+            query_block, capacity, 0,
+        )  # fmt: skip
+        self._centred = False
+        self._lock = threading.Lock()
+        self.description = f"{self._engine.kernel}, {threads} thread{'s' * (threads > 1)}"
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the packed vocabulary and of all threads' workspaces at their largest."""
+        return int(self._engine.memory_bytes(self._threads))
+
+    def kernel_rate(self, rows: int = 4096) -> float:
+        """Integer operations per second (2 W d per query) of the kernel alone, for benchmarks."""
+        size, dim = self._vocabulary.shape
+        seconds = self._engine.kernel_seconds(rows, self._threads)
+        block = self._engine.query_block
+        return 2.0 * size * dim * (-(-rows // block) * block) / float(seconds)
+
+    def search(
+        self, queries: npt.NDArray[Any], first_row: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
+        """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim)."""
+        if queries.dtype == np.float64:
+            queries = checked_rows(queries, "queries", first_row)
+        self._take_centre(queries)
+        n = queries.shape[0]
+        values = np.empty((n, self._k))
+        ids = np.empty((n, self._k), dtype=np.int64)
+        counters, bad = self._engine.search(
+            queries.ctypes.data, queries.itemsize, *queries.shape, self._threads,
+            values.ctypes.data, ids.ctypes.data,
+        )  # fmt: skip
+        if bad:
+            raise bad_rows_error(np.asarray(bad) + first_row, "queries")
+        return values, ids, SearchStatistics(n, *counters)
+
+    def _take_centre(self, queries: npt.NDArray[Any]) -> None:
+        """Let the first batch of some size say where queries lie. Speeds up, changes no result."""
+        if self._centred or queries.shape[0] < _CENTRE_AT_LEAST:
+            return
+        with self._lock:
+            if self._centred:
+                return
+            step = -(-queries.shape[0] // _CENTRE_ROWS)
+            sample = queries[::step].astype(np.float64)
+            sample = sample[np.isfinite(sample).all(axis=1)]
+            norms = np.sqrt(np.einsum("ij,ij->i", sample, sample))
+            sample = sample[norms > 0] / norms[norms > 0, None]
+            if sample.shape[0] == 0:
+                return
+            centre = np.ascontiguousarray(sample.mean(axis=0), dtype=np.float32)
+            self._engine.set_query_centre(centre.ctypes.data, self._threads)
+            self._centred = True
