@@ -282,3 +282,21 @@ def test_ensembles_are_normalised_means(encoder):
     mean = np.mean(parts, axis=0)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(encoder.encode_ensemble(entries, templates), mean, atol=1e-6)
+
+
+def test_loading_leaves_the_root_logger_alone(clip_dir):
+    import logging
+
+    before = list(logging.getLogger().handlers)
+    load_encoder(f"local-dir:{clip_dir}", device="cpu")
+    assert logging.getLogger().handlers == before
+
+
+def test_a_tag_is_recorded_in_one_spelling(clip_dir, monkeypatch):
+    from bliss_index.encode.checkpoint import resolve_model
+
+    path = clip_dir / "open_clip_model.safetensors"
+    monkeypatch.setattr("open_clip.pretrained.download_pretrained", lambda *_: path)
+    for spelling in ("laion400m-e32", "laion400m_e32", "LAION400M_E32"):
+        source = resolve_model("ViT-B-32-quickgelu", spelling)
+        assert (source.name, source.pretrained) == ("ViT-B-32-quickgelu", "laion400m_e32")

@@ -178,7 +178,8 @@ def _resolve_builtin(name: str, pretrained: str | None) -> ModelSource:
             checkpoint = Path(download_pretrained(settings))
         except Exception as error:  # the hub client raises a different type per failure
             raise _download_error(key, pretrained, error) from error
-        return ModelSource(key, pretrained, key, config, dict(settings), checkpoint, force)
+        tag = pretrained.lower().replace("-", "_")  # open_clip takes both spellings
+        return ModelSource(key, tag, key, config, dict(settings), checkpoint, force)
     path = Path(pretrained)
     if path.is_file():
         return ModelSource(key, path.name, key, config, {}, path)

@@ -18,7 +18,7 @@ from bliss_index.encode.decode import decode_image, to_rgb
 from bliss_index.encode.preprocess import Preprocess
 from bliss_index.encode.text_tower import TextTower
 from bliss_index.encode.tokenizer import Tokenizer, load_tokenizer
-from bliss_index.encode.torchvision_cure import import_open_clip
+from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, InvalidInputError
 from bliss_index.store.identity import ModelIdentity
 
@@ -292,13 +292,14 @@ def _build(source: ModelSource) -> Any:
     open_clip = import_open_clip()
     named = source.open_clip_name.startswith(("local-dir:", "hf-hub:"))
     try:
-        model = open_clip.create_model(
-            source.open_clip_name,
-            pretrained=None if named else str(source.checkpoint),
-            force_quick_gelu=source.force_quick_gelu,
-            require_pretrained=True,
-            weights_only=True,
-        )
+        with root_logger_kept():
+            model = open_clip.create_model(
+                source.open_clip_name,
+                pretrained=None if named else str(source.checkpoint),
+                force_quick_gelu=source.force_quick_gelu,
+                require_pretrained=True,
+                weights_only=True,
+            )
     except Exception as error:  # any of torch's and open_clip's, for weights of another shape
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise EncoderError(

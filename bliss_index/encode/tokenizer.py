@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bliss_index.encode.checkpoint import ModelSource
-from bliss_index.encode.torchvision_cure import import_open_clip
+from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, MissingDependencyError
 
 # ftfy and html.unescape change nothing in printable ASCII without "&"; they cost more than BPE.
@@ -80,7 +80,8 @@ def load_tokenizer(source: ModelSource) -> Tokenizer:
     if foreign is not None:
         _require_transformers(source.name, foreign)
     try:
-        tokenizer = open_clip.get_tokenizer(source.open_clip_name)
+        with root_logger_kept():
+            tokenizer = open_clip.get_tokenizer(source.open_clip_name)
     except Exception as error:  # the hub client raises a different type per failure
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise EncoderError(

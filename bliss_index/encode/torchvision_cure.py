@@ -9,8 +9,11 @@ Compiled operators and ``torchvision.io`` stay unusable; images are decoded with
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import logging
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +51,20 @@ def import_open_clip() -> ModuleType:
             f"encoding needs open_clip, and the module '{error.name}' is not installed; "
             "run: pip install 'bliss-index[clip]'"
         ) from error
+
+
+@contextlib.contextmanager
+def root_logger_kept() -> Iterator[None]:
+    """Around calls of open_clip's factories, whose ``logging.info`` configures the root logger.
+
+    A root logger with a handler is left alone by it, so an idle one stands in for the while.
+    """
+    root, idle = logging.getLogger(), logging.NullHandler()
+    root.addHandler(idle)
+    try:
+        yield
+    finally:
+        root.removeHandler(idle)
 
 
 def import_torchvision() -> ModuleType:
