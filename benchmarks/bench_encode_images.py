@@ -26,8 +26,8 @@ from bench_encode_text import processor, save_random_model
 class Files:
     """A map-style data set of image files, as a user's own loop would have it."""
 
-    def __init__(self, paths: list, transform: object) -> None:
-        self.paths, self.transform = paths, transform
+    def __init__(self, paths: list, settings: dict) -> None:
+        self.paths, self.settings, self.transform = paths, settings, None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -35,6 +35,13 @@ class Files:
     def __getitem__(self, row: int) -> object:
         from PIL import Image
 
+        if self.transform is None:  # made in the worker, where torchvision must be imported first
+            from bliss_index.encode.torchvision_cure import import_open_clip
+
+            import_open_clip()
+            from open_clip.transform import PreprocessCfg, image_transform_v2
+
+            self.transform = image_transform_v2(PreprocessCfg(**self.settings), is_train=False)
         with Image.open(self.paths[row]) as image:
             return self.transform(image)
 
@@ -65,7 +72,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
     open_clip = import_open_clip()
     save_random_model(arguments.model, directory)
     encoder = load_encoder(f"local-dir:{directory}", device="cpu")
-    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{directory}")
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{directory}")
     model.eval()
     seconds = {"data_loader": 0.0, "bliss_index": 0.0}
     times, gap, each = PipelineTimes(), 0.0, arguments.count // arguments.rounds
@@ -74,7 +81,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
         paths = write_images(folder, each, seed=turn)
         began = time.perf_counter()
         loader = torch.utils.data.DataLoader(
-            Files(paths, transform),
+            Files(paths, model.visual.preprocess_cfg),
             batch_size=encoder.image_batch_size,
             num_workers=arguments.workers,
             multiprocessing_context="spawn" if arguments.workers else None,
@@ -98,6 +105,8 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
         "image_size": "500x375 JPEG",
         "threads": arguments.threads,
         "decoding_processes": arguments.workers,
+        "rounds": arguments.rounds,
+        "note": "the start of the decoding processes counts, once a round, on both sides",
         "processor": processor(),
         "torch": torch.__version__,
         "open_clip": open_clip.__version__,
