@@ -6,7 +6,8 @@ namespace {
 
 template <int kQuery>
 inline __attribute__((always_inline)) void test_query(const Panel& panel, Group& group,
-                                                      const __m512i (&sum)[3]) {
+                                                      __m512i sum0, __m512i sum1, __m512i sum2) {
+  const __m512i sum[3] = {sum0, sum1, sum2};
   const float bound = group.per_norm[kQuery] * panel.largest_norm +
                       group.per_residual[kQuery] * panel.largest_residual;
   const __m512 cut = _mm512_set1_ps(group.threshold[kQuery] - bound);
@@ -38,38 +39,48 @@ inline __attribute__((always_inline)) void test_query(const Panel& panel, Group&
   }
 }
 
-void score(const Panel& panel, Group& group, std::size_t steps) {
-  __m512i sum[kGroup][3];
-  for (int j = 0; j < 3; ++j) {
-    const __m512i start = _mm512_loadu_si512(panel.correction + 16 * j);
-    for (std::size_t q = 0; q < kGroup; ++q) sum[q][j] = start;
+// The compiler copies accumulators around its intrinsic for this instruction; this form does not.
+inline __attribute__((always_inline)) void multiply_add(__m512i& sum, __m512i query,
+                                                        __m512i entries) {
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(query), "v"(entries));
+}
+
+// One step of four coordinates for query q; accumulators are plain variables, so that they stay in
+// registers: arrays of them end up in memory.
+#define BLISS_STEP(q)                                        \
+  {                                                          \
+    std::int32_t four;                                       \
+    std::memcpy(&four, query + 4 * q, 4);                    \
+    const __m512i a = _mm512_set1_epi32(four);               \
+    multiply_add(s##q##0, a, b0);                            \
+    multiply_add(s##q##1, a, b1);                            \
+    multiply_add(s##q##2, a, b2);                            \
   }
+#define BLISS_ALL(action) \
+  action(0) action(1) action(2) action(3) action(4) action(5) action(6) action(7)
+#define BLISS_START(q) __m512i s##q##0 = start0, s##q##1 = start1, s##q##2 = start2;
+#define BLISS_TEST(q) test_query<q>(panel, group, s##q##0, s##q##1, s##q##2);
+
+void score(const Panel& panel, Group& group, std::size_t steps) {
+  const __m512i start0 = _mm512_loadu_si512(panel.correction);
+  const __m512i start1 = _mm512_loadu_si512(panel.correction + 16);
+  const __m512i start2 = _mm512_loadu_si512(panel.correction + 32);
+  BLISS_ALL(BLISS_START)
   const std::int8_t* entry = panel.codes;
   const std::uint8_t* query = group.codes;
-#pragma GCC unroll 2
   for (std::size_t step = 0; step < steps; ++step, entry += 4 * kPanel, query += 4 * kGroup) {
     const __m512i b0 = _mm512_loadu_si512(entry);
     const __m512i b1 = _mm512_loadu_si512(entry + 64);
     const __m512i b2 = _mm512_loadu_si512(entry + 128);
-#pragma GCC unroll 8
-    for (std::size_t q = 0; q < kGroup; ++q) {
-      std::int32_t four;
-      std::memcpy(&four, query + 4 * q, 4);
-      const __m512i a = _mm512_set1_epi32(four);
-      sum[q][0] = _mm512_dpbusd_epi32(sum[q][0], a, b0);
-      sum[q][1] = _mm512_dpbusd_epi32(sum[q][1], a, b1);
-      sum[q][2] = _mm512_dpbusd_epi32(sum[q][2], a, b2);
-    }
+    BLISS_ALL(BLISS_STEP)
   }
-  test_query<0>(panel, group, sum[0]);
-  test_query<1>(panel, group, sum[1]);
-  test_query<2>(panel, group, sum[2]);
-  test_query<3>(panel, group, sum[3]);
-  test_query<4>(panel, group, sum[4]);
-  test_query<5>(panel, group, sum[5]);
-  test_query<6>(panel, group, sum[6]);
-  test_query<7>(panel, group, sum[7]);
+  BLISS_ALL(BLISS_TEST)
 }
+
+#undef BLISS_STEP
+#undef BLISS_ALL
+#undef BLISS_START
+#undef BLISS_TEST
 
 }  // namespace
 
