@@ -73,6 +73,8 @@ struct Kernel {
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
   std::size_t lanes;  // of float32; a dot product keeps four accumulators of this many
+  // The k-th largest of `count` >= k finite numbers, or a little less where values crowd.
+  float (*about_kth_largest)(const float*, std::size_t count, std::size_t k);
 };
 
 extern const Kernel avx512_kernel;

@@ -64,6 +64,7 @@ const Kernel avx2_kernel = {
     dot32<std::uint16_t>,   dot32<float>,
     dot64<std::uint16_t>,   dot64<float>,
     dot64<double>,          kLanes,
+    about_kth_largest,
 };
 
 }  // namespace bliss

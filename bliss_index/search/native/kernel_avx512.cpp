@@ -91,6 +91,7 @@ const Kernel avx512_kernel = {
     dot32<std::uint16_t>,   dot32<float>,
     dot64<std::uint16_t>,   dot64<float>,
     dot64<double>,          kLanes,
+    about_kth_largest,
 };
 
 }  // namespace bliss

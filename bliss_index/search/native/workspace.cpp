@@ -46,7 +46,20 @@ void Workspace::search(const Rows& queries, std::size_t first, std::size_t last,
                        std::int64_t* ids) {
   begin(queries, first, last);
   scan();
-  for (std::size_t row = first; row < last; ++row) finish(queries, row, row - first, values, ids);
+  // Rescoring waits for memory: while one query is rescored, the next one's rows are fetched.
+  const std::size_t count = last - first;
+  arrange(0, orders_[0]);
+  for (std::size_t slot = 0; slot < count; ++slot) {
+    std::vector<std::uint32_t>& next = orders_[(slot + 1) % 2];
+    upcoming_.clear();
+    if (slot + 1 < count) {
+      arrange(slot + 1, next);
+      const Group& group = groups_[(slot + 1) / kGroup];
+      for (std::uint32_t at : next) upcoming_.push_back(group.ids[(slot + 1) % kGroup][at]);
+    }
+    finish(queries, first + slot, slot, values, ids, orders_[slot % 2], upcoming_.data(),
+           std::min(upcoming_.size(), 2 * engine_.k_));
+  }
 }
 
 void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) {
@@ -141,7 +154,7 @@ void Workspace::select(Group& group, std::size_t lane, Query& query) {
       upper_[i] = scores[i] + bound;
       lower_[i] = scores[i] - bound;
     }
-    const float least = kth_largest(lower_, count, engine_.k_);
+    const float least = engine_.kernel_.about_kth_largest(lower_.data(), count, engine_.k_);
     if (least > query.threshold) {
       query.threshold = least;
       group.threshold[lane] = least - 4 * float(query.slack) -
@@ -193,8 +206,32 @@ void Workspace::prefetch(std::uint32_t id) const {
   for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
 }
 
+// Select a last time, and order the candidates: the k best scores, then those that are likely to be
+// needed as well, then the others.
+void Workspace::arrange(std::size_t slot, std::vector<std::uint32_t>& order) {
+  const std::size_t k = engine_.k_, lane = slot % kGroup;
+  Group& group = groups_[slot / kGroup];
+  Query& query = queries_[slot];
+  order.clear();
+  if (query.state == State::searched) select(group, lane, query);
+  if (query.state != State::searched) return;
+  const std::size_t count = group.count[lane];
+  const float* scores = group.scores[lane];
+  order.resize(count);
+  for (std::size_t i = 0; i < count; ++i) order[i] = std::uint32_t(i);
+  if (count <= k) return;
+  std::copy(scores, scores + count, lower_.begin());
+  const float kth = engine_.kernel_.about_kth_largest(lower_.data(), count, k);
+  const auto best = std::partition(order.begin(), order.end(),
+                                   [=](std::uint32_t i) { return scores[i] >= kth; });
+  std::partition(best, order.end(), [&](std::uint32_t i) {
+    return scores[i] + float(bound(group, lane, query, group.ids[lane][i])) >= kth;
+  });
+}
+
 void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
-                       std::int64_t* ids) {
+                       std::int64_t* ids, std::vector<std::uint32_t>& order,
+                       const std::uint32_t* next, std::size_t next_count) {
   const std::size_t k = engine_.k_, lane = slot % kGroup;
   Group& group = groups_[slot / kGroup];
   Query& query = queries_[slot];
@@ -204,7 +241,6 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
     for (std::size_t i = 0; i < k; ++i) values[i] = 0.0, ids[i] = std::int64_t(i);
     return;
   }
-  if (query.state == State::searched) select(group, lane, query);
   int exponent = 0;
   engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x64_.data(), x32_.data(),
                        &exponent);
@@ -214,7 +250,7 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
   const bool rounded = queries.type == Type::float64;
   found_.clear();
   if (query.state == State::searched) {
-    rescore_candidates(group, lane, query, exponent, norm, rounded);
+    rescore_candidates(group, lane, query, exponent, norm, rounded, order, next, next_count);
   } else {
     ++counts_.full_rows;
     rescore_everything(norm, rounded);
@@ -243,44 +279,37 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
 
 // Float32 products of the candidates, best first; the later ones only where they can still matter.
 void Workspace::rescore_candidates(const Group& group, std::size_t lane, const Query& query,
-                                   int exponent, double norm, bool rounded) {
-  const std::size_t k = engine_.k_, count = group.count[lane];
+                                   int exponent, double norm, bool rounded,
+                                   std::vector<std::uint32_t>& order, const std::uint32_t* next,
+                                   std::size_t next_count) {
+  const std::size_t k = engine_.k_, count = order.size();
   const std::uint32_t* ids = group.ids[lane];
   const float* scores = group.scores[lane];
   if (engine_.entries_.type == Type::float64) {
     for (std::size_t i = 0; i < count; ++i) found_.push_back({0, 0, ids[i]});
     return;
   }
-  order_.resize(count);
-  for (std::size_t i = 0; i < count; ++i) order_[i] = std::uint32_t(i);
-  if (count > k)
-    std::nth_element(order_.begin(), order_.begin() + std::ptrdiff_t(k - 1), order_.end(),
-                     [scores](std::uint32_t a, std::uint32_t b) { return scores[a] > scores[b]; });
   const double error = error32_ + (rounded ? double(kUnit32) * 1.01 : 0.0);
   const double scale = std::ldexp(1.0, -engine_.exponent_);
   const auto rescore = [&](std::uint32_t id) {
+    if (next_count > 0) prefetch(*next++), --next_count;
     found_.push_back({double(dot32(id)) * scale, error * norm * engine_.norms_[id] + 0x1p-70, id});
   };
+  double least = std::numeric_limits<double>::infinity();
   for (std::size_t i = 0; i < k; ++i) {
-    if (i + 2 < count) prefetch(ids[order_[i + 2]]);
-    rescore(ids[order_[i]]);
+    rescore(ids[order[i]]);
+    least = std::min(least, found_[i].value - found_[i].error);
   }
-  if (count == k) return;
   // What centring took away is the same for all entries: <query, mean of the entries>.
   const double shift = std::ldexp(engine_.kernel_.dot64_f64(x64_.data(), engine_.mean_.data(),
                                                             engine_.dim_), -exponent);
   const double slack = 0x1p-34 * norm * engine_.mean_norm_ + 0x1p-90;
-  double least = std::numeric_limits<double>::infinity();
-  for (const Candidate& c : found_) least = std::min(least, c.value - c.error);
-  std::size_t kept = k;
   for (std::size_t i = k; i < count; ++i) {
-    const std::uint32_t at = order_[i];
+    const std::uint32_t at = order[i];
     const double upper = double(scores[at]) + bound(group, lane, query, ids[at]) + shift + slack;
-    if (upper < least) continue;
-    order_[kept++] = at;
-    prefetch(ids[at]);
+    if (upper >= least) rescore(ids[at]);
   }
-  for (std::size_t i = k; i < kept; ++i) rescore(ids[order_[i]]);
+  for (; next_count > 0; --next_count) prefetch(*next++);
 }
 
 void Workspace::rescore_everything(double norm, bool rounded) {

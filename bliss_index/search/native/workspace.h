@@ -31,10 +31,13 @@ class Workspace {
   void begin(const Rows& queries, std::size_t first, std::size_t last);
   void scan();
   void select(Group& group, std::size_t lane, Query& query);
+  void arrange(std::size_t slot, std::vector<std::uint32_t>& order);
   void finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
-              std::int64_t* ids);
+              std::int64_t* ids, std::vector<std::uint32_t>& order, const std::uint32_t* next,
+              std::size_t next_count);
   void rescore_candidates(const Group& group, std::size_t lane, const Query& query, int exponent,
-                          double norm, bool rounded);
+                          double norm, bool rounded, std::vector<std::uint32_t>& order,
+                          const std::uint32_t* next, std::size_t next_count);
   void rescore_everything(double norm, bool rounded);
   void keep_reachable();
   double bound(const Group& group, std::size_t lane, const Query& query, std::uint32_t id) const;
@@ -53,7 +56,8 @@ class Workspace {
   std::vector<float> lower_, upper_, x32_, work_;
   std::vector<std::int8_t> code_;
   std::vector<double> x64_, t64_, bounds_;
-  std::vector<std::uint32_t> order_;
+  std::vector<std::uint32_t> orders_[2];  // candidates of this query and the next, best first
+  std::vector<std::uint32_t> upcoming_;   // ids of the next query's likely results
   std::vector<Candidate> found_;
   double error32_ = 0;  // of a float32 dot product, per |query| |entry|
   Counts counts_;
