@@ -130,7 +130,9 @@ def test_approximate_kinds_return_true_similarities_in_order(kind: str) -> None:
     assert (np.diff(similarities, axis=1) <= 0).all()
     assert all(len(set(row)) == 10 for row in ids.tolist())
     _, expected = brute_force(entries, queries, 10)
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids.tolist(), expected.tolist())])
+    recall = np.mean(
+        [len(set(a) & set(b)) / 10 for a, b in zip(ids.tolist(), expected.tolist(), strict=True)]
+    )
     assert recall > 0.4  # points without clusters; a wrong metric gives 0.005
 
 
@@ -256,6 +258,8 @@ def test_wrong_input_is_named() -> None:
         build_index(entries, "ivf", IndexParameters(cells=51))
     with pytest.raises(InvalidInputError, match="links must be at least 1, got 0"):
         IndexParameters(links=0)
+    with pytest.raises(InvalidInputError, match="cells = 5 has no meaning for kind 'hnsw'"):
+        build_index(entries, "hnsw", IndexParameters(cells=5))
     with pytest.raises(InvalidInputError, match="needs 256 entries to train on, got 50"):
         build_index(entries, "ivfpq")
     search = build_index(entries, "flat", threads=1)

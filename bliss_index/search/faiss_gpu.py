@@ -13,7 +13,7 @@ from bliss_index.search.faiss_search import FaissSearch, Placement
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k
 
 if TYPE_CHECKING:
-    from bliss_index.search.faiss_index import IndexParameters
+    from bliss_index.search.faiss_build import IndexParameters
 
 _STORAGES = ("float32", "float16")
 
@@ -123,7 +123,7 @@ def build_cagra(
     MissingDependencyError
         This build of faiss has no cuVS, or no GPU can be used.
     """
-    from bliss_index.search.faiss_index import IndexParameters, prepared_rows
+    from bliss_index.search.faiss_build import IndexParameters, prepared_rows
 
     faiss = import_faiss()
     number = require_gpus(faiss, device)[0]
