@@ -75,10 +75,6 @@ class Engine {
     float square = 0;
     float largest_bias = 0;
   };
-  struct Bound {
-    float norm;      // |centred entry|, from above
-    float residual;  // |centred entry - quantised entry|, from above
-  };
 
   void pack(std::size_t threads);
   void pack_panel(std::size_t panel, std::vector<double>& work);

@@ -42,10 +42,33 @@ struct Group {
   float* scores[kGroup];
 };
 
+// |entry| and |entry - quantised entry|, both after centring and from above.
+struct Bound {
+  float norm;
+  float residual;
+};
+
+// The candidates of one query, to be selected from.
+struct Selection {
+  std::uint32_t* ids;  // room for 16 more than `count`, as in `scores`, `lower` and `upper`
+  float* scores;
+  std::uint32_t count;  // at least k
+  std::size_t k;
+  const Bound* bounds;
+  float per_norm;
+  float per_residual;
+  float slack;
+  float* lower;
+  float* upper;
+};
+
+enum class Content { numbers, zeros, not_finite };
+
 // A query made ready for the integer pass. Norms are upper bounds.
 struct Prepared {
   float step;
   float alpha;
+  float norm;       // |query| as read
   float code_norm;  // |quantised query|
   float deviation;  // |rotated query - quantised query|, all rounding included
 };
@@ -62,19 +85,22 @@ struct Kernel {
   std::int32_t query_levels;  // codes lie in [-levels, levels]
   std::int32_t query_offset;  // added to make them unsigned
   void (*score)(const Panel&, Group&, std::size_t steps);
-  // Read a query: x64 as given, x32 = x64 * 2^-exponent rounded, magnitudes below 1. False for
-  // NaN or infinity.
-  bool (*load)(const void* row, Type type, std::size_t dim, double* x64, float* x32, int* exponent);
+  // Read a query: x32 = row * 2^-exponent, rounded for float64, its magnitudes not extreme.
+  Content (*load)(const void* row, Type type, std::size_t dim, float* x32, int* exponent);
+  void (*widen)(const void* row, Type type, std::size_t dim, double* x64);
+  // Codes are unsigned: query_offset is added.
   Prepared (*prepare)(const float* x32, bool rounded, const float* centre, float centre_square,
-                      const Rotation&, float* work, std::int8_t* codes);
+                      const Rotation&, float* work, std::uint8_t* codes);
   float (*dot32_f16)(const float*, const std::uint16_t*, std::size_t);
   float (*dot32_f32)(const float*, const float*, std::size_t);
   double (*dot64_f16)(const double*, const std::uint16_t*, std::size_t);
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
   std::size_t lanes;  // of float32; a dot product keeps four accumulators of this many
-  // The k-th largest of `count` >= k finite numbers, or a little less where values crowd.
-  float (*about_kth_largest)(const float*, std::size_t count, std::size_t k);
+  // The k-th largest of `count` >= k numbers, or a little less where values crowd. Room for 16 more.
+  float (*about_kth_largest)(float*, std::size_t count, std::size_t k);
+  // Raise `threshold` to the k-th largest lower bound, drop what is below; returns the new count.
+  std::uint32_t (*select)(const Selection&, float& threshold);
 };
 
 extern const Kernel avx512_kernel;

@@ -58,13 +58,9 @@ void score(const Panel& panel, Group& group, std::size_t steps) {
 }  // namespace
 
 const Kernel avx2_kernel = {
-    "avx2",                 63,
-    64,                     score,
-    load_query,             prepare_query<63>,
-    dot32<std::uint16_t>,   dot32<float>,
-    dot64<std::uint16_t>,   dot64<float>,
-    dot64<double>,          kLanes,
-    about_kth_largest,
+    "avx2", 63, 64, score, load_query, widen_query, prepare_query<63, 64>,
+    dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
+    kLanes, about_kth_largest, select,
 };
 
 }  // namespace bliss

@@ -39,22 +39,24 @@ inline __attribute__((always_inline)) void test_query(const Panel& panel, Group&
   }
 }
 
-// The compiler copies accumulators around its intrinsic for this instruction; this form does not.
-inline __attribute__((always_inline)) void multiply_add(__m512i& sum, __m512i query,
-                                                        __m512i entries) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(query), "v"(entries));
-}
-
-// One step of four coordinates for query q; accumulators are plain variables, so that they stay in
-// registers: arrays of them end up in memory.
-#define BLISS_STEP(q)                                        \
-  {                                                          \
-    std::int32_t four;                                       \
-    std::memcpy(&four, query + 4 * q, 4);                    \
-    const __m512i a = _mm512_set1_epi32(four);               \
-    multiply_add(s##q##0, a, b0);                            \
-    multiply_add(s##q##1, a, b1);                            \
-    multiply_add(s##q##2, a, b2);                            \
+// One step of four coordinates for queries q to q + 3. Written out, because the compiler copies
+// accumulators around its intrinsic for this instruction, and keeps arrays of them in memory.
+#define BLISS_QUERY(offset, sum0, sum1, sum2)          \
+  "vpbroadcastd " offset "(%[query]), %[spread]\n\t"   \
+  "vpdpbusd %[b0], %[spread], %[" sum0 "]\n\t"         \
+  "vpdpbusd %[b1], %[spread], %[" sum1 "]\n\t"         \
+  "vpdpbusd %[b2], %[spread], %[" sum2 "]\n\t"
+#define BLISS_STEP(o0, o1, o2, o3, q0, q1, q2, q3)                                               \
+  {                                                                                              \
+    __m512i spread;                                                                              \
+    __asm__(BLISS_QUERY(o0, "s00", "s01", "s02") BLISS_QUERY(o1, "s10", "s11", "s12")            \
+                BLISS_QUERY(o2, "s20", "s21", "s22") BLISS_QUERY(o3, "s30", "s31", "s32")        \
+            : [s00] "+v"(s##q0##0), [s01] "+v"(s##q0##1), [s02] "+v"(s##q0##2),                  \
+              [s10] "+v"(s##q1##0), [s11] "+v"(s##q1##1), [s12] "+v"(s##q1##2),                  \
+              [s20] "+v"(s##q2##0), [s21] "+v"(s##q2##1), [s22] "+v"(s##q2##2),                  \
+              [s30] "+v"(s##q3##0), [s31] "+v"(s##q3##1), [s32] "+v"(s##q3##2),                  \
+              [spread] "=&v"(spread)                                                             \
+            : [b0] "v"(b0), [b1] "v"(b1), [b2] "v"(b2), [query] "r"(query) : "memory");          \
   }
 #define BLISS_ALL(action) \
   action(0) action(1) action(2) action(3) action(4) action(5) action(6) action(7)
@@ -72,11 +74,13 @@ void score(const Panel& panel, Group& group, std::size_t steps) {
     const __m512i b0 = _mm512_loadu_si512(entry);
     const __m512i b1 = _mm512_loadu_si512(entry + 64);
     const __m512i b2 = _mm512_loadu_si512(entry + 128);
-    BLISS_ALL(BLISS_STEP)
+    BLISS_STEP("0", "4", "8", "12", 0, 1, 2, 3)
+    BLISS_STEP("16", "20", "24", "28", 4, 5, 6, 7)
   }
   BLISS_ALL(BLISS_TEST)
 }
 
+#undef BLISS_QUERY
 #undef BLISS_STEP
 #undef BLISS_ALL
 #undef BLISS_START
@@ -85,13 +89,9 @@ void score(const Panel& panel, Group& group, std::size_t steps) {
 }  // namespace
 
 const Kernel avx512_kernel = {
-    "avx512-vnni",          127,
-    128,                    score,
-    load_query,             prepare_query<127>,
-    dot32<std::uint16_t>,   dot32<float>,
-    dot64<std::uint16_t>,   dot64<float>,
-    dot64<double>,          kLanes,
-    about_kth_largest,
+    "avx512-vnni", 127, 128, score, load_query, widen_query, prepare_query<127, 128>,
+    dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
+    kLanes, about_kth_largest, select,
 };
 
 }  // namespace bliss

@@ -48,6 +48,70 @@ inline Doubles load_wide(const std::uint16_t* p) {
 inline Doubles fma(Doubles a, Doubles b, Doubles c) { return _mm256_fmadd_pd(a, b, c); }
 #endif
 
+#ifdef __AVX512F__
+inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+inline unsigned reaching_mask(Floats a, Floats b) {
+  return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+}
+inline Floats gather_pairs(const float* base, const std::uint32_t* index) {
+  return _mm512_i32gather_ps(_mm512_slli_epi32(_mm512_loadu_si512(index), 1), base, 4);
+}
+// Move the lanes in `mask` of candidates i.. to position `kept`.. ; returns the position after them.
+inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
+                                unsigned mask) {
+  const __m512i ids = _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_loadu_si512(s.ids + i));
+  const Floats scores = _mm512_maskz_compress_ps(__mmask16(mask), load(s.scores + i));
+  _mm512_storeu_si512(s.ids + kept, ids);
+  store(s.scores + kept, scores);
+  return kept + std::uint32_t(__builtin_popcount(mask));
+}
+template <int kOffset>
+Floats store_codes(std::uint8_t* out, Floats scaled) {
+  const __m512i code = _mm512_cvtps_epi32(scaled);
+  const __m512i shifted = _mm512_add_epi32(code, _mm512_set1_epi32(kOffset));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(shifted));
+  return _mm512_cvtepi32_ps(code);
+}
+#else
+inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+inline unsigned reaching_mask(Floats a, Floats b) {
+  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
+}
+inline Floats gather_pairs(const float* base, const std::uint32_t* index) {
+  alignas(32) float lane[kLanes];
+  for (std::size_t i = 0; i < kLanes; ++i) lane[i] = base[2 * std::size_t(index[i])];
+  return load(lane);
+}
+inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
+                                unsigned mask) {
+  for (; mask; mask &= mask - 1, ++kept) {
+    const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
+    s.ids[kept] = s.ids[from];
+    s.scores[kept] = s.scores[from];
+  }
+  return kept;
+}
+template <int kOffset>
+Floats store_codes(std::uint8_t* out, Floats scaled) {
+  const __m256i code = _mm256_cvtps_epi32(scaled);
+  alignas(32) std::int32_t lane[kLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(lane), code);
+  for (std::size_t i = 0; i < kLanes; ++i) out[i] = std::uint8_t(lane[i] + kOffset);
+  return _mm256_cvtepi32_ps(code);
+}
+#endif
+
+inline float largest_lane(Floats v) {
+  alignas(64) float lane[kLanes];
+  store(lane, v);
+  for (std::size_t half = kLanes / 2; half > 0; half /= 2)
+    for (std::size_t i = 0; i < half; ++i)
+      lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  return lane[0];
+}
+
 inline float widen(float v) { return v; }
 inline float widen(std::uint16_t v) { return _cvtsh_ss(v); }
 inline double widen(double v) { return v; }
@@ -101,118 +165,168 @@ double dot64(const double* x, const T* t, std::size_t dim) {
 }
 
 template <class T>
-bool load_typed(const T* row, std::size_t dim, double* x64, float* x32, int* exponent) {
+void widen_typed(const T* row, std::size_t dim, double* x64) {
+  for (std::size_t i = 0; i < dim; ++i) x64[i] = double(widen(row[i]));
+}
+
+void widen_query(const void* row, Type type, std::size_t dim, double* x64) {
+  if (type == Type::float16) widen_typed(static_cast<const std::uint16_t*>(row), dim, x64);
+  else if (type == Type::float32) widen_typed(static_cast<const float*>(row), dim, x64);
+  else widen_typed(static_cast<const double*>(row), dim, x64);
+}
+
+Content load_scaled(const void* row, Type type, std::size_t dim, float* x32, int* exponent) {
   double largest = 0;
   bool finite = true;
-  for (std::size_t i = 0; i < dim; ++i) x64[i] = double(widen(row[i]));
+  const auto value = [&](std::size_t i) {
+    return type == Type::float32 ? double(static_cast<const float*>(row)[i])
+                                 : static_cast<const double*>(row)[i];
+  };
   for (std::size_t i = 0; i < dim; ++i) {
-    const double magnitude = std::fabs(x64[i]);
+    const double magnitude = std::fabs(value(i));
     finite &= magnitude <= 0x1p1000;
     largest = magnitude > largest ? magnitude : largest;
   }
-  if (!finite) return false;
+  if (!finite) return Content::not_finite;
   *exponent = 0;
   if (largest > 0) std::frexp(largest, exponent);
   const double scale = std::ldexp(1.0, -*exponent);
-  for (std::size_t i = 0; i < dim; ++i) x32[i] = float(x64[i] * scale);
-  return true;
+  for (std::size_t i = 0; i < dim; ++i) x32[i] = float(value(i) * scale);
+  return largest > 0 ? Content::numbers : Content::zeros;
 }
 
-bool load_query(const void* row, Type type, std::size_t dim, double* x64, float* x32,
-                int* exponent) {
-  switch (type) {
-    case Type::float16:
-      return load_typed(static_cast<const std::uint16_t*>(row), dim, x64, x32, exponent);
-    case Type::float32:
-      return load_typed(static_cast<const float*>(row), dim, x64, x32, exponent);
-    default:
-      return load_typed(static_cast<const double*>(row), dim, x64, x32, exponent);
+Content load_query(const void* row, Type type, std::size_t dim, float* x32, int* exponent) {
+  if (type == Type::float64) return load_scaled(row, type, dim, x32, exponent);
+  if (type == Type::float32) {
+    std::memcpy(x32, row, dim * sizeof(float));
+  } else {
+    const std::uint16_t* half = static_cast<const std::uint16_t*>(row);
+    std::size_t i = 0;
+    for (; i + kLanes <= dim; i += kLanes) store(x32 + i, load(half + i));
+    for (; i < dim; ++i) x32[i] = widen(half[i]);
   }
+  // Bits of magnitudes order as the magnitudes do, NaN and infinity on top.
+  std::uint32_t largest = 0;
+  for (std::size_t i = 0; i < dim; ++i) {
+    std::uint32_t bits;
+    std::memcpy(&bits, x32 + i, sizeof bits);
+    bits &= 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  *exponent = 0;
+  if (largest >= 0x7f800000u) return Content::not_finite;
+  if (largest == 0) return Content::zeros;
+  float top;
+  std::memcpy(&top, &largest, sizeof top);
+  if (top < 0x1p-40f || top > 0x1p40f) {
+    // Only float32 can be this extreme.
+    return load_scaled(row, type, dim, x32, exponent);
+  }
+  return Content::numbers;
 }
 
 // By halving the range: far cheaper than a selection for the hundred numbers or so there are.
-float about_kth_largest(const float* numbers, std::size_t count, std::size_t k) {
-  float low = numbers[0], high = numbers[0];
-  for (std::size_t i = 0; i < count; ++i) {
-    low = numbers[i] < low ? numbers[i] : low;
-    high = numbers[i] > high ? numbers[i] : high;
+float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
+  const std::size_t padded = (count + kLanes - 1) / kLanes * kLanes;
+  for (std::size_t i = count; i < padded; ++i) numbers[i] = numbers[0];
+  Floats lows = load(numbers), highs = lows;
+  for (std::size_t i = kLanes; i < padded; i += kLanes) {
+    lows = smaller(lows, load(numbers + i));
+    highs = larger(highs, load(numbers + i));
   }
+  float low = -largest_lane(-lows), high = largest_lane(highs);
+  for (std::size_t i = count; i < padded; ++i) numbers[i] = -INFINITY;
   for (int round = 0; round < 24; ++round) {
     const float middle = 0.5f * low + 0.5f * high;
-    std::int32_t reaching = 0;
-    for (std::size_t i = 0; i < count; ++i) reaching += numbers[i] >= middle;
-    if (std::size_t(reaching) >= k) {
+    std::size_t reaching = 0;
+    for (std::size_t i = 0; i < padded; i += kLanes)
+      reaching += std::size_t(__builtin_popcount(reaching_mask(load(numbers + i), spread(middle))));
+    if (reaching >= k) {
       low = middle;
-      if (std::size_t(reaching) == k) break;
+      if (reaching == k) break;
     } else {
       high = middle;
     }
   }
-  float least = high;
-  for (std::size_t i = 0; i < count; ++i) {
-    const float reaching = numbers[i] >= low ? numbers[i] : high;
-    least = reaching < least ? reaching : least;
+  return low;
+}
+
+std::uint32_t select(const Selection& s, float& threshold) {
+  for (std::uint32_t i = s.count; i % kLanes; ++i) s.ids[i] = s.ids[0], s.scores[i] = -INFINITY;
+  const float* const pairs = &s.bounds->norm;
+  for (std::uint32_t i = 0; i < s.count; i += kLanes) {
+    const Floats bound =
+        fma(spread(s.per_norm), gather_pairs(pairs, s.ids + i),
+            fma(spread(s.per_residual), gather_pairs(pairs + 1, s.ids + i), spread(s.slack)));
+    const Floats score = load(s.scores + i);
+    store(s.upper + i, score + bound);
+    store(s.lower + i, score - bound);
   }
-  return least;
+  const float least = about_kth_largest(s.lower, s.count, s.k);
+  threshold = least > threshold ? least : threshold;
+  std::uint32_t kept = 0;
+  for (std::uint32_t i = 0; i < s.count; i += kLanes)
+    kept = keep_lanes(s, i, kept, reaching_mask(load(s.upper + i), spread(threshold)));
+  return kept;
+}
+
+// The stages of a Walsh-Hadamard transform that stay inside a vector.
+inline Floats transform_lanes(Floats v) {
+#ifdef __AVX512F__
+  const auto stage = [](Floats a, Floats b, __mmask16 minus) {
+    return _mm512_mask_sub_ps(_mm512_add_ps(a, b), minus, b, a);
+  };
+  v = stage(v, _mm512_permute_ps(v, 0xb1), 0xaaaa);
+  v = stage(v, _mm512_permute_ps(v, 0x4e), 0xcccc);
+  v = stage(v, _mm512_shuffle_f32x4(v, v, 0xb1), 0xf0f0);
+  return stage(v, _mm512_shuffle_f32x4(v, v, 0x4e), 0xff00);
+#else
+  const auto stage = [](Floats a, Floats b, int minus) {
+    const Floats sum = _mm256_add_ps(a, b), difference = _mm256_sub_ps(b, a);
+    return minus == 1   ? _mm256_blend_ps(sum, difference, 0xaa)
+           : minus == 2 ? _mm256_blend_ps(sum, difference, 0xcc)
+                        : _mm256_blend_ps(sum, difference, 0xf0);
+  };
+  v = stage(v, _mm256_permute_ps(v, 0xb1), 1);
+  v = stage(v, _mm256_permute_ps(v, 0x4e), 2);
+  return stage(v, _mm256_permute2f128_ps(v, v, 1), 4);
+#endif
 }
 
 // Random signs, then an orthonormal Walsh-Hadamard transform of `size` (a power of two) floats.
 inline void transform(float* v, std::size_t size, const float* signs) {
-  for (std::size_t i = 0; i < size; ++i) v[i] *= signs[i];
-  for (std::size_t half = 1; half < size; half *= 2) {
-    if (half >= kLanes) {
-      for (std::size_t start = 0; start < size; start += 2 * half)
-        for (std::size_t i = start; i < start + half; i += kLanes) {
-          const Floats a = load(v + i), b = load(v + i + half);
-          store(v + i, a + b);
-          store(v + i + half, a - b);
-        }
-    } else {
-      alignas(64) float sign[kLanes];
-      alignas(64) std::int32_t partner[kLanes];
-      for (std::size_t i = 0; i < kLanes; ++i) {
-        sign[i] = (i & half) ? -1.0f : 1.0f;
-        partner[i] = std::int32_t(i ^ half);
+  const Floats scale = spread(float(1.0 / std::sqrt(double(size))));
+  for (std::size_t i = 0; i < size; i += kLanes)
+    store(v + i, transform_lanes(load(v + i) * load(signs + i) * scale));
+  std::size_t half = kLanes;
+  for (; 4 * half <= size; half *= 4)  // two stages in one pass
+    for (std::size_t start = 0; start < size; start += 4 * half)
+      for (std::size_t i = start; i < start + half; i += kLanes) {
+        const Floats a = load(v + i), b = load(v + i + half);
+        const Floats c = load(v + i + 2 * half), d = load(v + i + 3 * half);
+        const Floats ab = a + b, a_b = a - b, cd = c + d, c_d = c - d;
+        store(v + i, ab + cd);
+        store(v + i + half, a_b + c_d);
+        store(v + i + 2 * half, ab - cd);
+        store(v + i + 3 * half, a_b - c_d);
       }
-      const Floats factor = load(sign);
-      for (std::size_t i = 0; i < size; i += kLanes) {
-        const Floats a = load(v + i);
-#ifdef __AVX512F__
-        const Floats b = _mm512_permutexvar_ps(_mm512_load_si512(partner), a);
-#else
-        const Floats b = _mm256_permutevar8x32_ps(
-            a, _mm256_load_si256(reinterpret_cast<const __m256i*>(partner)));
-#endif
-        store(v + i, fma(a, factor, b));
-      }
+  if (half < size)
+    for (std::size_t i = 0; i < half; i += kLanes) {
+      const Floats a = load(v + i), b = load(v + i + half);
+      store(v + i, a + b);
+      store(v + i + half, a - b);
     }
-  }
-  const float scale = float(1.0 / std::sqrt(double(size)));
-  for (std::size_t i = 0; i < size; ++i) v[i] *= scale;
 }
 
-inline float norm_above(double square) { return float(std::sqrt(square) * (1 + 1e-5)) + 0x1p-100f; }
-
-// Sum of squares in float32; relative error below 1e-5 for any dimension that is accepted.
-inline float square_sum(const float* v, std::size_t padded) {
-  Floats a{}, b{};
-  double sum = 0;
-  std::size_t i = 0;
-  for (; i < padded; i += kLanes) {
-    const Floats x = load(v + i);
-    a = fma(x, x, a);
-    if ((i / kLanes) % 16 == 15) {
-      sum += total(a);
-      a = b;
-    }
-  }
-  return float(sum + total(a));
-}
-
-template <int kLevels>
+template <int kLevels, int kOffset>
 Prepared prepare_query(const float* x32, bool rounded, const float* centre, float centre_square,
-                       const Rotation& rotation, float* work, std::int8_t* codes) {
+                       const Rotation& rotation, float* work, std::uint8_t* codes) {
   const std::size_t dim = rotation.dim, padded = (dim + 15) / 16 * 16;
+  // Sums of squares in float32 are right to within the roundings of one lane and the rest.
+  const double margin = 1 + 1e-5 + double(padded / kLanes) * double(kUnit32);
+  const auto norm_above = [margin](Floats squares) {
+    return float(std::sqrt(double(total(squares))) * margin) + 0x1p-60f;
+  };
   Prepared out{};
   if (centre_square > 0) out.alpha = dot32(x32, centre, dim) / centre_square;
   const float minus = -out.alpha;
@@ -227,33 +341,29 @@ Prepared prepare_query(const float* x32, bool rounded, const float* centre, floa
     while ((std::size_t(1) << stages) < rotation.block) ++stages;
     roundings += (stages + 3) * (rotation.signs_last ? 2 : 1);
   }
-  float largest = 0;
-  for (std::size_t i = 0; i < padded; ++i) {
-    const float magnitude = std::fabs(work[i]);
-    largest = magnitude > largest ? magnitude : largest;
+  Floats largest{}, input{};
+  for (std::size_t i = 0; i < padded; i += kLanes) {
+    const Floats v = load(work + i), x = load(x32 + i);
+    largest = larger(largest, larger(v, -v));
+    input = fma(x, x, input);
   }
-  const float norm = norm_above(square_sum(work, padded));
-  out.step = largest / float(kLevels);
-  const float inverse = largest > 0x1p-100f ? float(kLevels) / largest : 0.0f;
-  if (inverse == 0.0f) out.step = 0.0f;
-  alignas(64) std::int32_t code[16];
-  double code_square = 0;
-  for (std::size_t i = 0; i < padded; i += 16) {
-    std::int32_t sum = 0;
-    for (std::size_t j = 0; j < 16; ++j) {
-      const float scaled = work[i + j] * inverse;
-      code[j] = std::int32_t(scaled + std::copysign(0.5f, scaled));
-      code[j] = code[j] > kLevels ? kLevels : code[j] < -kLevels ? -kLevels : code[j];
-      sum += code[j] * code[j];
-      codes[i + j] = std::int8_t(code[j]);
-      work[i + j] = std::fma(-out.step, float(code[j]), work[i + j]);
-    }
-    code_square += sum;
+  out.norm = norm_above(input);
+  const float top = largest_lane(largest);
+  const float inverse = top > 0x1p-100f ? float(kLevels) / top : 0.0f;
+  out.step = inverse > 0 ? top / float(kLevels) : 0.0f;
+  Floats squares{}, code_squares{}, left_squares{};
+  for (std::size_t i = 0; i < padded; i += kLanes) {
+    const Floats v = load(work + i);
+    const Floats code = store_codes<kOffset>(codes + i, v * spread(inverse));
+    const Floats left = fma(spread(-out.step), code, v);
+    squares = fma(v, v, squares);
+    code_squares = fma(code, code, code_squares);
+    left_squares = fma(left, left, left_squares);
   }
-  out.code_norm = norm_above(code_square * double(out.step) * double(out.step));
-  const double input = rounded ? std::sqrt(double(square_sum(x32, padded))) * 1.001 : 0.0;
-  const double rounding = double(kUnit32) * 1.01 * (roundings * norm + input) + 0x1p-100;
-  out.deviation = float((norm_above(square_sum(work, padded)) + rounding) * (1 + 1e-6));
+  out.code_norm = float(double(norm_above(code_squares)) * out.step * (1 + 1e-6)) + 0x1p-60f;
+  const double rounding =
+      double(kUnit32) * 1.01 * (roundings * norm_above(squares) + (rounded ? out.norm : 0.0f));
+  out.deviation = float((norm_above(left_squares) + rounding) * (1 + 1e-6));
   return out;
 }
 

@@ -74,26 +74,23 @@ void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) 
     group.threshold[lane] = kInfinity;  // nothing passes, unless it is set below
     group.step[lane] = group.alpha[lane] = 0;
     group.per_norm[lane] = group.per_residual[lane] = 0;
-    query = {State::zero, 0, -kInfinity, std::uint32_t(engine_.first_trigger_)};
+    query = {State::zero, 0, 0, 0, -kInfinity, std::uint32_t(engine_.first_trigger_)};
     if (row >= last) continue;
-    int exponent;
-    if (!engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x64_.data(),
-                              x32_.data(), &exponent)) {
+    const Content content = engine_.kernel_.load(queries.row(row), queries.type, queries.dim,
+                                                 x32_.data(), &query.exponent);
+    if (content == Content::not_finite) {
       query.state = State::bad;
       bad_.push_back(std::int64_t(row));
-      continue;
     }
-    if (std::all_of(x64_.begin(), x64_.begin() + std::ptrdiff_t(queries.dim),
-                    [](double v) { return v == 0; }))
-      continue;
+    if (content != Content::numbers) continue;
     query.state = State::searched;
     const Prepared prepared =
         engine_.kernel_.prepare(x32_.data(), rounded, centre_.vector.data(), centre_.square,
                                 engine_.rotation_, work_.data(), code_.data());
+    std::uint8_t* out = codes_.data() + slot / kGroup * kGroup * engine_.steps_ * 4 + lane * 4;
     for (std::size_t step = 0; step < engine_.steps_; ++step)
-      for (std::size_t i = 0; i < 4; ++i)
-        codes_[slot / kGroup * kGroup * engine_.steps_ * 4 + step * kGroup * 4 + lane * 4 + i] =
-            std::uint8_t(code_[4 * step + i] + engine_.kernel_.query_offset);
+      std::memcpy(out + step * kGroup * 4, code_.data() + 4 * step, 4);
+    query.norm = prepared.norm;
     group.step[lane] = prepared.step;
     group.alpha[lane] = prepared.alpha;
     group.per_norm[lane] = prepared.deviation;
@@ -114,8 +111,14 @@ void Workspace::scan() {
     const Panel panel = engine_.panel(index, centre_);
     index += engine_.stride_;
     if (index >= panels) index -= panels;
+    // The next panel lies elsewhere: fetch a part of it with every group.
+    const char* next = reinterpret_cast<const char*>(engine_.panel(index, centre_).codes);
+    const char* const next_end = next + kPanel * engine_.steps_ * 4;
+    const std::size_t part = ((kPanel * engine_.steps_ * 4 / groups_used_) + 63) / 64 * 64;
     for (std::size_t g = 0; g < groups_used_; ++g) {
       Group& group = groups_[g];
+      const char* const part_end = std::min(next + part, next_end);
+      for (; next < part_end; next += 64) __builtin_prefetch(next, 0, 2);
       engine_.kernel_.score(panel, group, engine_.steps_);
       for (std::size_t lane = 0; lane < kGroup; ++lane)
         if (__builtin_expect(group.count[lane] >= queries_[g * kGroup + lane].trigger, 0))
@@ -133,41 +136,25 @@ void Workspace::score_only() {
 
 double Workspace::bound(const Group& group, std::size_t lane, const Query& query,
                         std::uint32_t id) const {
-  const Engine::Bound& entry = engine_.bounds_[id];
+  const Bound& entry = engine_.bounds_[id];
   return (double(group.per_norm[lane]) * entry.norm +
           double(group.per_residual[lane]) * entry.residual) * (1 + 1e-6) + query.slack;
 }
 
 // Raise the threshold to the k-th largest lower bound, and drop what is below it.
 void Workspace::select(Group& group, std::size_t lane, Query& query) {
-  const std::uint32_t count = group.count[lane];
-  std::uint32_t* ids = group.ids[lane];
-  float* scores = group.scores[lane];
-  if (count >= engine_.k_) {
+  if (group.count[lane] >= engine_.k_) {
     // Bounds in float32 carry a relative error of 2^-22 at most, which the slack covers twice.
-    const float per_norm = group.per_norm[lane], per_residual = group.per_residual[lane];
-    const float slack = float(query.slack * 2);
-    for (std::uint32_t i = 0; i < count; ++i) {
-      const Engine::Bound& entry = engine_.bounds_[ids[i]];
-      const float bound =
-          (per_norm * entry.norm + per_residual * entry.residual) * (1 + 0x1p-20f) + slack;
-      upper_[i] = scores[i] + bound;
-      lower_[i] = scores[i] - bound;
-    }
-    const float least = engine_.kernel_.about_kth_largest(lower_.data(), count, engine_.k_);
-    if (least > query.threshold) {
-      query.threshold = least;
-      group.threshold[lane] = least - 4 * float(query.slack) -
-                              0x1p-20f * (per_norm * engine_.largest_.norm +
-                                          per_residual * engine_.largest_.residual);
-    }
-    std::uint32_t kept = 0;
-    for (std::uint32_t i = 0; i < count; ++i) {
-      ids[kept] = ids[i];
-      scores[kept] = scores[i];
-      kept += upper_[i] >= query.threshold;
-    }
-    group.count[lane] = kept;
+    const float before = query.threshold, wider = 1 + 0x1p-20f;
+    const Selection selection{group.ids[lane], group.scores[lane], group.count[lane], engine_.k_,
+                              engine_.bounds_.data(), group.per_norm[lane] * wider,
+                              group.per_residual[lane] * wider, float(query.slack * 2),
+                              lower_.data(), upper_.data()};
+    group.count[lane] = engine_.kernel_.select(selection, query.threshold);
+    if (query.threshold > before)
+      group.threshold[lane] = query.threshold - 4 * float(query.slack) -
+                              0x1p-20f * (group.per_norm[lane] * engine_.largest_.norm +
+                                          group.per_residual[lane] * engine_.largest_.residual);
   }
   const std::size_t limit = engine_.capacity_, kept = group.count[lane];
   if (kept > limit / 4 * 3) {
@@ -241,16 +228,14 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
     for (std::size_t i = 0; i < k; ++i) values[i] = 0.0, ids[i] = std::int64_t(i);
     return;
   }
+  const double norm = query.norm;
   int exponent = 0;
-  engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x64_.data(), x32_.data(),
-                       &exponent);
-  double square = 0;
-  for (std::size_t i = 0; i < engine_.dim_; ++i) square += double(x32_[i]) * x32_[i];
-  const double norm = std::sqrt(square) * (1 + 1e-6) + 0x1p-100;
+  engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x32_.data(), &exponent);
+  engine_.kernel_.widen(queries.row(row), queries.type, queries.dim, x64_.data());
   const bool rounded = queries.type == Type::float64;
   found_.clear();
   if (query.state == State::searched) {
-    rescore_candidates(group, lane, query, exponent, norm, rounded, order, next, next_count);
+    rescore_candidates(group, lane, query, rounded, order, next, next_count);
   } else {
     ++counts_.full_rows;
     rescore_everything(norm, rounded);
@@ -279,8 +264,7 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
 
 // Float32 products of the candidates, best first; the later ones only where they can still matter.
 void Workspace::rescore_candidates(const Group& group, std::size_t lane, const Query& query,
-                                   int exponent, double norm, bool rounded,
-                                   std::vector<std::uint32_t>& order, const std::uint32_t* next,
+                                   bool rounded, std::vector<std::uint32_t>& order, const std::uint32_t* next,
                                    std::size_t next_count) {
   const std::size_t k = engine_.k_, count = order.size();
   const std::uint32_t* ids = group.ids[lane];
@@ -289,6 +273,7 @@ void Workspace::rescore_candidates(const Group& group, std::size_t lane, const Q
     for (std::size_t i = 0; i < count; ++i) found_.push_back({0, 0, ids[i]});
     return;
   }
+  const double norm = query.norm;
   const double error = error32_ + (rounded ? double(kUnit32) * 1.01 : 0.0);
   const double scale = std::ldexp(1.0, -engine_.exponent_);
   const auto rescore = [&](std::uint32_t id) {
@@ -302,7 +287,7 @@ void Workspace::rescore_candidates(const Group& group, std::size_t lane, const Q
   }
   // What centring took away is the same for all entries: <query, mean of the entries>.
   const double shift = std::ldexp(engine_.kernel_.dot64_f64(x64_.data(), engine_.mean_.data(),
-                                                            engine_.dim_), -exponent);
+                                                            engine_.dim_), -query.exponent);
   const double slack = 0x1p-34 * norm * engine_.mean_norm_ + 0x1p-90;
   for (std::size_t i = k; i < count; ++i) {
     const std::uint32_t at = order[i];

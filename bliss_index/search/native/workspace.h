@@ -23,6 +23,8 @@ class Workspace {
   enum class State { searched, overflowed, zero, bad };
   struct Query {
     State state;
+    int exponent;
+    double norm;      // |query| * 2^-exponent, from above
     double slack;     // rounding of the scores themselves, from above
     float threshold;  // k-th best lower bound so far, without the test's margin
     std::uint32_t trigger;
@@ -35,8 +37,8 @@ class Workspace {
   void finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
               std::int64_t* ids, std::vector<std::uint32_t>& order, const std::uint32_t* next,
               std::size_t next_count);
-  void rescore_candidates(const Group& group, std::size_t lane, const Query& query, int exponent,
-                          double norm, bool rounded, std::vector<std::uint32_t>& order,
+  void rescore_candidates(const Group& group, std::size_t lane, const Query& query, bool rounded,
+                          std::vector<std::uint32_t>& order,
                           const std::uint32_t* next, std::size_t next_count);
   void rescore_everything(double norm, bool rounded);
   void keep_reachable();
@@ -54,7 +56,7 @@ class Workspace {
   std::vector<std::uint32_t> ids_;
   std::vector<float> scores_;
   std::vector<float> lower_, upper_, x32_, work_;
-  std::vector<std::int8_t> code_;
+  std::vector<std::uint8_t> code_;
   std::vector<double> x64_, t64_, bounds_;
   std::vector<std::uint32_t> orders_[2];  // candidates of this query and the next, best first
   std::vector<std::uint32_t> upcoming_;   // ids of the next query's likely results
