@@ -1,0 +1,212 @@
+"""Files that are either whole or absent, directories used by one job at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from bliss_index.errors import CorruptStoreError, OutputError
+
+TEMPORARY_SUFFIX = ".tmp"
+LOCK_NAME = ".lock"
+
+
+class HashingFile(io.RawIOBase):
+    """A binary file opened for writing that keeps the SHA-256 and size of what passes through."""
+
+    def __init__(self, target: BinaryIO) -> None:
+        super().__init__()
+        self._target = target
+        self._hash = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        self._target.write(view)
+        self.size += len(view)
+        return len(view)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """Turn the operating system's refusal to write `path` into an error that says what to do."""
+    reason = error.strerror or str(error)
+    advice = "choose another output"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some space and run the same command again; finished shards are kept"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "make it writable or choose another output"
+    return OutputError(f"cannot write {path}: {reason}; {advice}")
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and its parents; raise `OutputError` where that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(path, error) from error
+    if not os.access(path, os.W_OK):
+        raise OutputError(f"cannot write into {path}: it is read-only for this user")
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not know how to sync a directory.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[HashingFile]:
+    """Write a file that appears under its name only when whole and on disk.
+
+    The content goes to a temporary name in the same directory, is fsynced and renamed. On any
+    exception the temporary file is removed and `path` is left as it was.
+
+    Raises
+    ------
+    OutputError
+        When the operating system refuses: full disk, read-only directory, missing parent.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as raw:
+            sink = HashingFile(raw)
+            yield sink
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+        sync_directory(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise output_error(path, error) from error
+        raise
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Remove what a killed writer left behind; call it only while holding the directory's lock."""
+    for leftover in directory.glob(f".*{TEMPORARY_SUFFIX}"):
+        with contextlib.suppress(FileNotFoundError):
+            leftover.unlink()
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write `values` as JSON, atomically, with sorted keys: equal values give equal bytes."""
+    text = json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with atomic_file(path) as sink:
+        sink.write(text.encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raise `CorruptStoreError` naming the file when it is none."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptStoreError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise CorruptStoreError(f"{path} holds a {type(values).__name__}, expected an object")
+    return values
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class DirectoryLock:
+    """Exclusive use of an output directory by one process, as a context manager.
+
+    The lock is the operating system's (flock), so it ends with the process that holds it however
+    that process ends: a lock file left by a dead process does not stand in the way.
+
+    Raises
+    ------
+    OutputError
+        On entry, when another living process holds the lock; it is named.
+    """
+
+    def __init__(self, directory: Path, name: str = LOCK_NAME) -> None:
+        self.path = directory / name
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> DirectoryLock:
+        import fcntl
+
+        while self._descriptor is None:
+            try:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                raise output_error(self.path, error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise OutputError(
+                    f"{self.path.parent} is in use by another job ({owner or 'starting'}). "
+                    "Wait for it to end, or choose another output."
+                ) from None
+            except OSError as error:
+                os.close(descriptor)
+                raise output_error(self.path, error) from error
+            if self._is_current(descriptor):
+                self._descriptor = descriptor
+            else:  # its last owner removed the file between our open and our lock
+                os.close(descriptor)
+        owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, owner.encode(), 0)
+        return self
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.stat(self.path).st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._descriptor is not None:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
