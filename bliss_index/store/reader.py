@@ -1,0 +1,270 @@
+"""Reads embedding stores, memory-mapped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.store.files import file_sha256
+from bliss_index.store.identity import ModelIdentity
+from bliss_index.store.manifest import ShardRecord, StoreManifest
+from bliss_index.store.schema import (
+    OK,
+    RESERVED_COLUMNS,
+    embedding_matrix,
+    read_shard,
+    shard_schema,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """The rows of one shard.
+
+    Attributes
+    ----------
+    index
+        Position in the store.
+    start
+        Row of the store that is this shard's first.
+    batch
+        Its columns, memory-mapped.
+    dim
+        Length of an embedding.
+    """
+
+    index: int
+    start: int
+    batch: pa.RecordBatch
+    dim: int
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.batch.num_rows)
+
+    @cached_property
+    def embeddings(self) -> npt.NDArray[Any]:
+        """(rows, dim) read-only view of the mapped file; rows that are not ok are zero."""
+        return embedding_matrix(self.batch.column("embedding"), self.dim)
+
+    @property
+    def keys(self) -> list[str]:
+        """Identifiers of the rows."""
+        return list(self.batch.column("key").to_pylist())
+
+    @property
+    def texts(self) -> list[str] | None:
+        """Entries of a text store; None in an image store."""
+        return self._column("text")
+
+    @property
+    def status(self) -> list[str]:
+        """A code per row, "ok" where the embedding is good."""
+        return self._column("status") or [OK] * self.rows
+
+    @property
+    def error(self) -> list[str | None]:
+        """A reason per row, or None."""
+        return self._column("error") or [None] * self.rows
+
+    @cached_property
+    def good(self) -> npt.NDArray[np.bool_]:
+        """(rows,) whether a row's status is "ok"."""
+        return np.fromiter((code == OK for code in self.status), dtype=bool, count=self.rows)
+
+    def metadata(self) -> pa.Table:
+        """The carried columns."""
+        own = [name for name in self.batch.schema.names if name not in RESERVED_COLUMNS]
+        return pa.Table.from_batches([self.batch]).select(own)
+
+    def _column(self, name: str) -> list[Any] | None:
+        if name not in self.batch.schema.names:
+            return None
+        return list(self.batch.column(name).to_pylist())
+
+
+class EmbeddingStore:
+    """An embedding store on disk, read-only.
+
+    Examples
+    --------
+    >>> store = EmbeddingStore.open("corpus")  # doctest: +SKIP
+    >>> store.embeddings().shape  # doctest: +SKIP
+    (1860, 512)
+    """
+
+    def __init__(self, path: Path, manifest: StoreManifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
+        self._starts: list[int] = starts.tolist()
+
+    @classmethod
+    def open(cls, path: str | Path, *, kind: str | None = None) -> EmbeddingStore:
+        """Open a complete store.
+
+        Parameters
+        ----------
+        path
+            Its directory.
+        kind
+            "text" or "image" to insist on.
+
+        Raises
+        ------
+        StoreError
+            There is no store, it is not complete, or it is of another kind.
+        CorruptStoreError
+            Its manifest is damaged.
+        """
+        directory = Path(path)
+        manifest = StoreManifest.read(directory)
+        if not manifest.complete:
+            raise StoreError(
+                f"{directory} is not complete: {manifest.rows} rows are written so far. "
+                "Run the command that makes it again; it continues where it stopped."
+            )
+        if kind is not None and manifest.kind != kind:
+            raise StoreError(
+                f"{directory} is a store of {manifest.kind} embeddings, here one of {kind} "
+                "embeddings is needed"
+            )
+        return cls(directory, manifest)
+
+    @property
+    def kind(self) -> str:
+        """Either "text" or "image"."""
+        return self.manifest.kind
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The model that made the embeddings."""
+        return self.manifest.model
+
+    @property
+    def prompt(self) -> str | None:
+        """Template that texts were put into before encoding."""
+        return self.manifest.prompt
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.manifest.dim
+
+    @property
+    def dtype(self) -> str:
+        """Storage type, "float16" or "float32"."""
+        return self.manifest.dtype
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, bad ones included."""
+        return self.manifest.rows
+
+    @property
+    def bad_rows(self) -> int:
+        """Number of rows whose status is not "ok"."""
+        return self.manifest.bad_rows
+
+    @property
+    def shards(self) -> Sequence[ShardRecord]:
+        """The manifest's records of the shards."""
+        return self.manifest.shards
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the model, the settings and all shards."""
+        return self.manifest.content_hash
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Settings recorded by whoever wrote the store."""
+        return dict(self.manifest.attributes)
+
+    def describe(self) -> str:
+        """Say in a few words what it holds, for messages."""
+        return f"{self.kind} store {self.path}"
+
+    def shard(self, index: int, *, check_hash: bool = False) -> Shard:
+        """Map one shard.
+
+        Parameters
+        ----------
+        index
+            Its position.
+        check_hash
+            Compare its SHA-256 with the manifest's, which reads the whole file.
+
+        Raises
+        ------
+        CorruptStoreError
+            The file is missing, truncated, or not what the manifest says.
+        """
+        record = self.manifest.shards[index]
+        path = self.path / record.file
+        try:
+            size = path.stat().st_size
+            if size != record.bytes:
+                raise CorruptStoreError(
+                    f"{path} has {size} bytes, the manifest says {record.bytes}: truncated or "
+                    "replaced; restore it, or make the store again"
+                )
+            if check_hash and (digest := file_sha256(path)) != record.sha256:
+                raise CorruptStoreError(
+                    f"{path} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
+                    "restore it, or make the store again"
+                )
+        except OSError as error:
+            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+        batch = read_shard(path, shard_schema(self.kind, self.dim, self.dtype))
+        if batch.num_rows != record.rows:
+            raise CorruptStoreError(
+                f"{path} holds {batch.num_rows} rows, the manifest says {record.rows}"
+            )
+        return Shard(index, self._starts[index], batch, self.dim)
+
+    def iter_shards(self, *, check_hash: bool = False) -> Iterator[Shard]:
+        """Map one shard after another."""
+        for index in range(len(self.shards)):
+            yield self.shard(index, check_hash=check_hash)
+
+    def embeddings(self, dtype: str | None = None) -> npt.NDArray[Any]:
+        """Return all embeddings, (rows, dim).
+
+        A single shard in its own type is a read-only view of the mapped file; otherwise everything
+        is read into memory. Rows that are not ok are zero.
+        """
+        if dtype is not None and np.dtype(dtype).kind != "f":
+            raise InvalidInputError(f"dtype must be a floating-point type, got {dtype!r}")
+        target = np.dtype(dtype or self.dtype)
+        if len(self.shards) == 1:
+            return self.shard(0).embeddings.astype(target, copy=False)
+        matrix = np.empty((self.rows, self.dim), dtype=target)
+        for shard in self.iter_shards():
+            matrix[shard.start : shard.start + shard.rows] = shard.embeddings
+        return matrix
+
+    def keys(self) -> list[str]:
+        """Return the identifiers of all rows."""
+        return [key for shard in self.iter_shards() for key in shard.keys]
+
+    def texts(self) -> list[str]:
+        """Return the entries of a text store.
+
+        Raises
+        ------
+        StoreError
+            This is an image store.
+        """
+        if self.kind != "text":
+            raise StoreError(f"{self.path} is an image store, it has no texts")
+        return [text for shard in self.iter_shards() for text in shard.texts or ()]

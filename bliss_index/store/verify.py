@@ -1,0 +1,132 @@
+"""Reads everything in a store and says what does not agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bliss_index.errors import CorruptStoreError
+from bliss_index.store.keys import KeyRegistry
+from bliss_index.store.manifest import StoreManifest
+from bliss_index.store.normalise import norm_defects
+from bliss_index.store.reader import EmbeddingStore, Shard
+from bliss_index.store.schema import OK
+
+_MOST_PROBLEMS = 100
+
+
+@dataclass
+class VerificationReport:
+    """What a verification found.
+
+    Attributes
+    ----------
+    path
+        What was verified.
+    rows, bad_rows
+        Rows read, and those among them that are quarantined.
+    files
+        Files read.
+    problems
+        A sentence for each disagreement, at most 100; empty when all is well.
+    """
+
+    path: str
+    rows: int = 0
+    bad_rows: int = 0
+    files: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+    def add(self, problem: str) -> None:
+        """Note a disagreement."""
+        if len(self.problems) < _MOST_PROBLEMS:
+            self.problems.append(problem)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {
+            "path": self.path,
+            "ok": self.ok,
+            "rows": self.rows,
+            "bad_rows": self.bad_rows,
+            "files": self.files,
+            "problems": self.problems,
+        }
+
+
+def verify_store(
+    path: str | Path, progress: Callable[[int], None] | None = None
+) -> VerificationReport:
+    """Check hashes, row counts, norms, duplicate keys and leftovers of a store.
+
+    Parameters
+    ----------
+    path
+        Directory of the store.
+    progress
+        Called with the number of rows just read.
+
+    Raises
+    ------
+    StoreError, CorruptStoreError
+        There is no store, or its manifest cannot be read. Everything else is reported.
+    """
+    directory = Path(path)
+    store = EmbeddingStore(directory, StoreManifest.read(directory))
+    report = VerificationReport(str(directory))
+    if not store.manifest.complete:
+        report.add(f"the store is not complete: {store.rows} rows are written so far")
+    readable: list[int] = []
+
+    def earlier_keys() -> list[list[str]]:
+        return [store.shard(index).keys for index in readable]
+
+    registry = KeyRegistry(earlier_keys)
+    for index, record in enumerate(store.shards):
+        try:
+            shard = store.shard(index, check_hash=True)
+        except CorruptStoreError as error:
+            report.add(str(error))
+            continue
+        _check_rows(shard, record.file, record.bad_rows, registry, report)
+        readable.append(index)
+        report.files += 1
+        report.rows += shard.rows
+        if progress is not None:
+            progress(shard.rows)
+    known = {record.file for record in store.shards}
+    for stranger in sorted(p.name for p in directory.glob("*.arrow") if p.name not in known):
+        report.add(f"{stranger} is not in the manifest: a leftover, safe to remove")
+    return report
+
+
+def _check_rows(
+    shard: Shard, file: str, bad_rows: int, registry: KeyRegistry, report: VerificationReport
+) -> None:
+    good = shard.good
+    found_bad = int((~good).sum())
+    report.bad_rows += found_bad
+    if found_bad != bad_rows:
+        report.add(f"{file}: {found_bad} rows are not ok, the manifest says {bad_rows}")
+    defects = np.flatnonzero(good)[norm_defects(shard.embeddings[good])]
+    if defects.size:
+        report.add(
+            f"{file}: {defects.size} embeddings are not of unit norm, the first in row {defects[0]}"
+        )
+    keys = shard.keys
+    allowed = {row for row, code in enumerate(shard.status) if code != OK}
+    repeated = [row for row in np.flatnonzero(registry.register(keys)) if row not in allowed]
+    if repeated:
+        report.add(
+            f"{file}: {len(repeated)} keys occurred before, the first is {keys[repeated[0]]!r} in "
+            f"row {repeated[0]}"
+        )
