@@ -1,0 +1,186 @@
+"""A calibration on disk: ``manifest.json`` and ``classes.arrow``, one row per class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from bliss_index.calibration.moments import ClassMoments
+from bliss_index.errors import CorruptStoreError, StoreError
+from bliss_index.store.files import (
+    DirectoryLock,
+    atomic_file,
+    file_sha256,
+    make_directory,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
+from bliss_index.store.identity import ModelIdentity
+from bliss_index.store.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    library_versions,
+    require_format,
+)
+
+if TYPE_CHECKING:
+    from bliss_index.calibration.calibration import Calibration
+
+CALIBRATION_FORMAT = "bliss_index.calibration"
+CLASSES_NAME = "classes.arrow"
+_VECTOR = pa.large_list(pa.float64())
+_SCHEMA = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("images", pa.int64(), nullable=False),
+        pa.field("text_embedding", _VECTOR, nullable=False),
+        pa.field("mean", _VECTOR, nullable=False),
+        # Upper triangle of the scatter matrix, row by row; null for a class of few images.
+        pa.field("scatter", _VECTOR),
+        # The images themselves, row by row, for a class of fewer than `dim` images.
+        pa.field("image_embeddings", _VECTOR),
+    ]
+)
+
+
+def write_calibration(calibration: Calibration, directory: Path) -> None:
+    """Write a calibration; one that stands there already is replaced.
+
+    Raises
+    ------
+    OutputError
+        The directory cannot be written.
+    StoreError
+        It holds something else.
+    """
+    make_directory(directory)
+    with DirectoryLock(directory):
+        remove_temporaries(directory)
+        manifest = directory / MANIFEST_NAME
+        if manifest.exists():
+            require_format(manifest, read_json(manifest), CALIBRATION_FORMAT, FORMAT_VERSION)
+        elif strangers := sorted(p.name for p in directory.iterdir() if not _may_stay(p.name)):
+            raise StoreError(
+                f"{directory} is not empty and not a calibration (it holds {strangers[0]!r}); "
+                "choose another output"
+            )
+        with atomic_file(directory / CLASSES_NAME) as sink:
+            with pa.ipc.new_file(sink, _SCHEMA) as writer:
+                for c in range(len(calibration.classes)):
+                    writer.write_batch(_class_row(calibration, c))
+            digest = sink.sha256
+        model = calibration.model
+        values = {
+            "format": CALIBRATION_FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model": None if model is None else model.to_json(),
+            "dim": calibration.dim,
+            "classes": len(calibration.classes),
+            "images": calibration.images,
+            "attributes": dict(calibration.attributes),
+            "classes_sha256": digest,
+            "versions": library_versions(),
+        }
+        write_json(manifest, values)
+
+
+def read_calibration(directory: Path) -> Calibration:
+    """Read a calibration.
+
+    Raises
+    ------
+    StoreError
+        There is none.
+    CorruptStoreError
+        It is damaged, or was written by a newer version.
+    """
+    from bliss_index.calibration.calibration import Calibration
+
+    path = directory / MANIFEST_NAME
+    if not path.is_file():
+        raise StoreError(
+            f"{directory} is not a calibration: it has no {MANIFEST_NAME}. "
+            "Make one with 'bliss-index calibrate'."
+        )
+    values = read_json(path)
+    require_format(path, values, CALIBRATION_FORMAT, FORMAT_VERSION)
+    classes = directory / CLASSES_NAME
+    dim, attributes = values.get("dim"), values.get("attributes")
+    if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
+        raise CorruptStoreError(f"{path} is damaged: dim {dim!r}, attributes {attributes!r}")
+    model = values.get("model")
+    identity = None if model is None else ModelIdentity.from_json(model)
+    try:
+        digest = file_sha256(classes)
+    except OSError as error:
+        raise CorruptStoreError(f"{classes} cannot be read: {error.strerror}") from error
+    if digest != values.get("classes_sha256"):
+        raise CorruptStoreError(
+            f"{classes} has SHA-256 {digest}, the manifest says "
+            f"{values.get('classes_sha256')!r}: truncated or altered; calibrate again"
+        )
+    try:
+        table = pa.ipc.open_file(str(classes)).read_all()
+        table.validate(full=True)
+        rows = [_read_row(table, row, dim) for row in range(table.num_rows)]
+        return Calibration(
+            tuple(table.column("name").to_pylist()),
+            np.stack([text for text, _ in rows]),
+            tuple(moments for _, moments in rows),
+            identity,
+            attributes,
+        )
+    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise CorruptStoreError(f"{classes} is damaged: {error}") from error
+
+
+def _class_row(calibration: Calibration, c: int) -> pa.RecordBatch:
+    moments = calibration.moments[c]
+    upper = np.triu_indices(calibration.dim)
+    columns = [
+        pa.array([calibration.classes[c]], pa.string()),
+        pa.array([moments.count], pa.int64()),
+        _vector(calibration.class_embeddings[c]),
+        _vector(moments.mean),
+        _vector(None if moments.scatter is None else moments.scatter[upper]),
+        _vector(None if moments.images is None else moments.images.reshape(-1)),
+    ]
+    return pa.record_batch(columns, schema=_SCHEMA)
+
+
+def _vector(values: npt.NDArray[np.float64] | None) -> pa.Array:
+    if values is None:
+        return pa.nulls(1, _VECTOR)
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float64))
+    return pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
+
+
+def _read_row(table: pa.Table, row: int, dim: int) -> tuple[npt.NDArray[np.float64], ClassMoments]:
+    count = table.column("images")[row].as_py()
+    text = _read_vector(table, "text_embedding", row, dim)
+    mean = _read_vector(table, "mean", row, dim)
+    if table.column("scatter")[row].is_valid:
+        packed = _read_vector(table, "scatter", row, dim * (dim + 1) // 2)
+        scatter = np.zeros((dim, dim))
+        scatter[np.triu_indices(dim)] = packed
+        scatter += np.triu(scatter, 1).T
+        return text, ClassMoments(count, mean, scatter=scatter)
+    images = _read_vector(table, "image_embeddings", row, count * dim)
+    return text, ClassMoments(count, mean, images=images.reshape(count, dim))
+
+
+def _read_vector(table: pa.Table, name: str, row: int, size: int) -> npt.NDArray[np.float64]:
+    scalar: Any = table.column(name)[row]
+    values: npt.NDArray[np.float64] = scalar.values.to_numpy(zero_copy_only=False)
+    if values.size != size:
+        raise ValueError(f"column {name!r} of row {row} holds {values.size} values, not {size}")
+    return values
+
+
+def _may_stay(name: str) -> bool:
+    return name.startswith(".") or name == CLASSES_NAME

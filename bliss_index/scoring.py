@@ -1,0 +1,213 @@
+"""BLISS scores: the formulas of Goodge, Hooi and Ng (BMVC 2024, arXiv 2407.17083), on arrays.
+
+For a unit image embedding x, normal classes c with text embeddings t_c, and the k entries w of the
+vocabulary most similar to x:
+
+    I_c(x) = -(<x, t_c> - mu_c) / sigma_c
+    E_c(x) = 1/k sum_w (<x, t_w> - mu_cw) / sigma_cw
+    S(x)   = min_c [ I_c(x) + lambda E_c(x) ]            higher = more anomalous
+
+mu and sigma are mean and population deviation (+ 1e-8) of the same similarity over the images of
+class c. The k entries are chosen by raw similarity, once per image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.calibration import Calibration
+from bliss_index.errors import InvalidInputError
+from bliss_index.search.protocol import TopKSearch
+
+BLOCK_ROWS = 1024
+_ENTRY_ROWS = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of n images.
+
+    Attributes
+    ----------
+    anomaly
+        (n,) float64 S, higher = more anomalous.
+    nearest_class
+        (n,) int64, the class that attains the minimum; of equal ones the first.
+    internal, external
+        (n,) float64, I and E of that class: anomaly = internal + lambda * external.
+    similarities, ids
+        (n, k) float32 and int64: the entries most similar to each image.
+    """
+
+    anomaly: npt.NDArray[np.float64]
+    nearest_class: npt.NDArray[np.int64]
+    internal: npt.NDArray[np.float64]
+    external: npt.NDArray[np.float64]
+    similarities: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int64]
+
+
+class ExternalTables:
+    """What normalises an entry's similarity for every class, computed for entries as they occur.
+
+    (s - mu_cw) / sigma_cw = s A_wc - B_wc with A = 1 / sigma and B = mu / sigma, stored entry by
+    entry: the C values that an entry contributes are next to each other.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) text embeddings.
+    calibration
+        The normal classes.
+    """
+
+    def __init__(self, vocabulary: npt.NDArray[Any], calibration: Calibration) -> None:
+        self._vocabulary = vocabulary
+        self._calibration = calibration
+        shape = (vocabulary.shape[0], len(calibration.classes))
+        # Pages of these arrays that no entry touches are never given memory by the system.
+        self.scale = np.empty(shape, dtype=np.float32)
+        self.shift = np.empty(shape, dtype=np.float32)
+        self._known = np.zeros(shape[0], dtype=bool)
+
+    @property
+    def known(self) -> int:
+        """Number of entries computed so far."""
+        return int(self._known.sum())
+
+    def require(self, ids: npt.NDArray[np.int64]) -> None:
+        """Compute the rows of these entries, where that has not been done."""
+        wanted = np.zeros_like(self._known)
+        wanted[ids.reshape(-1)] = True
+        missing = np.flatnonzero(wanted & ~self._known)
+        for start in range(0, missing.size, _ENTRY_ROWS):
+            entries = missing[start : start + _ENTRY_ROWS]
+            mu, sigma = self._calibration.statistics(self._vocabulary[entries])
+            self.scale[entries] = 1.0 / sigma
+            self.shift[entries] = mu / sigma
+            self._known[entries] = True
+
+
+class BlissScorer:
+    """Scores images against one vocabulary and one calibration.
+
+    Scores of an image do not depend on the images around it, nor on how many come at once.
+
+    Parameters
+    ----------
+    search
+        Top-k search over `vocabulary`; its k is the score's k.
+    vocabulary
+        (W, d) text embeddings, unit norm.
+    calibration
+        The normal classes.
+    lam
+        Weight lambda of the external score, at least 0.
+
+    Raises
+    ------
+    InvalidInputError
+        Dimensions or sizes differ; both are named.
+    """
+
+    def __init__(
+        self,
+        search: TopKSearch,
+        vocabulary: npt.NDArray[Any],
+        calibration: Calibration,
+        *,
+        lam: float = 0.5,
+    ) -> None:
+        if not (np.isfinite(lam) and lam >= 0):
+            raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
+        if vocabulary.shape != (search.size, search.dim):
+            raise InvalidInputError(
+                f"the search is over {search.size} x {search.dim} entries, the vocabulary is "
+                f"{' x '.join(map(str, vocabulary.shape))}"
+            )
+        if calibration.dim != search.dim:
+            raise InvalidInputError(
+                f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
+                "were they encoded by the same model?"
+            )
+        self.search = search
+        self.calibration = calibration
+        self.lam = float(lam)
+        self.tables = ExternalTables(vocabulary, calibration)
+        self._texts = calibration.class_embeddings.T.copy()
+        self._mu, self._sigma = calibration.label_statistics()
+
+    @property
+    def k(self) -> int:
+        """Vocabulary entries per image."""
+        return self.search.k
+
+    def score(self, images: npt.NDArray[Any]) -> Scores:
+        """Score (n, d) unit image embeddings.
+
+        Raises
+        ------
+        InvalidInputError
+            A dimension differs, or rows hold NaN or infinity.
+        """
+        similarities, ids = self.search.search(images)
+        self.tables.require(ids)
+        n = similarities.shape[0]
+        anomaly, internal, external = np.empty(n), np.empty(n), np.empty(n)
+        nearest = np.empty(n, dtype=np.int64)
+        for start in range(0, n, BLOCK_ROWS):
+            part = slice(start, min(n, start + BLOCK_ROWS))
+            inner = self.internal_scores(images[part])
+            outer = self.external_scores(similarities[part], ids[part])
+            total = inner + self.lam * outer
+            winner = total.argmin(axis=1)
+            rows = np.arange(winner.size)
+            nearest[part] = winner
+            anomaly[part] = total[rows, winner]
+            internal[part] = inner[rows, winner]
+            external[part] = outer[rows, winner]
+        return Scores(anomaly, nearest, internal, external, similarities, ids)
+
+    def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """I_c of (n, d) images for every class: (n, C) float64."""
+        scores = np.empty((images.shape[0], len(self.calibration.classes)))
+        # Always the same shape: a matrix product's last bits may depend on it.
+        block = np.zeros((BLOCK_ROWS, images.shape[1]))
+        for start in range(0, images.shape[0], BLOCK_ROWS):
+            part = images[start : start + BLOCK_ROWS]
+            block[: part.shape[0]] = part
+            similarity = (block @ self._texts)[: part.shape[0]]
+            scores[start : start + BLOCK_ROWS] = (self._mu - similarity) / self._sigma
+        return scores
+
+    def external_scores(
+        self, similarities: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """E_c for every class, (n, C) float64, of entries (n, k) whose tables are known.
+
+        Terms are added in the order of the entries, in float64, so that every way of computing
+        them gives the same bits.
+        """
+        total: npt.NDArray[np.float64] = np.zeros((ids.shape[0], len(self.calibration.classes)))
+        for j in range(ids.shape[1]):
+            total += self._term(similarities[:, j], ids[:, j])
+        return np.asarray(total / ids.shape[1])
+
+    def contributions(self, scores: Scores) -> npt.NDArray[np.float64]:
+        """What each entry adds to the anomaly score: (n, k) float64, summing to lambda E."""
+        terms: npt.NDArray[np.float64] = np.empty(scores.ids.shape)
+        rows = np.arange(scores.ids.shape[0])
+        for j in range(terms.shape[1]):
+            term = self._term(scores.similarities[:, j], scores.ids[:, j])
+            terms[:, j] = term[rows, scores.nearest_class]
+        return np.asarray(terms * (self.lam / terms.shape[1]))
+
+    def _term(
+        self, similarity: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        scale = self.tables.scale[ids].astype(np.float64)
+        return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
