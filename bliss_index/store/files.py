@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -154,26 +155,34 @@ class DirectoryLock:
     The lock is the operating system's (flock), so it ends with the process that holds it however
     that process ends: a lock file left by a dead process does not stand in the way.
 
+    Parameters
+    ----------
+    directory
+        What is locked.
+    name
+        Of the lock file in it.
+    shared
+        Let others in who also ask for a shared lock, as the tasks of one job array do.
+
     Raises
     ------
     OutputError
         On entry, when another living process holds the lock; it is named.
     """
 
-    def __init__(self, directory: Path, name: str = LOCK_NAME) -> None:
+    def __init__(self, directory: Path, name: str = LOCK_NAME, *, shared: bool = False) -> None:
         self.path = directory / name
+        self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._descriptor: int | None = None
 
     def __enter__(self) -> DirectoryLock:
-        import fcntl
-
         while self._descriptor is None:
             try:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             except OSError as error:
                 raise output_error(self.path, error) from error
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, self._kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 owner = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
                 os.close(descriptor)
@@ -206,7 +215,9 @@ class DirectoryLock:
         traceback: TracebackType | None,
     ) -> None:
         if self._descriptor is not None:
+            # The file goes with its last owner: who cannot have it alone leaves it to the others.
             with contextlib.suppress(OSError):
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self.path.unlink()
             os.close(self._descriptor)
             self._descriptor = None

@@ -1,0 +1,189 @@
+"""The images of a job: a store of ours, or embeddings as people have them, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.store import EmbeddingStore, ModelIdentity
+from bliss_index.store.keys import KeyRegistry
+from bliss_index.store.manifest import MANIFEST_NAME
+from bliss_index.store.normalise import unit_rows
+from bliss_index.store.schema import DUPLICATE_KEY, OK
+from bliss_index.store.sources import ColumnNames, SourcePart, open_source
+
+DEFAULT_ROWS = 8192
+
+
+@dataclass(frozen=True, eq=False)
+class InputRows:
+    """Consecutive rows: unit embeddings where `status` is "ok", zero elsewhere."""
+
+    keys: list[str]
+    embeddings: npt.NDArray[Any]
+    status: npt.NDArray[np.object_]
+    error: list[str | None]
+
+
+class InputPart(Protocol):
+    """One input shard."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def read(self, rows: int) -> Iterator[InputRows]:
+        """Read all rows in order; raise CorruptStoreError where the part is damaged."""
+        ...
+
+    def sha256(self) -> str:
+        """Hash of its content."""
+        ...
+
+    def stamp(self) -> list[Any]:
+        """What tells, mostly, that the content did not change."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class JobInput:
+    """All parts of an input.
+
+    Attributes
+    ----------
+    location
+        As given.
+    parts
+        In order.
+    dim
+        Length of an embedding.
+    model
+        The model that made the embeddings; None where the input does not say.
+    identity
+        What must stay the same between the runs of a job.
+    """
+
+    location: str
+    parts: tuple[InputPart, ...]
+    dim: int
+    model: ModelIdentity | None
+    identity: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.rows for part in self.parts)
+
+
+def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobInput:
+    """Open an image store, or embeddings in any layout that ``import`` reads.
+
+    Raises
+    ------
+    StoreError, InvalidInputError
+        Nothing there can be read as images.
+    """
+    if "://" not in str(location) and (Path(location) / MANIFEST_NAME).is_file():
+        store = EmbeddingStore.open(location, kind="image")
+        parts = tuple(StorePart(store, index) for index in range(len(store.shards)))
+        identity = {"content hash": store.content_hash}
+        return JobInput(str(location), parts, store.dim, store.model, identity)
+    if "://" not in str(location) and not Path(location).exists():
+        raise StoreError(f"{location} does not exist")
+    source = open_source(location, kind="image", columns=columns)
+    starts = np.cumsum([0, *(part.rows for part in source.parts)]).tolist()
+    pairs = zip(source.parts, starts, strict=False)
+    foreign = tuple(ForeignPart(part, start) for part, start in pairs)
+    layout: dict[str, Any] = {"parts": [[part.name, part.rows] for part in source.parts], "dim": source.dim}
+    return JobInput(str(location), foreign, source.dim, None, layout)
+
+
+@dataclass(frozen=True, eq=False)
+class StorePart:
+    """A shard of one of our stores; its hash is checked before its rows are used."""
+
+    store: EmbeddingStore
+    index: int
+
+    @property
+    def name(self) -> str:
+        return self.store.shards[self.index].file
+
+    @property
+    def rows(self) -> int:
+        return self.store.shards[self.index].rows
+
+    def read(self, rows: int) -> Iterator[InputRows]:
+        shard = self.store.shard(self.index, check_hash=True)
+        status = np.asarray(shard.status, dtype=object)
+        keys, error = shard.keys, shard.error
+        for start in range(0, shard.rows, rows):
+            part = slice(start, start + rows)
+            yield InputRows(keys[part], shard.embeddings[part], status[part], error[part])
+
+    def sha256(self) -> str:
+        return self.store.shards[self.index].sha256
+
+    def stamp(self) -> list[Any]:
+        return [self.sha256()]
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignPart:
+    """A file of somebody else's; rows are normalised and checked as they are read.
+
+    Keys that occur twice are found within the part; between parts, ``verify`` finds them.
+    """
+
+    part: SourcePart
+    start: int
+
+    @property
+    def name(self) -> str:
+        return self.part.name
+
+    @property
+    def rows(self) -> int:
+        return self.part.rows
+
+    def read(self, rows: int) -> Iterator[InputRows]:
+        seen: list[list[str]] = []
+        registry = KeyRegistry(lambda: seen)
+        row = 0
+        try:
+            for batch in self.part.batches(rows):
+                count = batch.embeddings.shape[0]
+                unit, status = unit_rows(batch.embeddings, self.part.dtype)
+                error: list[str | None] = [None] * count
+                for bad, (code, reason) in batch.errors.items():
+                    status[bad], error[bad] = code, reason
+                given = batch.keys or [str(self.start + row + i) for i in range(count)]
+                keys = [
+                    f"{self.name}:{row + i}" if key is None else key for i, key in enumerate(given)
+                ]
+                for repeat in np.flatnonzero(registry.register(keys)):
+                    if status[repeat] == OK:
+                        status[repeat] = DUPLICATE_KEY
+                        error[repeat] = "an earlier row has the same key"
+                unit[status != OK] = 0
+                seen.append(keys)
+                row += count
+                yield InputRows(keys, unit, status, error)
+        except InvalidInputError as problem:
+            raise CorruptStoreError(str(problem)) from problem
+        if row != self.rows:
+            raise CorruptStoreError(f"{self.name} holds {row} rows, its header says {self.rows}")
+
+    def sha256(self) -> str:
+        return self.part.sha256()
+
+    def stamp(self) -> list[Any]:
+        return self.part.stamp()

@@ -1,0 +1,171 @@
+"""What a scoring job computes: everything that decides its output, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bliss_index.calibration import Calibration
+from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.scoring import BlissScorer
+from bliss_index.store import EmbeddingStore, require_same_model
+
+if TYPE_CHECKING:
+    from bliss_index.search.protocol import TopKSearch
+
+EXACT_SEARCHES = ("auto", "exact", "native", "torch")
+INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Settings of a job.
+
+    Attributes
+    ----------
+    corpus, calibration
+        Directories of the vocabulary and of the normal classes.
+    k, lam
+        Entries per image, and the weight of the external score.
+    search
+        "auto" takes the fastest exact search, "native" and "torch" name one, and "flat", "ivf",
+        "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
+    device
+        "auto", "cpu", or a torch device such as "cuda:0".
+    threads
+        Threads of one process; None for all.
+    explain
+        Whether the output names the k entries of every image and what they contributed.
+    threshold
+        Anomaly score from which an image is flagged; None for no flag.
+    """
+
+    corpus: str
+    calibration: str
+    k: int = 10
+    lam: float = 0.5
+    search: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    explain: bool = False
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.search not in (*EXACT_SEARCHES, *INDEX_SEARCHES):
+            raise InvalidInputError(
+                f"search must be one of {', '.join((*EXACT_SEARCHES, *INDEX_SEARCHES))}, got "
+                f"{self.search!r}"
+            )
+        if self.threads is not None and self.threads < 1:
+            raise InvalidInputError(f"threads must be at least 1, got {self.threads}")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the search finds the true top k, however it does it."""
+        return self.search in EXACT_SEARCHES or self.search == "flat"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringInputs:
+    """An opened corpus and calibration that belong together."""
+
+    settings: ScoreSettings
+    corpus: EmbeddingStore
+    calibration: Calibration
+
+    @classmethod
+    def open(cls, settings: ScoreSettings) -> ScoringInputs:
+        """Open both and check that one model made them.
+
+        Raises
+        ------
+        StoreError, ModelMismatchError, InvalidInputError
+            They cannot be read, do not belong together, or the vocabulary has fewer than k entries.
+        """
+        corpus = EmbeddingStore.open(settings.corpus, kind="text")
+        calibration = Calibration.load(settings.calibration)
+        if calibration.model is None:
+            raise StoreError(f"{settings.calibration} does not say which model made it")
+        require_same_model(
+            corpus.model,
+            calibration.model,
+            f"corpus {settings.corpus}",
+            f"calibration {settings.calibration}",
+        )
+        if not 1 <= settings.k <= corpus.rows:
+            raise InvalidInputError(
+                f"k = {settings.k} must lie between 1 and the {corpus.rows} entries of "
+                f"{settings.corpus}; lower k"
+            )
+        return cls(settings, corpus, calibration)
+
+    def result_settings(self) -> dict[str, Any]:
+        """Everything that must not change between the runs of one job."""
+        settings = self.settings
+        search = "exact" if settings.is_exact else settings.search
+        values: dict[str, Any] = {
+            "k": settings.k,
+            "lam": settings.lam,
+            "search": search,
+            "explain": settings.explain,
+            "threshold": settings.threshold,
+            "corpus content hash": self.corpus.content_hash,
+            "calibration content hash": self.calibration.content_hash,
+        }
+        if search != "exact":
+            values["index sha256"] = self._index_sha256()
+        return values
+
+    def make_scorer(self) -> BlissScorer:
+        """Prepare the search and the tables; takes memory and time."""
+        entries = self.corpus.embeddings()
+        search = self._open_search(entries)
+        return BlissScorer(search, entries, self.calibration, lam=self.settings.lam)
+
+    def _open_search(self, entries: Any) -> TopKSearch:
+        settings = self.settings
+        if settings.search in INDEX_SEARCHES:
+            from bliss_index.search.faiss_index import open_index
+
+            device = "cpu" if settings.device == "auto" else settings.device
+            return open_index(
+                self.corpus, settings.k, settings.search, device, threads=settings.threads
+            )
+        from bliss_index.search import exact_search
+
+        named = settings.search in ("native", "torch")
+        return exact_search(
+            entries,
+            settings.k,
+            backend=settings.search if named else "auto",
+            threads=settings.threads,
+            device=_torch_device(settings.device),
+        )
+
+    def _index_sha256(self) -> str:
+        from bliss_index.search.faiss_index import index_records
+
+        kind = self.settings.search
+        for record in index_records(self.corpus):
+            if record.kind == kind:
+                return record.sha256
+        raise StoreError(
+            f"{self.corpus.path} has no {kind} index; build it: "
+            f"bliss-index build {Path(self.corpus.path)} --index {kind}"
+        )
+
+
+def _torch_device(device: str) -> str | None:
+    """Return a torch device for the search, or None for the processor's own engine."""
+    if device == "cpu":
+        return None
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None

@@ -1,0 +1,168 @@
+"""Embeddings in numpy's files, read in batches from any file system; nothing is unpickled."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.store.sources import BATCH_ROWS, EmbeddingBatch, SourceFile, as_float
+
+if TYPE_CHECKING:
+    from bliss_index.store.source_parquet import MetadataTable
+
+_ARRAY_NAME = "embeddings"
+
+
+@dataclass(frozen=True)
+class NpyPart:
+    """A (n, d) array in a ``.npy`` file, with clip-retrieval's metadata beside it or not."""
+
+    file: SourceFile
+    rows: int
+    dim: int
+    stored: np.dtype[Any]
+    offset: int
+    metadata: MetadataTable | None = None
+
+    @classmethod
+    def open(cls, file: SourceFile) -> NpyPart:
+        """Read the header.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no ``.npy`` file of a two-dimensional array of floats, or it is truncated.
+        """
+        with file.open() as stream:
+            shape, stored, offset = _read_header(stream, file.name)
+            size = stream.size()
+        wanted = offset + shape[0] * shape[1] * stored.itemsize
+        if size < wanted:
+            raise InvalidInputError(
+                f"{file.name} has {size} bytes, its header promises {wanted}: truncated"
+            )
+        return cls(file, shape[0], shape[1], stored, offset)
+
+    def with_metadata(self, table: MetadataTable) -> NpyPart:
+        """The same rows with keys, texts and other columns of a table."""
+        return replace(self, metadata=table)
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def dtype(self) -> str:
+        return "float16" if self.stored.itemsize == 2 else "float32"
+
+    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
+        tables = iter(()) if self.metadata is None else self.metadata.batches(rows)
+        with self.file.open() as stream:
+            stream.seek(self.offset)
+            for start in range(0, self.rows, rows):
+                count = min(rows, self.rows - start)
+                data = stream.read(count * self.dim * self.stored.itemsize)
+                if len(data) != count * self.dim * self.stored.itemsize:
+                    raise InvalidInputError(f"{self.name} ends within row {start + count - 1}")
+                matrix = np.frombuffer(data, dtype=self.stored).reshape(count, self.dim)
+                batch = next(tables, None)
+                yield replace(batch or _NO_METADATA, embeddings=as_float(matrix, self.name))
+
+    def sha256(self) -> str:
+        digest = self.file.sha256()
+        return digest if self.metadata is None else f"{digest}+{self.metadata.file.sha256()}"
+
+    def stamp(self) -> list[Any]:
+        other = [] if self.metadata is None else self.metadata.file.stamp()
+        return [*self.file.stamp(), *other]
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """A (n, d) array in memory."""
+
+    file: SourceFile
+    array: npt.NDArray[Any]
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    @property
+    def rows(self) -> int:
+        return int(self.array.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.array.shape[1])
+
+    @property
+    def dtype(self) -> str:
+        return "float16" if self.array.dtype.itemsize == 2 else "float32"
+
+    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
+        for start in range(0, self.rows, rows):
+            yield EmbeddingBatch(self.array[start : start + rows])
+
+    def sha256(self) -> str:
+        return self.file.sha256()
+
+    def stamp(self) -> list[Any]:
+        return self.file.stamp()
+
+
+def read_npz(file: SourceFile) -> ArrayPart:
+    """Read the array ``embeddings`` of a ``.npz`` file into memory.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no such file, or has no such array.
+    """
+    try:
+        with file.open() as stream, np.load(stream, allow_pickle=False) as arrays:
+            if _ARRAY_NAME not in arrays.files:
+                raise InvalidInputError(
+                    f"{file.name} has no array {_ARRAY_NAME!r}; it has {', '.join(arrays.files)}"
+                )
+            array = arrays[_ARRAY_NAME]
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise InvalidInputError(f"{file.name} cannot be read as .npz: {error}") from error
+    if array.ndim != 2:
+        raise InvalidInputError(
+            f"{file.name}: {_ARRAY_NAME} has shape {array.shape}, expected (rows, dim)"
+        )
+    return ArrayPart(file, as_float(array, file.name))
+
+
+_NO_METADATA = EmbeddingBatch(np.empty((0, 0)))
+
+
+def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any], int]:
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise ValueError(f"format version {version} is not known")
+    except (ValueError, TypeError, SyntaxError, OSError, EOFError) as error:
+        raise InvalidInputError(f"{name} cannot be read as .npy: {error}") from error
+    if fortran or len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+        order = "column by column" if fortran else "row by row"
+        raise InvalidInputError(
+            f"{name} holds an array of shape {shape} stored {order}, expected (rows, dim) stored "
+            "row by row (numpy.ascontiguousarray)"
+        )
+    if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
+        raise InvalidInputError(
+            f"{name} holds values of type {dtype}, expected float16, float32 or float64"
+        )
+    return (int(shape[0]), int(shape[1])), dtype, int(stream.tell())

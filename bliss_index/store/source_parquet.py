@@ -1,0 +1,212 @@
+"""Embeddings in Parquet files: a list column, with keys, texts and other columns beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.store.sources import BATCH_ROWS, ColumnNames, EmbeddingBatch, SourceFile
+
+MISSING_EMBEDDING = "missing_embedding"
+WRONG_DIMENSION = "wrong_dimension"
+MISSING_KEY = "missing_key"
+EMBEDDING_COLUMNS = ("embedding", "embeddings", "image_embedding", "text_embedding", "vector")
+KEY_COLUMNS = ("key", "id", "image_path", "path", "url")
+TEXT_COLUMNS = ("text", "caption", "word", "name", "label")
+
+
+@dataclass(frozen=True)
+class ParquetPart:
+    """The rows of one Parquet file.
+
+    A null embedding, one of another length than the first, and a null key are rows with an error,
+    not the end of the file.
+    """
+
+    file: SourceFile
+    rows: int
+    dim: int
+    dtype: str
+    columns: tuple[str, str | None, str | None]
+    carried: tuple[str, ...]
+
+    @classmethod
+    def open(cls, file: SourceFile, wanted: ColumnNames) -> ParquetPart:
+        """Read the schema and find the columns.
+
+        Raises
+        ------
+        InvalidInputError
+            It is no Parquet file, or the columns are missing or unclear.
+        """
+        with _opened(file) as table:
+            schema = table.schema_arrow
+            lists = [f.name for f in schema if _is_vector(f.type)]
+            embedding = wanted.embedding or _named(lists, EMBEDDING_COLUMNS)
+            if embedding is None and len(lists) == 1:
+                embedding = lists[0]
+            if embedding is None or embedding not in lists:
+                raise InvalidInputError(
+                    f"{file.name} has no embedding column "
+                    f"{embedding or 'named ' + ' or '.join(EMBEDDING_COLUMNS)!r}: its columns of "
+                    f"float lists are {lists or 'none'}, all columns are {schema.names}"
+                )
+            key = _column(file, schema.names, wanted.key, KEY_COLUMNS)
+            text = _column(file, schema.names, wanted.text, TEXT_COLUMNS)
+            kind = schema.field(embedding).type
+            half = kind.value_type == pa.float16()
+            dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+            if dim == 0:
+                dim = _first_length(table, embedding)
+            if dim < 1:
+                raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
+            carried = tuple(n for n in schema.names if n not in (embedding, key, text))
+            names = (embedding, key, text)
+            rows = table.metadata.num_rows
+        return cls(file, rows, dim, "float16" if half else "float32", names, carried)
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
+        embedding, key, text = self.columns
+        try:
+            with _opened(self.file) as table:
+                for batch in table.iter_batches(batch_size=rows):
+                    errors: dict[int, tuple[str, str]] = {}
+                    matrix = _matrix(batch.column(embedding), self.dim, errors)
+                    keys = None if key is None else _strings(batch.column(key))
+                    for row, value in enumerate(keys or ()):
+                        if value is None:
+                            errors[row] = (MISSING_KEY, f"column {key!r} is null")
+                    texts = None if text is None else _strings(batch.column(text))
+                    metadata = pa.Table.from_batches([batch]).select(list(self.carried))
+                    yield EmbeddingBatch(matrix, keys, texts, errors, metadata)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if isinstance(error, InvalidInputError):
+                raise
+            raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
+
+    def sha256(self) -> str:
+        return self.file.sha256()
+
+    def stamp(self) -> list[Any]:
+        return self.file.stamp()
+
+
+@dataclass(frozen=True)
+class MetadataTable:
+    """clip-retrieval's Parquet file beside an array: keys and texts of its rows."""
+
+    file: SourceFile
+    rows: int
+    key: str | None
+    text: str | None
+    carried: tuple[str, ...]
+
+    @classmethod
+    def open(cls, file: SourceFile, wanted: ColumnNames) -> MetadataTable:
+        """Read the schema and find the columns."""
+        with _opened(file) as table:
+            names = table.schema_arrow.names
+            key = _column(file, names, wanted.key, KEY_COLUMNS)
+            text = _column(file, names, wanted.text, TEXT_COLUMNS)
+            carried = tuple(n for n in names if n not in (key, text))
+            return cls(file, table.metadata.num_rows, key, text, carried)
+
+    @property
+    def name(self) -> str:
+        """Its name within the source."""
+        return self.file.name
+
+    def batches(self, rows: int) -> Iterator[EmbeddingBatch]:
+        """Read all rows in order, without embeddings, in batches of exactly `rows` but the last."""
+        try:
+            with _opened(self.file) as table:
+                waiting: list[pa.RecordBatch] = []
+                for batch in table.iter_batches(batch_size=rows):
+                    waiting.append(batch)
+                    while sum(b.num_rows for b in waiting) >= rows:
+                        whole = pa.Table.from_batches(waiting)
+                        yield self._batch(whole.slice(0, rows))
+                        waiting = whole.slice(rows).to_batches()
+                if sum(b.num_rows for b in waiting):
+                    yield self._batch(pa.Table.from_batches(waiting))
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
+
+    def _batch(self, table: pa.Table) -> EmbeddingBatch:
+        keys = None if self.key is None else _strings(table.column(self.key))
+        texts = None if self.text is None else _strings(table.column(self.text))
+        errors = {
+            row: (MISSING_KEY, f"column {self.key!r} is null")
+            for row, value in enumerate(keys or ())
+            if value is None
+        }
+        metadata = table.select(list(self.carried))
+        return EmbeddingBatch(np.empty((0, 0)), keys, texts, errors, metadata)
+
+
+def _opened(file: SourceFile) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file.open())
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInputError(f"{file.name} cannot be read as Parquet: {error}") from error
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def _named(names: Sequence[str], known: Sequence[str]) -> str | None:
+    return next((name for name in known if name in names), None)
+
+
+def _column(
+    file: SourceFile, names: Sequence[str], wanted: str | None, known: Sequence[str]
+) -> str | None:
+    if wanted is not None and wanted not in names:
+        raise InvalidInputError(f"{file.name} has no column {wanted!r}; it has {', '.join(names)}")
+    return wanted or _named(names, known)
+
+
+def _first_length(table: pq.ParquetFile, name: str) -> int:
+    for batch in table.iter_batches(batch_size=1024, columns=[name]):
+        lengths = pc.drop_null(pc.list_value_length(batch.column(0)))
+        if len(lengths):
+            return int(lengths[0].as_py())
+    return 0
+
+
+def _matrix(column: pa.Array, dim: int, errors: dict[int, tuple[str, str]]) -> npt.NDArray[Any]:
+    """Turn a list column into (n, dim), noting rows that are null or of another length."""
+    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy(zero_copy_only=False)
+    fits = lengths == dim
+    for row in np.flatnonzero(~fits):
+        if lengths[row] < 0:
+            errors[int(row)] = (MISSING_EMBEDDING, "the embedding is null")
+        else:
+            reason = f"the embedding has dimension {lengths[row]}, not {dim}"
+            errors[int(row)] = (WRONG_DIMENSION, reason)
+    kept = column if fits.all() else column.filter(pa.array(fits))
+    # A null value within an embedding becomes NaN, and its row is not finite.
+    values = kept.flatten().to_numpy(zero_copy_only=False)
+    matrix: npt.NDArray[Any] = np.zeros((len(column), dim), dtype=values.dtype)
+    matrix[fits] = values.reshape(-1, dim)
+    return matrix
+
+
+def _strings(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
+    return list(pc.cast(column, pa.string()).to_pylist())
