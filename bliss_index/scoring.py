@@ -211,3 +211,19 @@ class BlissScorer:
     ) -> npt.NDArray[np.float64]:
         scale = self.tables.scale[ids].astype(np.float64)
         return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
+
+
+def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
+    """Similarity to the nearest label without any correction, negated: (n,) float64.
+
+    -max_c <x, t_c>, for comparison.
+    """
+    similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
+    return np.asarray(-similarity.max(axis=1))
+
+
+def label_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
+    """The label term alone: min_c I_c(x), (n,) float64, for comparison."""
+    mu, sigma = calibration.label_statistics()
+    similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
+    return np.asarray(((mu - similarity) / sigma).min(axis=1))

@@ -102,7 +102,10 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
     starts = np.cumsum([0, *(part.rows for part in source.parts)]).tolist()
     pairs = zip(source.parts, starts, strict=False)
     foreign = tuple(ForeignPart(part, start) for part, start in pairs)
-    layout: dict[str, Any] = {"parts": [[part.name, part.rows] for part in source.parts], "dim": source.dim}
+    layout: dict[str, Any] = {
+        "parts": [[part.name, part.rows] for part in source.parts],
+        "dim": source.dim,
+    }
     return JobInput(str(location), foreign, source.dim, None, layout)
 
 

@@ -6,7 +6,6 @@ every kind how it was built, of which corpus content, the file's SHA-256 and the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from bliss_index.errors import (
 from bliss_index.search.faiss_build import Corpus, IndexParameters, build_index
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
+from bliss_index.store.files import file_sha256
 
 __all__ = [
     "Corpus",
@@ -116,7 +116,7 @@ def save_index(
         record = IndexRecord(
             kind=search.kind,
             file=name,
-            sha256=_sha256(temporary),
+            sha256=file_sha256(temporary),
             rows=search.size,
             dim=search.dim,
             content_hash=corpus.content_hash,
@@ -200,7 +200,6 @@ def open_index(
         faiss, or its GPU build, is not installed.
     """
     faiss = import_faiss()
-    folder = Path(corpus.path) / INDEX_FOLDER
     records = index_records(corpus)
     chosen = [r for r in records if kind is None or r.kind == kind]
     if not chosen:
@@ -210,27 +209,13 @@ def open_index(
             f"build it: bliss-index build {corpus.path} --index {kind or 'flat'}"
         )
     record = chosen[0]
-    again = f"build it again: bliss-index build {corpus.path} --index {record.kind}"
-    if record.content_hash != corpus.content_hash:
-        raise StaleIndexError(
-            f"the {record.kind} index of {corpus.path} was built of content {record.content_hash}, "
-            f"the corpus has content {corpus.content_hash} now; {again}"
-        )
-    path = folder / record.file
-    if not path.is_file():
-        raise CorruptStoreError(f"{path} is missing; {again}")
-    found = _sha256(path)
-    if found != record.sha256:
-        raise CorruptStoreError(
-            f"{path} has SHA-256 {found}, {INDEX_FILE} says {record.sha256}: "
-            f"truncated or altered; {again}"
-        )
+    path = _checked_file(corpus, record)
     index = faiss.read_index(str(path))
     metric = index.metric_type
     if type(index).__name__ not in _CLASSES[record.kind] or metric != faiss.METRIC_INNER_PRODUCT:
         raise CorruptStoreError(
             f"{path} holds a {type(index).__name__} of metric {metric}, not an inner product index "
-            f"of kind {record.kind}; {again}"
+            f"of kind {record.kind}; {_again(corpus, record)}"
         )
     placement = None
     if device != "cpu":
@@ -248,6 +233,41 @@ def open_index(
         threads=threads,
         placement=placement,
     )
+
+
+def verify_index(corpus: Corpus, record: IndexRecord) -> None:
+    """Check that an index file is the one on record, and of the corpus as it is now.
+
+    Raises
+    ------
+    StaleIndexError
+        The index is of other content; both hashes are named.
+    CorruptStoreError
+        The file is missing, truncated or altered.
+    """
+    _checked_file(corpus, record)
+
+
+def _checked_file(corpus: Corpus, record: IndexRecord) -> Path:
+    if record.content_hash != corpus.content_hash:
+        raise StaleIndexError(
+            f"the {record.kind} index of {corpus.path} was built of content {record.content_hash}, "
+            f"the corpus has content {corpus.content_hash} now; {_again(corpus, record)}"
+        )
+    path = Path(corpus.path) / INDEX_FOLDER / record.file
+    if not path.is_file():
+        raise CorruptStoreError(f"{path} is missing; {_again(corpus, record)}")
+    found = file_sha256(path)
+    if found != record.sha256:
+        raise CorruptStoreError(
+            f"{path} has SHA-256 {found}, {INDEX_FILE} says {record.sha256}: "
+            f"truncated or altered; {_again(corpus, record)}"
+        )
+    return path
+
+
+def _again(corpus: Corpus, record: IndexRecord) -> str:
+    return f"build it again: bliss-index build {corpus.path} --index {record.kind}"
 
 
 def _write_records(folder: Path, records: Mapping[str, IndexRecord], last: str) -> None:
@@ -271,11 +291,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,0 +1,83 @@
+"""The normal classes' names and text embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from bliss_index.errors import EncoderError, InvalidInputError
+from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
+from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, render_prompts
+
+
+@dataclass(frozen=True, eq=False)
+class ClassTexts:
+    """Names and text embeddings of the normal classes.
+
+    Attributes
+    ----------
+    names
+        C names.
+    embeddings
+        (C, d), unit norm.
+    model
+        The model that made them.
+    source
+        Where they are from.
+    prompt
+        Template they were put into.
+    """
+
+    names: tuple[str, ...]
+    embeddings: npt.NDArray[Any]
+    model: ModelIdentity
+    source: str
+    prompt: str | None
+
+    @classmethod
+    def of_store(cls, path: str | Path) -> ClassTexts:
+        """Take the texts of a text store."""
+        store = EmbeddingStore.open(path, kind="text")
+        return cls(tuple(store.texts()), store.embeddings(), store.model, str(path), store.prompt)
+
+    @classmethod
+    def of_file(
+        cls,
+        path: str | Path,
+        model: ModelIdentity,
+        *,
+        template: str | None = None,
+        device: str = "auto",
+    ) -> ClassTexts:
+        """Encode the names in a file with the model that encoded the images.
+
+        Raises
+        ------
+        EncoderError
+            The model cannot be loaded by its name and tag.
+        ModelMismatchError
+            What was loaded is not the model of the images.
+        """
+        from bliss_index.encode import load_encoder
+
+        vocabulary = load_vocabulary([path])
+        if vocabulary.duplicate or vocabulary.empty:
+            raise InvalidInputError(
+                f"{path} lists {vocabulary.duplicate} classes twice and has {vocabulary.empty} "
+                "empty lines; class numbers would be unclear"
+            )
+        try:
+            encoder = load_encoder(model.name, model.pretrained, device=device)
+        except EncoderError as error:
+            raise EncoderError(
+                f"class names must be encoded by the images' model, {model.describe()}, which "
+                f"cannot be loaded: {error}. Encode them with encode-text and give that store as "
+                "--classes."
+            ) from error
+        require_same_model(model, encoder.identity, "the images", f"classes {path}")
+        prompt = template or DEFAULT_TEMPLATE
+        rows = encoder.encode_text(render_prompts(vocabulary.entries, prompt))
+        return cls(vocabulary.entries, rows, encoder.identity, str(path), prompt)

@@ -1,0 +1,161 @@
+"""Labels of images: which class each belongs to, by row or by key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.store import EmbeddingStore
+from bliss_index.store.columns import Column, read_column
+
+LABEL_COLUMNS = ("label", "class", "anomaly", "y", "target")
+NO_CLASS = -1
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """A label for every row of a store, or for every key.
+
+    Attributes
+    ----------
+    path
+        Where they were read.
+    values
+        Numbers, or names.
+    keys
+        Keys of the rows they belong to; None for row order.
+    """
+
+    path: str
+    values: tuple[Any, ...]
+    keys: tuple[str, ...] | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Labels:
+        """Read ``.npy``, ``.txt``, ``.csv``, ``.tsv`` or ``.parquet``.
+
+        In a table the labels are in a column 'label', 'class', 'anomaly', 'y' or 'target', or in
+        the only one besides 'key'. Text that consists of whole numbers only is read as numbers.
+
+        Raises
+        ------
+        InvalidInputError
+            The file cannot be read, has no such column, or has a key twice.
+        """
+        column = read_column(path, LABEL_COLUMNS)
+        keys = None if column.keys is None else tuple(column.keys)
+        if keys is not None and len(set(keys)) != len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InvalidInputError(f"{path} has key {twice!r} more than once")
+        return cls(str(path), tuple(_numbers_if_all(column)), keys)
+
+    @property
+    def are_numbers(self) -> bool:
+        """Whether all labels are whole numbers."""
+        return all(isinstance(v, int) and not isinstance(v, bool) for v in self.values)
+
+    def of_rows(self, keys_of: Iterator[Sequence[str]], rows: int) -> list[Any]:
+        """Return a label for every row; None where there is none for its key.
+
+        Parameters
+        ----------
+        keys_of
+            The keys of all rows, shard by shard; only used for labels by key.
+        rows
+            Their number.
+
+        Raises
+        ------
+        InvalidInputError
+            There is not one label a row, or a label's key is not among the rows.
+        """
+        if self.keys is None:
+            if len(self.values) != rows:
+                raise InvalidInputError(
+                    f"{self.path} holds {len(self.values)} labels, there are {rows} rows; one a "
+                    "row is needed, or a column 'key' beside them"
+                )
+            return list(self.values)
+        by_key = dict(zip(self.keys, self.values, strict=True))
+        found = [by_key.pop(key, None) for keys in keys_of for key in keys]
+        if by_key:
+            unknown = list(by_key)
+            raise InvalidInputError(
+                f"{self.path} has {len(unknown)} keys that no row has, the first is {unknown[0]!r}"
+            )
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class ClassNumbers:
+    """Class numbers of all rows, and what was left out.
+
+    Attributes
+    ----------
+    numbers
+        (rows,) int64, 0..C-1, or -1 for rows of no class.
+    other
+        Labels that are no class, with the number of their rows.
+    unlabelled
+        Rows without a label.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    other: dict[str, int]
+    unlabelled: int
+
+
+def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str]) -> ClassNumbers:
+    """Turn labels into class numbers.
+
+    Labels that are names are looked up among the classes; rows of other names are left out, and
+    counted. Labels that are numbers are class numbers; -1 leaves a row out.
+
+    Raises
+    ------
+    InvalidInputError
+        A number is no class's, or not one name is a class.
+    """
+    listed = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
+    position = {name: number for number, name in enumerate(classes)}
+    by_number = labels.are_numbers and not set(map(str, labels.values)) & set(position)
+    numbers = np.full(store.rows, NO_CLASS, dtype=np.int64)
+    other: dict[str, int] = {}
+    unlabelled = 0
+    for row, label in enumerate(listed):
+        if label is None or label == "":
+            unlabelled += 1
+        elif by_number:
+            if not NO_CLASS <= label < len(classes):
+                raise InvalidInputError(
+                    f"{labels.path}: label {label} in row {row}, there are {len(classes)} classes "
+                    f"(0 to {len(classes) - 1}; -1 leaves a row out)"
+                )
+            numbers[row] = label
+        elif str(label) in position:
+            numbers[row] = position[str(label)]
+        else:
+            other[str(label)] = other.get(str(label), 0) + 1
+    if (numbers == NO_CLASS).all() and store.rows:
+        named = ", ".join(map(repr, list(other)[:_NAMED])) or "none"
+        raise InvalidInputError(
+            f"{labels.path} labels no row with one of the {len(classes)} classes "
+            f"({', '.join(map(repr, list(classes)[:_NAMED]))}, ...); its labels are {named}"
+        )
+    return ClassNumbers(numbers, other, unlabelled)
+
+
+def _numbers_if_all(column: Column) -> list[Any]:
+    if column.path.suffix == ".txt" or column.path.suffix in (".csv", ".tsv"):
+        try:
+            return [int(value) for value in column.values]
+        except ValueError:
+            return column.values
+    return column.values

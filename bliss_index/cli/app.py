@@ -1,0 +1,47 @@
+"""All commands, and what happens to their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from bliss_index.cli import build, calibrate, demo, encode, evaluate, importing, inspect, score
+from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, say
+
+app = typer.Typer(
+    name="bliss-index",
+    help="Bias-corrected language-image anomaly scores (BLISS) at dataset scale.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("demo")(demo.demo)
+app.command("encode-text")(encode.encode_text)
+app.command("encode-images")(encode.encode_images)
+app.command("import")(importing.import_)
+app.command("build")(build.build)
+app.command("calibrate")(calibrate.calibrate)
+app.command("score")(score.score)
+app.command("evaluate")(evaluate.evaluate)
+app.command("verify")(inspect.verify)
+app.command("info")(inspect.info)
+
+
+def run() -> None:
+    """Run a command; print an error's message alone and exit with its code."""
+    from bliss_index.errors import BlissError
+
+    try:
+        app()
+    except BlissError as error:
+        say(f"error: {error}")
+        sys.exit(EXIT_ERROR)
+    except KeyboardInterrupt:
+        say("interrupted; what is done is kept, run the same command again to continue")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output had enough of it. Nothing more can be written there.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_ERROR)

@@ -1,0 +1,85 @@
+"""``build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bliss_index.cli.console import print_facts, print_json, say, timed
+from bliss_index.cli.options import JsonOption, ThreadsOption
+
+
+def build(
+    corpus: Annotated[Path, typer.Argument(help="Text store to index.")],
+    index: Annotated[
+        str, typer.Option("--index", help="'flat' (exact), 'ivf', 'ivfpq' or 'hnsw'.")
+    ] = "flat",
+    queries: Annotated[
+        Path | None,
+        typer.Option("--queries", help="Image store to tune an approximate index on."),
+    ] = None,
+    recall: Annotated[
+        float, typer.Option("--recall", help="Recall that the tuned index shall reach.")
+    ] = 0.95,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Entries per image to tune for.")] = 10,
+    cells: Annotated[
+        int | None, typer.Option("--cells", min=1, help="Cells of an 'ivf' index.")
+    ] = None,
+    links: Annotated[
+        int, typer.Option("--links", min=2, help="Links per entry of an 'hnsw' index.")
+    ] = 32,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Build a FAISS index beside a corpus; approximate ones are tuned on held-out images."""
+    from bliss_index.errors import InvalidInputError
+    from bliss_index.search.faiss_build import IndexParameters, build_index
+    from bliss_index.search.faiss_index import save_index
+    from bliss_index.store import EmbeddingStore, require_same_model
+
+    store = EmbeddingStore.open(corpus, kind="text")
+    parameters = IndexParameters(cells=cells, links=links)
+    with timed() as seconds:
+        search = build_index(store.embeddings(), index, parameters, k=k, threads=threads)
+        report = None
+        if queries is not None:
+            from bliss_index.search.faiss_tuning import tune_index
+
+            images = EmbeddingStore.open(queries, kind="image")
+            require_same_model(images.model, store.model, f"images {queries}", f"corpus {corpus}")
+            if index == "flat":
+                raise InvalidInputError("a flat index is exact: leave --queries out")
+            report = tune_index(search, _good_rows(images), recall, k, threads=threads)
+            search = search.replace(effort=report.parameter)
+            say(report.describe())
+        elif index != "flat":
+            say(
+                f"the {index} index is not tuned: give --queries IMAGES to reach a recall that is "
+                "measured"
+            )
+        record = save_index(search, store, parameters, None if report is None else report.to_json())
+        facts: dict[str, Any] = {
+            "corpus": str(corpus),
+            "kind": record.kind,
+            "entries": record.rows,
+            "dim": record.dim,
+            "effort": record.effort,
+            "recall": record.recall,
+            "content_hash": record.content_hash,
+            "seconds": round(seconds(), 2),
+        }
+    if as_json:
+        print_json(facts)
+    else:
+        facts["recall"] = "exact" if index == "flat" else "not measured"
+        if report is not None:
+            facts["recall"] = f"{report.recall:.4f} on {report.queries} held-out images"
+        print_facts(f"{corpus}/index", {n: v for n, v in facts.items() if v is not None})
+
+
+def _good_rows(images: Any) -> Any:
+    import numpy as np
+
+    return np.concatenate([shard.embeddings[shard.good] for shard in images.iter_shards()])

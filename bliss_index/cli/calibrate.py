@@ -1,0 +1,75 @@
+"""``calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bliss_index.cli.console import print_facts, print_json, progress_line, say
+from bliss_index.cli.options import DeviceOption, JsonOption
+
+_NAMED = 5
+
+
+def calibrate(
+    images: Annotated[Path, typer.Argument(help="Image store of normal images.")],
+    classes: Annotated[
+        Path,
+        typer.Option(
+            "--classes",
+            help="Names of the normal classes: a text file (encoded with the store's model) or a "
+            "text store.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Directory of the calibration to make.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help=".npy, .txt, .csv or .parquet of class names or numbers, in row order or with a "
+            "column 'key'. Not needed for one class.",
+        ),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="Prompt for class names, with a {}.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Learn what images of the normal classes look like. Needs no vocabulary."""
+    from bliss_index.calibration.class_texts import ClassTexts
+    from bliss_index.calibration.from_store import calibrate_store
+    from bliss_index.calibration.labels import Labels
+    from bliss_index.store import EmbeddingStore
+
+    store = EmbeddingStore.open(images, kind="image")
+    if classes.is_dir():
+        texts = ClassTexts.of_store(classes)
+    else:
+        texts = ClassTexts.of_file(classes, store.model, template=template, device=device)
+    given = None if labels is None else Labels.read(labels)
+    with progress_line("calibrating", store.rows) as progress:
+        summary = calibrate_store(store, given, texts, progress)
+    summary.calibration.save(out)
+    if summary.other:
+        named = ", ".join(f"{name!r} ({n})" for name, n in list(summary.other.items())[:_NAMED])
+        say(f"{sum(summary.other.values())} images of other labels are left out: {named}")
+    if summary.unlabelled:
+        say(f"{summary.unlabelled} images without a label are left out")
+    if summary.bad_rows:
+        say(f"{summary.bad_rows} labelled images without an embedding are left out")
+    if as_json:
+        print_json(summary.to_json())
+        return
+    counts = [moments.count for moments in summary.calibration.moments]
+    print_facts(
+        str(out),
+        {
+            "classes": len(counts),
+            "images": f"{sum(counts)} ({min(counts)} to {max(counts)} a class)",
+            "model": texts.model.describe(),
+            "content hash": summary.calibration.content_hash,
+        },
+    )

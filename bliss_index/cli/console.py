@@ -1,0 +1,114 @@
+"""What a person sees: progress and notices on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+EXIT_ERROR = 1
+EXIT_QUARANTINED = 3
+EXIT_INTERRUPTED = 130
+
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """Write a line for people."""
+    stderr.print(text, markup=False)
+
+
+def print_json(values: Any) -> None:
+    """Write a result for programs."""
+    sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_facts(title: str, facts: Mapping[str, Any]) -> None:
+    """Write a result for people: names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(str(value)))
+    Console().print(table)
+
+
+def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """Write a result for people: a table, numbers to the right."""
+    table = Table(title=title, title_justify="left")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+class _RateColumn(ProgressColumn):
+    """Rows per second since the start."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} rows/s", style="progress.data.speed")
+
+
+class ProgressLine:
+    """A progress bar that may learn its total late, and can be told what is bad."""
+
+    def __init__(self, progress: Progress, task: Any, label: str) -> None:
+        self._progress = progress
+        self._task = task
+        self._label = label
+        self._rows = 0
+
+    def __call__(self, rows: int) -> None:
+        self._rows += rows
+        self._progress.update(self._task, advance=rows)
+
+    def start(self, total: int, done: int) -> None:
+        """Learn the total, and how much was done before."""
+        self._progress.reset(self._task, total=total, completed=done)
+
+    def note(self, text: str) -> None:
+        """Show something beside the label."""
+        self._progress.update(self._task, description=f"{self._label}{text}")
+
+
+@contextlib.contextmanager
+def progress_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
+    """Show a progress bar on stderr; nothing where that is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(
+        *columns, console=stderr, disable=not stderr.is_terminal, transient=True
+    ) as progress:
+        yield ProgressLine(progress, progress.add_task(label, total=total), label)
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[Callable[[], float]]:
+    """Measure seconds since entry."""
+    began = time.perf_counter()
+    yield lambda: time.perf_counter() - began

@@ -1,0 +1,91 @@
+"""``import``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bliss_index.cli.console import (
+    EXIT_QUARANTINED,
+    print_facts,
+    print_json,
+    progress_line,
+    say,
+)
+from bliss_index.cli.options import (
+    DtypeOption,
+    EmbeddingColumnOption,
+    JsonOption,
+    KeyColumnOption,
+    StoreOutput,
+)
+
+
+def import_(
+    embeddings: Annotated[
+        str,
+        typer.Argument(
+            help=".npy, .npz (array 'embeddings'), .parquet, a folder of .npy or .parquet files, "
+            "or a clip-retrieval folder; local, or a URI."
+        ),
+    ],
+    kind: Annotated[str, typer.Option("--kind", help="'image' or 'text'.")],
+    model: Annotated[
+        str, typer.Option("--model", help="Model that made the embeddings, such as ViT-B-32.")
+    ],
+    out: StoreOutput,
+    pretrained: Annotated[
+        str | None, typer.Option("--pretrained", help="Tag of its weights, such as openai.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option("--keys", help="File of keys, one a row [default: row numbers].")
+    ] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="File of texts, one a row (for --kind text).")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Template the texts were put into.")
+    ] = None,
+    dtype: DtypeOption = "float16",
+    drop_bad_rows: Annotated[
+        bool, typer.Option("--drop-bad-rows", help="Leave out texts without a usable embedding.")
+    ] = False,
+    embedding_column: EmbeddingColumnOption = None,
+    key_column: KeyColumnOption = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", help="Parquet column with the texts.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring embeddings that exist already; they are normalised and checked row by row."""
+    from bliss_index.errors import InvalidInputError
+    from bliss_index.store import ModelIdentity
+    from bliss_index.store.importing import import_embeddings
+    from bliss_index.store.manifest import KINDS
+    from bliss_index.store.sources import ColumnNames
+
+    if kind not in KINDS:
+        raise InvalidInputError(f"--kind must be {' or '.join(KINDS)}, got {kind!r}")
+    with progress_line("importing") as progress:
+        summary = import_embeddings(
+            embeddings,
+            out,
+            kind=kind,
+            model=ModelIdentity(model, pretrained),
+            keys=keys,
+            texts=texts,
+            dtype=dtype,
+            prompt=prompt,
+            columns=ColumnNames(embedding_column, key_column, text_column),
+            drop_bad_rows=drop_bad_rows,
+            progress=progress,
+        )
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        print_facts(str(out), summary.to_json())
+    if summary.bad_rows:
+        say(f"{summary.bad_rows} of {summary.rows} rows have no usable embedding; see 'status'")
+        raise typer.Exit(EXIT_QUARANTINED)

@@ -1,0 +1,77 @@
+"""``verify`` and ``info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bliss_index.cli.console import (
+    EXIT_ERROR,
+    EXIT_QUARANTINED,
+    print_facts,
+    print_json,
+    progress_line,
+    say,
+)
+from bliss_index.cli.options import EmbeddingColumnOption, JsonOption, KeyColumnOption
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="A store, a corpus, a calibration or scores.")],
+    embedding_column: EmbeddingColumnOption = None,
+    key_column: KeyColumnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read everything in a directory and say what does not agree."""
+    from bliss_index.store.sources import ColumnNames
+    from bliss_index.verification import verify_directory
+
+    columns = ColumnNames(embedding_column, key_column)
+    with progress_line("verifying") as progress:
+        report = verify_directory(path, columns, progress)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        verdict = "all is well" if report.ok else f"{len(report.problems)} problems"
+        facts = {"rows": report.rows, "bad rows": report.bad_rows, "verdict": verdict}
+        print_facts(str(path), facts)
+    for problem in report.problems:
+        say(f"problem: {problem}")
+    if not report.ok:
+        raise typer.Exit(EXIT_ERROR)
+    if report.bad_rows:
+        raise typer.Exit(EXIT_QUARANTINED)
+
+
+def info(
+    path: Annotated[
+        Path | None, typer.Argument(help="What to describe [default: this installation].")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a directory; without one, what is installed here and what will run."""
+    from bliss_index.information import describe_directory, describe_installation
+
+    facts: dict[str, Any]
+    if path is None:
+        facts, warnings = describe_installation()
+        for warning in warnings:
+            say(f"warning: {warning}")
+        title = "bliss-index"
+    else:
+        facts, title = describe_directory(path), str(path)
+    if as_json:
+        print_json(facts)
+        return
+    print_facts(title, {name.replace("_", " "): _shown(value) for name, value in facts.items()})
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        lines = [f"{name}: {_shown(inner)}" for name, inner in value.items() if inner is not None]
+        return "\n".join(lines) or "none"
+    if isinstance(value, list):
+        return ", ".join(_shown(inner) for inner in value) or "none"
+    return str(value)

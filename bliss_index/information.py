@@ -1,0 +1,143 @@
+"""What is installed, and what a directory holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from bliss_index.bulk.records import JobManifest, PartRecord, record_path
+from bliss_index.calibration import Calibration
+from bliss_index.store.files import read_json
+from bliss_index.store.manifest import MANIFEST_NAME, StoreManifest, library_versions
+from bliss_index.verification import directory_kind
+
+
+def describe_installation() -> tuple[dict[str, Any], list[str]]:
+    """Describe versions, processor, GPUs and the searches that run here.
+
+    Returns
+    -------
+    JSON-ready facts, and sentences that warn.
+    """
+    from bliss_index.search import available_backends
+    from bliss_index.search.exact import thread_count
+    from bliss_index.search.faiss_probe import probe_gpu
+    from bliss_index.search.faiss_runtime import faiss_conflict
+
+    probe = probe_gpu()
+    facts: dict[str, Any] = {
+        "versions": library_versions(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "threads": thread_count(None),
+        "exact_search": available_backends(),
+        "faiss": _faiss(),
+        "faiss_gpu": f"{probe.reason} {probe.remedy}".strip(),
+        "gpus": _gpus(),
+    }
+    conflict = faiss_conflict()
+    return facts, [] if conflict is None else [conflict]
+
+
+def describe_directory(path: Path) -> dict[str, Any]:
+    """Describe a store, calibration or scores directory; JSON-ready."""
+    kind = directory_kind(path)
+    if kind == "scores":
+        return _describe_scores(path)
+    if kind == "calibration":
+        calibration = Calibration.load(path)
+        return {
+            "kind": "calibration",
+            "model": None if calibration.model is None else calibration.model.to_json(),
+            "dim": calibration.dim,
+            "classes": {
+                name: moments.count
+                for name, moments in zip(calibration.classes, calibration.moments, strict=True)
+            },
+            "content_hash": calibration.content_hash,
+            "versions": read_json(path / MANIFEST_NAME).get("versions"),
+        }
+    manifest = StoreManifest.read(path)
+    facts: dict[str, Any] = {
+        "kind": f"{manifest.kind} store",
+        "complete": manifest.complete,
+        "rows": manifest.rows,
+        "bad_rows": manifest.bad_rows,
+        "shards": len(manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "dim": manifest.dim,
+        "dtype": manifest.dtype,
+        "model": manifest.model.to_json(),
+        "prompt": manifest.prompt,
+        "attributes": manifest.attributes,
+        "content_hash": manifest.content_hash,
+        "versions": manifest.versions,
+    }
+    if manifest.complete and manifest.kind == "text":
+        facts["indexes"] = _indexes(path, manifest)
+    return facts
+
+
+def _describe_scores(path: Path) -> dict[str, Any]:
+    manifest = JobManifest.read(path)
+    files = [record_path(path, index) for index in range(len(manifest.parts))]
+    records = [PartRecord.read(file) for file in files if file.exists()]
+    return {
+        "kind": "scores",
+        "complete": len(records) == len(manifest.parts),
+        "rows": sum(record.rows for record in records),
+        "rows_in_all": manifest.rows,
+        "bad_rows": sum(record.bad_rows for record in records),
+        "parts": len(manifest.parts),
+        "parts_done": len(records),
+        "images": manifest.location,
+        **manifest.paths,
+        "settings": manifest.settings,
+        "classes": list(manifest.classes),
+        "versions": manifest.versions,
+    }
+
+
+def _indexes(path: Path, manifest: StoreManifest) -> dict[str, Any]:
+    from bliss_index.search.faiss_index import index_records
+    from bliss_index.store import EmbeddingStore
+
+    return {
+        record.kind: {
+            "effort": record.effort,
+            "recall": None if record.recall is None else record.recall.get("recall"),
+            "stale": record.content_hash != manifest.content_hash,
+        }
+        for record in index_records(EmbeddingStore(path, manifest))
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _faiss() -> str:
+    from bliss_index.errors import MissingDependencyError
+    from bliss_index.search.faiss_runtime import import_faiss
+
+    try:
+        return str(import_faiss().__version__)
+    except MissingDependencyError as error:
+        return f"not available: {error}"
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]

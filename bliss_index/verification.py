@@ -1,0 +1,80 @@
+"""Verification of whatever directory is ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from bliss_index.bulk.records import JOB_NAME
+from bliss_index.bulk.verify import verify_scores
+from bliss_index.calibration import Calibration
+from bliss_index.calibration.files import CALIBRATION_FORMAT
+from bliss_index.errors import BlissError, StoreError
+from bliss_index.store import EmbeddingStore, VerificationReport, verify_store
+from bliss_index.store.files import read_json
+from bliss_index.store.manifest import MANIFEST_NAME
+from bliss_index.store.sources import ColumnNames
+
+
+def directory_kind(path: Path) -> str:
+    """Say what a directory is: "store", "calibration" or "scores".
+
+    Raises
+    ------
+    StoreError
+        It is none of ours.
+    """
+    if (path / JOB_NAME).is_file():
+        return "scores"
+    if (path / MANIFEST_NAME).is_file():
+        manifest = read_json(path / MANIFEST_NAME)
+        return "calibration" if manifest.get("format") == CALIBRATION_FORMAT else "store"
+    raise StoreError(
+        f"{path} is no store, calibration or scores directory: it has neither {MANIFEST_NAME} nor "
+        f"{JOB_NAME}"
+    )
+
+
+def verify_directory(
+    path: Path,
+    columns: ColumnNames | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> VerificationReport:
+    """Verify a store with its indexes, a calibration or scores.
+
+    Parameters
+    ----------
+    path
+        The directory.
+    columns
+        Of the Parquet files that were scored.
+    progress
+        Called with the number of rows just read.
+    """
+    kind = directory_kind(path)
+    if kind == "scores":
+        return verify_scores(path, columns, progress)
+    if kind == "calibration":
+        report = VerificationReport(str(path))
+        try:
+            report.rows = len(Calibration.load(path).classes)
+        except BlissError as error:
+            report.add(str(error))
+        report.files = 1
+        return report
+    report = verify_store(path, progress)
+    if report.ok:
+        _verify_indexes(path, report)
+    return report
+
+
+def _verify_indexes(path: Path, report: VerificationReport) -> None:
+    from bliss_index.search.faiss_index import index_records, verify_index
+
+    store = EmbeddingStore.open(path)
+    try:
+        for record in index_records(store):
+            verify_index(store, record)
+            report.files += 1
+    except BlissError as error:
+        report.add(str(error))
