@@ -44,7 +44,7 @@ class KeyRegistry:
             for row in range(len(keys)):
                 result[row] |= keys[row] in seen
                 seen.add(keys[row])
-        self._add(np.unique(hashes))
+        self._add(np.unique(hashes[~suspects]))
         return result
 
     def _seen(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,23 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20240717)
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """Folder of real CLIP embeddings, named by BLISS_INDEX_REALDATA; tests skip without it."""
+    folder = os.environ.get("BLISS_INDEX_REALDATA")
+    if not folder or not Path(folder, "text_vitb32.npz").is_file():
+        pytest.skip("BLISS_INDEX_REALDATA does not name a folder with real embeddings")
+    return Path(folder)

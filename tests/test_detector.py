@@ -1,0 +1,141 @@
+"""BlissDetector: the habits of scikit-learn, on arrays and on stores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bliss_reference import clip_like, reference_scores
+
+from bliss_index import BlissDetector, EmbeddingStore, StoreWriter
+from bliss_index.errors import CalibrationError, InvalidInputError, ModelMismatchError
+from bliss_index.store import ModelIdentity
+
+MODEL = ModelIdentity("ViT-B-32", "openai")
+
+
+@pytest.fixture
+def data(rng):
+    return clip_like(rng, 300, 80, 3, 16)
+
+
+def write(path, rows, *, texts=None, model=MODEL, status=None):
+    kind = "image" if texts is None else "text"
+    with StoreWriter(path, kind=kind, model=model, dim=16, dtype="float32") as writer:
+        keys = [f"row{i}" for i in range(len(rows))]
+        writer.append(keys, rows, texts=texts, status=status)
+    return EmbeddingStore.open(path)
+
+
+def test_scores_and_predictions(data):
+    images, vocabulary, texts, labels = data
+    detector = BlissDetector(vocabulary, texts, k=5, lam=0.7).fit(images[:200], labels[:200])
+    scores = detector.anomaly_score(images[200:])
+    expected = reference_scores(
+        images[200:], vocabulary, texts, images[:200], labels[:200], k=5, lam=0.7
+    )
+    np.testing.assert_allclose(scores, expected.anomaly, atol=1e-5, rtol=1e-5)
+    np.testing.assert_array_equal(detector.score_samples(images[200:]), -scores)
+    decision = detector.decision_function(images[200:])
+    np.testing.assert_array_equal(decision, detector.offset_ - scores)
+    np.testing.assert_array_equal(detector.predict(images[200:]), np.where(decision >= 0, 1, -1))
+    assert detector.classes_.tolist() == ["0", "1", "2"]
+
+
+def test_contamination_and_threshold(data):
+    images, vocabulary, texts, labels = data
+    detector = BlissDetector(vocabulary, texts, k=5, contamination=0.1)
+    assert (detector.fit_predict(images, labels) == -1).sum() == 30
+    detector.set_params(threshold=1e9).fit(images, labels)
+    assert detector.offset_ == 1e9
+    assert (detector.predict(images) == 1).all()
+
+
+def test_parameters_and_clone(data):
+    sklearn_base = pytest.importorskip("sklearn.base")
+    _, vocabulary, texts, _ = data
+    detector = BlissDetector(vocabulary, texts, k=7, lam=0.25)
+    assert detector.get_params()["k"] == 7
+    twin = sklearn_base.clone(detector)
+    assert twin is not detector
+    assert (twin.k, twin.lam) == (7, 0.25)
+    np.testing.assert_array_equal(twin.vocabulary, vocabulary)
+    with pytest.raises(InvalidInputError, match="no parameter 'K'; it has vocabulary, class_emb"):
+        detector.set_params(K=3)
+
+
+def test_stores_and_paths_give_what_arrays_give(data, tmp_path):
+    images, vocabulary, texts, labels = data
+    names = ["cat", "dog", "cow"]
+    corpus = write(tmp_path / "corpus", vocabulary, texts=[f"w{i}" for i in range(80)])
+    classes = write(tmp_path / "classes", texts, texts=names)
+    write(tmp_path / "images", images)
+    by_name = [names[c] for c in labels]
+    detector = BlissDetector(corpus, str(classes.path), k=5).fit(tmp_path / "images", by_name)
+    expected = BlissDetector(vocabulary, texts, k=5).fit(images, labels).anomaly_score(images)
+    np.testing.assert_array_equal(detector.anomaly_score(tmp_path / "images"), expected)
+    assert detector.classes_.tolist() == names
+    with pytest.raises(InvalidInputError, match="y names 1 classes .*: 'horse'"):
+        detector.fit(tmp_path / "images", ["horse", *by_name[1:]])
+
+
+def test_bad_rows_of_a_store_have_no_score(data, tmp_path):
+    images, vocabulary, texts, labels = data
+    status = ["ok"] * 300
+    status[7] = "undecodable_image"
+    store = write(tmp_path / "images", images, status=status)
+    detector = BlissDetector(vocabulary, texts, k=5).fit(store, labels)
+    scores = detector.anomaly_score(store)
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [7]
+    assert detector.predict(store)[7] == -1
+    assert sum(m.count for m in detector.calibration_.moments) == 299
+
+
+def test_one_class_needs_no_labels(data):
+    images, vocabulary, texts, _ = data
+    detector = BlissDetector(vocabulary, texts[:1], k=5).fit(images)
+    assert detector.anomaly_score(images).shape == (300,)
+    with pytest.raises(InvalidInputError, match="y is needed to tell 3 classes apart"):
+        BlissDetector(vocabulary, texts, k=5).fit(images)
+
+
+def test_explain_gives_parts_and_entries(data):
+    images, vocabulary, texts, labels = data
+    detector = BlissDetector(vocabulary, texts, k=5).fit(images, labels)
+    scores = detector.explain(images[:4])
+    assert scores.ids.shape == (4, 5)
+    np.testing.assert_array_equal(scores.anomaly, detector.anomaly_score(images[:4]))
+
+
+def test_bad_input(data, tmp_path):
+    images, vocabulary, texts, labels = data
+    fitted = BlissDetector(vocabulary, texts, k=5).fit(images, labels)
+    with pytest.raises(InvalidInputError, match="not fitted; call fit"):
+        BlissDetector(vocabulary, texts).anomaly_score(images)
+    for rows, message in [
+        (images * 2, r"300 of 300 rows of X .* 0, 1, 2, 3, 4 and more; the first has norm 2"),
+        (np.where(np.arange(300)[:, None] == 3, 0, images), r"1 of 300 .* row\(s\) 3; .* norm 0"),
+        (np.where(np.arange(300)[:, None] == 9, np.nan, images), r"row\(s\) 9; .* norm nan"),
+        (images[:, :8], r"norm"),
+    ]:
+        with pytest.raises(InvalidInputError, match=message):
+            fitted.anomaly_score(rows)
+    with pytest.raises(InvalidInputError, match="vocabulary has dimension 16, X has dimension 8"):
+        fitted.anomaly_score(np.eye(8))
+    with pytest.raises(InvalidInputError, match=r"y has shape \(299,\), X has 300 rows"):
+        fitted.fit(images, labels[:299])
+    with pytest.raises(
+        InvalidInputError, match="k = 81 is larger than the vocabulary, which has 80"
+    ):
+        BlissDetector(vocabulary, texts, k=81).fit(images, labels)
+    with pytest.raises(InvalidInputError, match=r"contamination must lie in \(0, 0.5\], got 0.7"):
+        BlissDetector(vocabulary, texts, contamination=0.7).fit(images, labels)
+    with pytest.raises(InvalidInputError, match=r"X must be a matrix .* int64"):
+        fitted.fit(np.zeros((3, 16), dtype=np.int64), labels)
+    with pytest.raises(InvalidInputError, match="vocabulary is missing"):
+        BlissDetector(None, texts).fit(images, labels)
+    with pytest.raises(CalibrationError, match="'2' "):
+        fitted.fit(images, np.minimum(labels, 1))
+    other = write(tmp_path / "other", images, model=ModelIdentity("RN50", "openai"))
+    corpus = write(tmp_path / "corpus", vocabulary, texts=[f"w{i}" for i in range(80)])
+    with pytest.raises(ModelMismatchError, match=r"'ViT-B-32' and 'RN50'"):
+        BlissDetector(corpus, texts, k=5).fit(other, labels)

@@ -1,0 +1,137 @@
+"""Scores against the formulas in float64, and against the authors' scheme."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from bliss_reference import authors_scheme, clip_like, reference_scores, unit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bliss_index.calibration import calibrate
+from bliss_index.errors import InvalidInputError
+from bliss_index.scoring import BlissScorer, label_scores, raw_scores
+from bliss_index.search import exact_search
+
+
+def make_scorer(vocabulary, texts, images, labels, *, k, lam=0.5, backend="auto"):
+    calibration = calibrate([(images, labels)], texts)
+    search = exact_search(vocabulary, k, backend=backend, threads=1)
+    return BlissScorer(search, vocabulary, calibration, lam=lam)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("classes", "dim", "k", "lam"), [(1, 8, 1, 0.5), (7, 40, 10, 0.5), (3, 17, 25, 2.0)]
+)
+def test_scores_equal_the_formulas(rng, dtype, classes, dim, k, lam):
+    images, vocabulary, texts, labels = clip_like(rng, 400, 300, classes, dim, dtype)
+    scorer = make_scorer(vocabulary, texts, images[:200], labels[:200], k=k, lam=lam)
+    scores = scorer.score(images[200:])
+    expected = reference_scores(
+        images[200:], vocabulary, texts, images[:200], labels[:200], k=k, lam=lam
+    )
+    np.testing.assert_array_equal(scores.ids, expected.ids)
+    np.testing.assert_array_equal(scores.nearest_class, expected.nearest_class)
+    np.testing.assert_allclose(scores.anomaly, expected.anomaly, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(scores.internal, expected.internal, atol=1e-9, rtol=1e-9)
+    np.testing.assert_allclose(scores.external, expected.external, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(
+        scores.anomaly, scores.internal + lam * scores.external, atol=1e-12, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize(
+    "case", ["random", "ties", "duplicates", "k = W", "k = 1", "one image", "one class", "far off"]
+)
+def test_the_authors_scheme_gives_the_same(rng, case, backend):
+    classes = 1 if case == "one class" else 4
+    images, vocabulary, texts, labels = clip_like(rng, 300, 120, classes, 24)
+    test = images[150:]
+    k = {"k = W": 120, "k = 1": 1}.get(case, 10)
+    if case == "ties":
+        # Coordinates of few values: many entries have exactly equal similarities.
+        vocabulary = unit(rng.choice([-1.0, 1.0], size=(120, 24)), np.float32)
+        test = np.eye(24, dtype=np.float32)
+    if case == "duplicates":
+        vocabulary = vocabulary[rng.integers(0, 12, 120)]
+    if case == "one image":
+        test = test[:1]
+    if case == "far off":
+        test = -test
+    scorer = make_scorer(vocabulary, texts, images[:150], labels[:150], k=k, backend=backend)
+    expected = authors_scheme(test, vocabulary, texts, images[:150], labels[:150], k=k, lam=0.5)
+    np.testing.assert_allclose(scorer.score(test).anomaly, expected, atol=1e-4, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, 1500), max_size=6), seed=st.integers(0, 5))
+def test_scores_do_not_depend_on_batches(cuts, seed):
+    rng = np.random.default_rng(seed)
+    images, vocabulary, texts, labels = clip_like(rng, 1500, 90, 3, 16)
+    scorer = make_scorer(vocabulary, texts, images[:100], labels[:100], k=5)
+    whole = scorer.score(images)
+    fresh = make_scorer(vocabulary, texts, images[:100], labels[:100], k=5)
+    edges = [0, *sorted(cuts), 1500]
+    parts = [fresh.score(images[a:b]) for a, b in pairwise(edges) if a < b]
+    for name in ("anomaly", "nearest_class", "internal", "external", "similarities", "ids"):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
+        )
+
+
+def test_contributions_sum_to_the_external_part(rng):
+    images, vocabulary, texts, labels = clip_like(rng, 200, 100, 3)
+    scorer = make_scorer(vocabulary, texts, images, labels, k=7, lam=0.8)
+    scores = scorer.score(images[:50])
+    contributions = scorer.contributions(scores)
+    assert contributions.shape == (50, 7)
+    np.testing.assert_allclose(contributions.sum(1), 0.8 * scores.external, atol=1e-10)
+
+
+def test_tables_hold_only_what_was_asked_for(rng):
+    images, vocabulary, texts, labels = clip_like(rng, 200, 5000, 3)
+    scorer = make_scorer(vocabulary, texts, images, labels, k=3)
+    ids = scorer.score(images[:10]).ids
+    assert scorer.tables.known == len(np.unique(ids)) < 31
+
+
+def test_equal_classes_give_the_first(rng):
+    images, vocabulary, texts, _ = clip_like(rng, 60, 50, 1)
+    labels = np.zeros(60, dtype=np.int64)
+    calibration = calibrate(
+        [(images, labels), (images, labels + 1)], np.concatenate([texts, texts]), ["a", "b"]
+    )
+    search = exact_search(vocabulary, 5, threads=1)
+    scores = BlissScorer(search, vocabulary, calibration).score(images)
+    assert (scores.nearest_class == 0).all()
+
+
+def test_comparison_scores(rng):
+    images, _, texts, labels = clip_like(rng, 200, 50, 3)
+    calibration = calibrate([(images, labels)], texts)
+    exact = images.astype(np.float64) @ texts.astype(np.float64).T
+    np.testing.assert_allclose(raw_scores(images, calibration), -exact.max(1), atol=1e-12)
+    own = [exact[labels == c, c] for c in range(3)]
+    expected = np.min([-(exact[:, c] - own[c].mean()) / (own[c].std() + 1e-8) for c in range(3)], 0)
+    np.testing.assert_allclose(label_scores(images, calibration), expected, rtol=1e-9)
+
+
+def test_what_does_not_fit_is_refused(rng):
+    images, vocabulary, texts, labels = clip_like(rng, 60, 50, 2, 16)
+    calibration = calibrate([(images, labels)], texts)
+    search = exact_search(vocabulary, 5, threads=1)
+    with pytest.raises(InvalidInputError, match="lam must be .* got -1"):
+        BlissScorer(search, vocabulary, calibration, lam=-1)
+    with pytest.raises(InvalidInputError, match="50 x 16 entries, the vocabulary is 49 x 16"):
+        BlissScorer(search, vocabulary[:49], calibration)
+    other = exact_search(vocabulary[:, :8].copy(), 5, threads=1)
+    with pytest.raises(InvalidInputError, match="dimension 16, the vocabulary 8"):
+        BlissScorer(other, vocabulary[:, :8], calibration)
+    with pytest.raises(InvalidInputError, match="k = 51 .* 50 entries"):
+        exact_search(vocabulary, 51)
+    with pytest.raises(InvalidInputError, match="dimension 15, the vocabulary has dimension 16"):
+        BlissScorer(search, vocabulary, calibration).score(images[:, :15])
