@@ -393,7 +393,8 @@ def test_unit_rows(dtype):
     rows[3], rows[4, 7], rows[6, 1] = 0, np.nan, np.inf
     found, status = unit_rows(rows, dtype)
     assert status.tolist() == [
-        "ok", "ok", "ok", "zero_embedding", "nonfinite_embedding", "ok", "nonfinite_embedding", "ok",
+        "ok", "ok", "ok", "zero_embedding", "nonfinite_embedding", "ok", "nonfinite_embedding",
+        "ok",
     ]  # fmt: skip
     good = status == "ok"
     scaled = rows[good] / np.abs(rows[good]).max(axis=1, keepdims=True)

@@ -100,13 +100,13 @@ def import_embeddings(
     InvalidInputError
         The input cannot be read, or lengths differ; both are named.
     """
-    source = open_source(location, kind=kind, columns=columns)
-    given_keys = None if keys is None else read_names(keys, "key", rows=source.rows)
-    given_texts = None if texts is None else read_names(texts, "text", rows=source.rows)
-    if kind == "image" and given_texts is not None:
+    if kind == "image" and texts is not None:
         raise InvalidInputError("an image store takes no texts; leave --texts out")
     if drop_bad_rows and kind == "image":
         raise InvalidInputError("bad rows of images keep their place; drop them when they are used")
+    source = open_source(location, kind=kind, columns=columns)
+    given_keys = None if keys is None else read_names(keys, "key", rows=source.rows)
+    given_texts = None if texts is None else read_names(texts, "text", rows=source.rows)
     schema = _metadata_schema(source) if kind == "image" else None
     attributes = {
         "imported_from": [[part.name, part.rows, part.sha256()] for part in source.parts],

@@ -1,0 +1,270 @@
+"""Embeddings of other tools become stores: every layout, every kind of bad row."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bliss_reference import unit
+
+from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.store import EmbeddingStore, ModelIdentity, verify_store
+from bliss_index.store.importing import import_embeddings
+from bliss_index.store.sources import ColumnNames, open_source
+
+MODEL = ModelIdentity("ViT-B-32", "openai")
+DIM = 6
+
+
+@pytest.fixture
+def rows(rng):
+    return (rng.normal(size=(50, DIM)) * 3).astype(np.float32)
+
+
+def bring(location, out, kind="image", **more):
+    summary = import_embeddings(location, out, kind=kind, model=MODEL, **more)
+    assert verify_store(out).ok
+    return summary, EmbeddingStore.open(out)
+
+
+def list_column(rows, kind):
+    if kind == "fixed":
+        flat = pa.array(np.asarray(rows, dtype=np.float32).reshape(-1))
+        return pa.FixedSizeListArray.from_arrays(flat, DIM)
+    value = pa.float64() if kind == "large" else pa.float32()
+    return pa.array([list(map(float, row)) for row in rows], (
+        pa.large_list(value) if kind == "large" else pa.list_(value)
+    ))  # fmt: skip
+
+
+def write_layout(folder, layout, rows):
+    """Write 50 rows in one of the layouts; return what to import."""
+    folder.mkdir()
+    if layout == "npy":
+        np.save(folder / "e.npy", rows)
+        return folder / "e.npy"
+    if layout == "npz":
+        np.savez_compressed(folder / "e.npz", embeddings=rows, other=np.arange(3))
+        return folder / "e.npz"
+    if layout == "npy folder":
+        np.save(folder / "a.npy", rows[:20])
+        np.save(folder / "b.npy", rows[20:])
+        return folder
+    if layout == "clip-retrieval":
+        for part in ("img_emb", "metadata"):
+            (folder / part).mkdir()
+        for number, part in enumerate((slice(0, 30), slice(30, 50))):
+            np.save(folder / "img_emb" / f"img_emb_{number}.npy", rows[part].astype(np.float16))
+            names = [f"image{i}.jpg" for i in range(50)][part]
+            table = pa.table({"image_path": names, "caption": [f"a {n}" for n in names]})
+            pq.write_table(table, folder / "metadata" / f"metadata_{number}.parquet")
+        return folder
+    table = pa.table({"embedding": list_column(rows, layout), "id": [f"i{i}" for i in range(50)]})
+    pq.write_table(table, folder / "e.parquet", row_group_size=7)
+    return folder / "e.parquet"
+
+
+LAYOUTS = ["npy", "npz", "npy folder", "clip-retrieval", "list", "large", "fixed"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_rows(tmp_path, rows, layout):
+    location = write_layout(tmp_path / "in", layout, rows)
+    summary, store = bring(location, tmp_path / "s", dtype="float32")
+    assert (summary.rows, summary.bad_rows, summary.status) == (50, 0, {"ok": 50})
+    half = layout == "clip-retrieval"
+    given = rows.astype(np.float16) if half else rows
+    np.testing.assert_array_equal(store.embeddings(), unit(given).astype(np.float32))
+    expected = {
+        "clip-retrieval": [f"image{i}.jpg" for i in range(50)],
+        "list": [f"i{i}" for i in range(50)],
+        "large": [f"i{i}" for i in range(50)],
+        "fixed": [f"i{i}" for i in range(50)],
+    }.get(layout, [str(i) for i in range(50)])
+    assert store.keys() == expected
+    assert store.model == MODEL
+
+
+def test_clip_retrieval_carries_its_columns(tmp_path, rows):
+    location = write_layout(tmp_path / "in", "clip-retrieval", rows)
+    _, store = bring(location, tmp_path / "s")
+    part = open_source(location).parts[1]
+    assert next(part.batches()).texts[0] == "a image30.jpg"
+    assert store.shard(0).metadata().column_names == []
+
+
+def test_other_columns_are_carried(tmp_path, rows):
+    table = pa.table({"embedding": list_column(rows, "list"), "width": list(range(50))})
+    pq.write_table(table, tmp_path / "e.parquet")
+    _, store = bring(tmp_path / "e.parquet", tmp_path / "s")
+    assert store.shard(0).metadata().column("width").to_pylist() == list(range(50))
+
+
+def test_half_precision_is_the_default_and_unit_rows_stay(tmp_path, rows):
+    half = unit(rows).astype(np.float16)
+    np.save(tmp_path / "e.npy", half)
+    _, store = bring(tmp_path / "e.npy", tmp_path / "s")
+    assert store.dtype == "float16"
+    np.testing.assert_array_equal(store.embeddings(), half)
+
+
+def test_texts_and_keys(tmp_path, rows):
+    np.save(tmp_path / "e.npy", rows)
+    (tmp_path / "texts.txt").write_text("".join(f"word {i}\n" for i in range(50)))
+    np.save(tmp_path / "keys.npy", np.array([f"key{i}" for i in range(50)]))
+    _, store = bring(tmp_path / "e.npy", tmp_path / "t", "text", texts=tmp_path / "texts.txt")
+    assert store.texts() == [f"word {i}" for i in range(50)]
+    assert store.keys() == [str(i) for i in range(50)]
+    _, store = bring(tmp_path / "e.npy", tmp_path / "i", keys=tmp_path / "keys.npy")
+    assert store.keys()[49] == "key49"
+
+
+def test_bad_rows_of_images_keep_their_place(tmp_path, rows):
+    rows[3], rows[7, 2], rows[9, 0] = 0, np.nan, -np.inf
+    np.save(tmp_path / "e.npy", rows)
+    summary, store = bring(tmp_path / "e.npy", tmp_path / "s")
+    assert summary.status == {"ok": 47, "zero_embedding": 1, "nonfinite_embedding": 2}
+    assert summary.bad_rows == 3
+    assert np.flatnonzero(~store.shard(0).good).tolist() == [3, 7, 9]
+
+
+def test_bad_rows_of_a_parquet_column(tmp_path, rows):
+    lists = [row.tolist() for row in rows]
+    lists[4], lists[5] = None, [1.0, 2.0]
+    lists[6][1] = None
+    keys = [f"i{i}" for i in range(50)]
+    keys[8], keys[11] = None, "i2"
+    table = pa.table({"vector": pa.array(lists, pa.list_(pa.float32())), "key": keys})
+    pq.write_table(table, tmp_path / "e.parquet")
+    summary, store = bring(tmp_path / "e.parquet", tmp_path / "s")
+    shard = store.shard(0)
+    found = {row: shard.status[row] for row in range(50) if not shard.good[row]}
+    assert found == {
+        4: "missing_embedding", 5: "wrong_dimension", 6: "nonfinite_embedding",
+        8: "missing_key", 11: "duplicate_key",
+    }  # fmt: skip
+    assert shard.error[5] == "the embedding has dimension 2, not 6"
+    assert store.rows == summary.rows == 50
+
+
+def test_bad_rows_of_texts_are_refused_or_dropped(tmp_path, rows):
+    rows[3], rows[7] = 0, np.nan
+    np.save(tmp_path / "e.npy", rows)
+    (tmp_path / "t.txt").write_text("".join(f"w{i}\n" for i in range(50)))
+    with pytest.raises(InvalidInputError, match=r"row\(s\) 3 \(zero_embedding\), 7 \(nonfinite"):
+        bring(tmp_path / "e.npy", tmp_path / "a", "text", texts=tmp_path / "t.txt")
+    summary, store = bring(
+        tmp_path / "e.npy", tmp_path / "b", "text", texts=tmp_path / "t.txt", drop_bad_rows=True
+    )
+    assert (summary.rows, summary.dropped) == (48, 2)
+    assert store.texts()[:5] == ["w0", "w1", "w2", "w4", "w5"]
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_an_interrupted_import_continues(tmp_path, rows, kind, monkeypatch):
+    rows[3] = 0
+    np.save(tmp_path / "e.npy", rows)
+    (tmp_path / "t.txt").write_text("".join(f"w{i}\n" for i in range(50)))
+    more = {"rows_per_shard": 20}
+    if kind == "text":
+        more.update(texts=tmp_path / "t.txt", drop_bad_rows=True)
+    bring(tmp_path / "e.npy", tmp_path / "whole", kind, **more)
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(tmp_path / "e.npy", tmp_path / "s", kind, progress=stop, **more)
+    summary, _ = bring(tmp_path / "e.npy", tmp_path / "s", kind, **more)
+    assert sum(summary.status.values()) == 50
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "s" / file.name).read_bytes()
+
+
+def test_another_file_does_not_continue_an_import(tmp_path, rows):
+    np.save(tmp_path / "e.npy", rows)
+
+    def stop(count):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bring(tmp_path / "e.npy", tmp_path / "s", progress=stop)
+    np.save(tmp_path / "e.npy", rows[::-1])
+    with pytest.raises(StoreError, match="was begun with attributes .*imported_from"):
+        bring(tmp_path / "e.npy", tmp_path / "s")
+
+
+def test_columns_by_name(tmp_path, rows):
+    table = pa.table({
+        "a": list_column(rows, "list"), "b": list_column(-rows, "list"), "c": list(range(50)),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "e.parquet")
+    with pytest.raises(InvalidInputError, match=r"float lists are \['a', 'b'\], all .*'c'\]"):
+        open_source(tmp_path / "e.parquet")
+    _, store = bring(
+        tmp_path / "e.parquet", tmp_path / "s", columns=ColumnNames(embedding="b", key="c"),
+        dtype="float32",
+    )  # fmt: skip
+    np.testing.assert_array_equal(store.embeddings(), unit(-rows).astype(np.float32))
+    assert store.keys()[10] == "10"
+    with pytest.raises(InvalidInputError, match="has no column 'd'; it has a, b, c"):
+        open_source(tmp_path / "e.parquet", columns=ColumnNames(embedding="b", key="d"))
+
+
+def test_what_cannot_be_read(tmp_path, rows):
+    def refused(name, message, **more):
+        with pytest.raises(InvalidInputError, match=message):
+            bring(tmp_path / name, tmp_path / "s", **more)
+
+    refused("nothing.npy", "nothing.npy does not exist")
+    (tmp_path / "e.pkl").write_bytes(b"x")
+    refused("e.pkl", "of no known type; known are .npy, .npz, .parquet")
+    np.save(tmp_path / "flat.npy", rows.reshape(-1))
+    refused("flat.npy", r"shape \(300,\) stored row by row, expected \(rows, dim\)")
+    np.save(tmp_path / "int.npy", rows.astype(np.int32))
+    refused("int.npy", "values of type int32, expected float16")
+    np.save(tmp_path / "fortran.npy", np.asfortranarray(rows))
+    refused("fortran.npy", "stored column by column")
+    np.save(tmp_path / "object.npy", np.array([[None]]), allow_pickle=True)
+    refused("object.npy", "values of type object")
+    np.save(tmp_path / "cut.npy", rows)
+    whole = (tmp_path / "cut.npy").read_bytes()
+    (tmp_path / "cut.npy").write_bytes(whole[:-5])
+    refused("cut.npy", rf"has {len(whole) - 5} bytes, its header promises {len(whole)}: truncated")
+    np.savez(tmp_path / "e.npz", vectors=rows)
+    refused("e.npz", "has no array 'embeddings'; it has vectors")
+    (tmp_path / "bad.npz").write_bytes(b"PK nothing")
+    refused("bad.npz", "bad.npz cannot be read as .npz")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    refused("bad.parquet", "bad.parquet cannot be read as Parquet")
+    pq.write_table(pa.table({"x": [1, 2]}), tmp_path / "none.parquet")
+    refused("none.parquet", r"float lists are none, all columns are \['x'\]")
+    (tmp_path / "empty").mkdir()
+    refused("empty", "empty holds no embedding files")
+    mixed = tmp_path / "mixed"
+    mixed.mkdir()
+    np.save(mixed / "a.npy", rows)
+    np.save(mixed / "b.npy", rows[:, :4])
+    refused("mixed", "a.npy holds embeddings of dimension 6, b.npy of dimension 4")
+    np.save(tmp_path / "good.npy", rows)
+    (tmp_path / "keys.txt").write_text("a\nb\n")
+    refused(
+        "good.npy",
+        "keys.txt holds 2 values, the embeddings have 50 rows",
+        keys=tmp_path / "keys.txt",
+    )
+    with pytest.raises(InvalidInputError, match="holds no texts; a text store needs them: --texts"):
+        bring(tmp_path / "good.npy", tmp_path / "s2", "text")
+    with pytest.raises(InvalidInputError, match="an image store takes no texts"):
+        bring(tmp_path / "good.npy", tmp_path / "s3", texts=tmp_path / "keys.txt")
+
+
+def test_a_uri(tmp_path, rows):
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://bliss/e.npy", "wb") as file:
+        np.save(file, rows)
+    _, store = bring("memory://bliss/e.npy", tmp_path / "s", dtype="float32")
+    np.testing.assert_array_equal(store.embeddings(), unit(rows).astype(np.float32))
+    with pytest.raises(InvalidInputError, match="memory://bliss/none.npy does not exist"):
+        bring("memory://bliss/none.npy", tmp_path / "s2")
