@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from bliss_index.store import EmbeddingStore, require_same_model
 if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
 
+_GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 EXACT_SEARCHES = ("auto", "exact", "native", "torch")
 INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
 
@@ -166,6 +168,9 @@ def _torch_device(device: str) -> str | None:
         return None
     if device != "auto":
         return device
+    # Importing torch takes a second and 200 MB: only where the system has a GPU's driver at all.
+    if sys.platform == "linux" and not any(Path(node).exists() for node in _GPU_NODES):
+        return None
     import torch
 
     return "cuda" if torch.cuda.is_available() else None

@@ -1,0 +1,315 @@
+"""The command line: the whole chain, exit codes, messages of bad input, cheap start."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from bliss_reference import clip_like, reference_scores
+
+from bliss_index.store import EmbeddingStore
+
+MODEL = ["--model", "ViT-B-32", "--pretrained", "openai"]
+
+
+def run(*arguments, cwd=None, code=0):
+    """Run a command in its own process; return (stdout, stderr)."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bliss_index", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A folder with a corpus, classes, images, labels and a calibration, made by commands."""
+    folder = tmp_path_factory.mktemp("chain")
+    images, vocabulary, texts, labels = clip_like(np.random.default_rng(5), 300, 80, 3, 16)
+    np.save(folder / "vocabulary.npy", vocabulary)
+    np.save(folder / "texts.npy", texts)
+    np.save(folder / "normal.npy", images[:200])
+    test = images[200:].copy()
+    np.save(folder / "test.npy", test)
+    test[7] = 0
+    np.save(folder / "holes.npy", test)
+    (folder / "vocabulary.txt").write_text("".join(f"word {i}\n" for i in range(80)))
+    (folder / "classes.txt").write_text("cat\ndog\ncow\n")
+    names = np.array(["cat", "dog", "cow"])
+    (folder / "labels.txt").write_text("".join(f"{names[c]}\n" for c in labels[:200]))
+    run("import", "vocabulary.npy", "--kind", "text", "--texts", "vocabulary.txt", *MODEL,
+        "--out", "corpus", cwd=folder)  # fmt: skip
+    run("import", "texts.npy", "--kind", "text", "--texts", "classes.txt", *MODEL,
+        "--out", "classes", cwd=folder)  # fmt: skip
+    run("import", "normal.npy", "--kind", "image", *MODEL, "--out", "normal", cwd=folder)
+    run("import", "test.npy", "--kind", "image", *MODEL, "--out", "test", cwd=folder)
+    run("import", "holes.npy", "--kind", "image", *MODEL, "--out", "holes", cwd=folder, code=3)
+    run("calibrate", "normal", "--labels", "labels.txt", "--classes", "classes",
+        "--out", "calibration", cwd=folder)  # fmt: skip
+    return folder, labels
+
+
+SCORE = ["--corpus", "corpus", "--calibration", "calibration"]
+
+
+def test_the_chain_ends_in_the_formulas(chain, tmp_path):
+    folder, labels = chain
+    pytest.importorskip("faiss")
+    out, _ = run("build", "corpus", "--json", cwd=folder)
+    assert json.loads(out)["kind"] == "flat"
+    for search in ("auto", "torch", "flat"):
+        out, err = run("score", "test", *SCORE, "--out", tmp_path / search, "--search", search,
+                       "--explain", "--json", cwd=folder)  # fmt: skip
+        summary = json.loads(out)
+        assert (summary["rows"], summary["bad_rows"], summary["complete"]) == (100, 0, True)
+        assert "memory: at most" in err
+    files = [(tmp_path / s / "shard-00000.parquet").read_bytes() for s in ("auto", "torch", "flat")]
+    assert files[0] == files[1] == files[2]
+    table = pq.read_table(tmp_path / "auto" / "shard-00000.parquet")
+    stored = {
+        name: EmbeddingStore.open(folder / name).embeddings("float64")
+        for name in ("test", "corpus", "classes", "normal")
+    }
+    expected = reference_scores(
+        stored["test"], stored["corpus"], stored["classes"], stored["normal"], labels[:200],
+        k=10, lam=0.5,
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        table.column("anomaly_score").to_numpy(), expected.anomaly, atol=1e-4, rtol=1e-5
+    )
+    names = ["cat", "dog", "cow"]
+    assert table.column("nearest_class").to_pylist() == [names[c] for c in expected.nearest_class]
+    assert table.column("entries")[0].as_py() == [f"word {i}" for i in expected.ids[0]]
+    contributions = np.array(table.column("contributions").to_pylist())
+    external = table.column("external_score").to_numpy()
+    np.testing.assert_allclose(contributions.sum(1), 0.5 * external, atol=1e-5)
+
+
+def test_scoring_again_is_harmless(chain, tmp_path):
+    folder, _ = chain
+    run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)
+    before = (tmp_path / "s" / "shard-00000.parquet").stat().st_mtime_ns
+    out, err = run("score", "test", *SCORE, "--out", tmp_path / "s", "--json", cwd=folder)
+    assert json.loads(out)["rows_now"] == 0
+    assert "continuing: 100 of 100 rows are scored already" in err
+    assert (tmp_path / "s" / "shard-00000.parquet").stat().st_mtime_ns == before
+    _, err = run("score", "test", *SCORE, "--out", tmp_path / "s", "-k", 5, cwd=folder, code=1)
+    assert "was begun with k 10, now it is 5" in err
+
+
+def test_quarantined_rows_end_in_exit_code_3(chain, tmp_path):
+    folder, _ = chain
+    out, err = run("score", "holes", *SCORE, "--out", tmp_path / "s", "--json", cwd=folder, code=3)
+    assert json.loads(out)["status"] == {"ok": 99, "zero_embedding": 1}
+    assert "1 of 100 rows have no score" in err
+    table = pq.read_table(tmp_path / "s" / "shard-00000.parquet")
+    row = table.slice(7, 1).to_pylist()[0]
+    assert row["anomaly_score"] is row["nearest_class"] is None
+    assert row["status"] == "zero_embedding"
+    run("verify", tmp_path / "s", cwd=folder, code=3)
+    run("verify", "holes", cwd=folder, code=3)
+
+
+def test_evaluate(chain, tmp_path):
+    folder, _ = chain
+    pytest.importorskip("sklearn")
+    run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)
+    scores = (
+        pq.read_table(tmp_path / "s" / "shard-00000.parquet").column("anomaly_score").to_numpy()
+    )
+    anomaly = (scores > np.median(scores)).astype(int)
+    np.save(tmp_path / "perfect.npy", anomaly)
+    out, _ = run("evaluate", tmp_path / "s", "--labels", tmp_path / "perfect.npy", "--json")
+    assert json.loads(out)["auroc"] == 1.0
+    lines = [f"{key},{flag}\n" for key, flag in reversed(list(enumerate(anomaly)))]
+    (tmp_path / "by_key.csv").write_text("key,label\n" + "".join(lines))
+    out, _ = run("evaluate", tmp_path / "s", "--labels", tmp_path / "by_key.csv", "--json")
+    assert json.loads(out)["auroc"] == 1.0
+    out, _ = run("evaluate", tmp_path / "s", "--labels", tmp_path / "by_key.csv")
+    assert "AUROC" in out
+    np.save(tmp_path / "short.npy", anomaly[:50])
+    _, err = run("evaluate", tmp_path / "s", "--labels", tmp_path / "short.npy", code=1)
+    assert "holds 50 labels, there are 100 rows" in err
+    np.save(tmp_path / "odd.npy", anomaly + 1)
+    _, err = run("evaluate", tmp_path / "s", "--labels", tmp_path / "odd.npy", code=1)
+    assert "label 2 of row" in err
+    assert "neither 0 (normal) nor 1 (anomaly)" in err
+
+
+def test_labels_by_key_and_by_number(chain, tmp_path):
+    folder, labels = chain
+    rows = list(enumerate(labels[:200]))
+    (tmp_path / "numbers.csv").write_text("key,label\n" + "".join(f"{i},{c}\n" for i, c in rows))
+    run("calibrate", "normal", "--labels", tmp_path / "numbers.csv", "--classes", "classes",
+        "--out", tmp_path / "c", cwd=folder)  # fmt: skip
+    out, _ = run("info", tmp_path / "c", "--json")
+    other, _ = run("info", folder / "calibration", "--json")
+    assert json.loads(out)["content_hash"] == json.loads(other)["content_hash"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("cat\n" * 199, "holds 199 labels, there are 200 rows"),
+        (
+            "cat\n" * 200,
+            "2 of 3 classes have fewer than 2 calibration images: 'dog' (0), 'cow' (0)",
+        ),
+        ("dog\n" + "cat\n" * 199, "'dog' (1), 'cow' (0)"),
+        ("horse\n" * 200, "labels no row with one of the 3 classes ('cat', 'dog', 'cow', ...)"),
+        ("3\n" * 200, "label 3 in row 0, there are 3 classes (0 to 2; -1 leaves a row out)"),
+    ],
+)
+def test_labels_that_do_not_fit(chain, tmp_path, labels, message):
+    folder, _ = chain
+    (tmp_path / "l.txt").write_text(labels)
+    _, err = run("calibrate", "normal", "--labels", tmp_path / "l.txt", "--classes", "classes",
+                 "--out", tmp_path / "c", cwd=folder, code=1)  # fmt: skip
+    assert message in err
+    assert not (tmp_path / "c").exists()
+
+
+def test_labels_without_the_column(chain, tmp_path):
+    folder, _ = chain
+    (tmp_path / "l.csv").write_text("a,b\n" + "x,y\n" * 200)
+    _, err = run("calibrate", "normal", "--labels", tmp_path / "l.csv", "--classes", "classes",
+                 "--out", tmp_path / "c", cwd=folder, code=1)  # fmt: skip
+    assert "has no column 'label'" in err
+    assert "its columns are a, b" in err
+    _, err = run("calibrate", "normal", "--classes", "classes", "--out", tmp_path / "c",
+                 cwd=folder, code=1)  # fmt: skip
+    assert "names 3 classes: --labels must say which class" in err
+
+
+def test_models_are_not_mixed(chain, tmp_path):
+    folder, _ = chain
+    run("import", "test.npy", "--kind", "image", "--model", "RN50", "--pretrained", "openai",
+        "--out", tmp_path / "other", cwd=folder)  # fmt: skip
+    _, err = run("score", tmp_path / "other", *SCORE, "--out", tmp_path / "s", cwd=folder, code=1)
+    assert "model name is 'RN50' and 'ViT-B-32'" in err
+    _, err = run("calibrate", tmp_path / "other", "--classes", "classes", "--labels", "labels.txt",
+                 "--out", tmp_path / "c", cwd=folder, code=1)  # fmt: skip
+    assert "'RN50' and 'ViT-B-32'" in err
+
+
+def test_other_bad_input_of_score(chain, tmp_path):
+    folder, _ = chain
+    np.save(tmp_path / "wide.npy", np.ones((3, 17), dtype=np.float32))
+    _, err = run(
+        "score", tmp_path / "wide.npy", *SCORE, "--out", tmp_path / "s", cwd=folder, code=1
+    )
+    assert "have dimension 17, corpus corpus has 16" in err
+    _, err = run("score", "test", *SCORE, "-k", 81, "--out", tmp_path / "s", cwd=folder, code=1)
+    assert "k = 81 must lie between 1 and the 80 entries of corpus" in err
+    _, err = run("score", "nowhere", *SCORE, "--out", tmp_path / "s", cwd=folder, code=1)
+    assert "nowhere does not exist" in err
+    _, err = run("score", "test", *SCORE, "--out", folder / "test.npy" / "s", cwd=folder, code=1)
+    assert "cannot write" in err
+    _, err = run("score", "test", "--corpus", "test", "--calibration", "calibration",
+                 "--out", tmp_path / "s", cwd=folder, code=1)  # fmt: skip
+    assert "test is a store of image embeddings, here one of text embeddings is needed" in err
+    _, err = run(
+        "score", "test", *SCORE, "--search", "ivf", "--out", tmp_path / "s", cwd=folder, code=1
+    )
+    assert "bliss-index build corpus --index ivf" in err
+    _, err = run(
+        "score", "test", *SCORE, "--search", "fast", "--out", tmp_path / "s", cwd=folder, code=1
+    )
+    assert "search must be one of auto, exact" in err
+    run("score", "test", cwd=folder, code=2)
+    run("score", "test", *SCORE, "-k", "ten", "--out", tmp_path / "s", cwd=folder, code=2)
+
+
+def test_a_truncated_shard_fails_alone_and_is_tried_again(chain, tmp_path):
+    folder, _ = chain
+    run("import", "test.npy", "--kind", "image", *MODEL, "--out", tmp_path / "t", cwd=folder)
+    shard = tmp_path / "t" / "shard-00000.arrow"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    _, err = run("score", tmp_path / "t", *SCORE, "--out", tmp_path / "s", cwd=folder, code=1)
+    assert f"has {len(whole) - 9} bytes, the manifest says {len(whole)}" in err
+    assert "1 of 1 parts failed; run the same command again" in err
+    shard.write_bytes(whole)
+    run("score", tmp_path / "t", *SCORE, "--out", tmp_path / "s", cwd=folder)
+    run("verify", tmp_path / "s")
+
+
+def test_a_stale_index_is_refused(chain, tmp_path):
+    folder, _ = chain
+    pytest.importorskip("faiss")
+    run("import", "vocabulary.npy", "--kind", "text", "--texts", "vocabulary.txt", *MODEL,
+        "--out", tmp_path / "corpus", cwd=folder)  # fmt: skip
+    run("build", tmp_path / "corpus", cwd=folder)
+    index = tmp_path / "corpus" / "index" / "index.json"
+    values = json.loads(index.read_text())
+    values["indexes"][0]["content_hash"] = "0" * 64
+    index.write_text(json.dumps(values))
+    arguments = ["--corpus", tmp_path / "corpus", "--calibration", "calibration"]
+    _, err = run("score", "test", *arguments, "--search", "flat", "--out", tmp_path / "s",
+                 cwd=folder, code=1)  # fmt: skip
+    assert "was built of content 0000" in err
+    _, err = run("verify", tmp_path / "corpus", code=1)
+    assert "was built of content 0000" in err
+
+
+def test_text_and_model_errors(tmp_path):
+    (tmp_path / "empty.txt").write_text("\n  \n")
+    _, err = run("encode-text", tmp_path / "empty.txt", "--out", tmp_path / "c", code=1)
+    assert "2 rows read, 2 empty" in err
+    (tmp_path / "words.txt").write_text("cat\n")
+    _, err = run("encode-text", tmp_path / "words.txt", "--model", "ViT-B-32", "--pretrained",
+                 "nothing", "--out", tmp_path / "c", code=1)  # fmt: skip
+    assert "nothing" in err
+    assert "openai" in err
+    assert not (tmp_path / "c").exists()
+
+
+def test_info(chain):
+    folder, _ = chain
+    out, _ = run("info", folder / "corpus", "--json")
+    facts = json.loads(out)
+    assert (facts["kind"], facts["rows"], facts["dtype"]) == ("text store", 80, "float16")
+    out, _ = run("info", folder / "corpus")
+    assert "ViT-B-32" in out
+    out, _ = run("info", "--json")
+    facts = json.loads(out)
+    assert set(facts["exact_search"]) == {"native", "torch"}
+    _, err = run("info", folder, code=1)
+    assert "is no store, calibration or scores directory" in err
+
+
+COMMANDS = ["demo", "encode-text", "encode-images", "import", "build", "calibrate", "score",
+            "evaluate", "verify", "info"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    out, _ = run(command, "--help")
+    assert "Usage" in out
+
+
+def test_the_start_imports_nothing_heavy():
+    script = """
+import sys
+from typer.testing import CliRunner
+from bliss_index.cli.app import app
+result = CliRunner().invoke(app, ["--help"])
+assert result.exit_code == 0, result.output
+heavy = {"torch", "faiss", "open_clip", "numpy", "pyarrow", "ray", "sklearn", "matplotlib", "PIL"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+    script = "import sys, bliss_index; print(len(dir(bliss_index)), 'numpy' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split()[1] == "False"
