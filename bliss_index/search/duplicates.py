@@ -45,9 +45,11 @@ class Duplicates:
         out_ids = np.empty((n, k), dtype=np.int64)
         sizes = np.minimum(np.diff(self.starts), k)
         counts = sizes[sets]
-        plain = (counts == 1).all(axis=1) & (sets.shape[1] == k)
-        out_values[plain] = values[plain]
-        out_ids[plain] = self.first[sets[plain]]
+        plain = np.zeros(n, dtype=bool)
+        if sets.shape[1] == k:
+            plain = (counts == 1).all(axis=1)
+            out_values[plain] = values[plain]
+            out_ids[plain] = self.first[sets[plain]]
         for row in np.flatnonzero(~plain):
             # Sets after the k-th row matter only where they tie with it.
             needed = int(np.searchsorted(np.cumsum(counts[row]), k)) + 1

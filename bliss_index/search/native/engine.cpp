@@ -66,7 +66,7 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
                Tuning tuning)
     : entries_(entries), k_(k), dim_(entries.dim), padded_((entries.dim + 15) / 16 * 16),
       steps_((entries.dim + 3) / 4), panels_((entries.count + kPanel - 1) / kPanel),
-      capacity_(std::max(tuning.capacity, 8 * k)),
+      capacity_(tuning.capacity + 8 * k),
       first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)), kernel_(kernel) {
   // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
   const std::size_t fitting = (std::size_t(8) << 20) / (8 * capacity_);

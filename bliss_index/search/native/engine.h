@@ -34,8 +34,8 @@ struct Rows {
 
 struct Tuning {
   std::size_t query_block = 128;  // queries that one thread works on at a time
-  std::size_t capacity = 512;     // candidates kept per query, before 8 k
-  std::size_t first_trigger = 64; // candidates before the first selection, before 2 k
+  std::size_t capacity = 512;     // candidates kept per query, and 8 k more
+  std::size_t first_trigger = 64;  // candidates before the first selection; 2 k at least
 };
 
 // Run body(index, worker) for every index on `threads` threads. `idle` is called on the calling

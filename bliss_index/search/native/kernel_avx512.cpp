@@ -4,39 +4,43 @@
 namespace bliss {
 namespace {
 
-template <int kQuery>
-inline __attribute__((always_inline)) void test_query(const Panel& panel, Group& group,
-                                                      __m512i sum0, __m512i sum1, __m512i sum2) {
+// Scores of one query; returns a bit per entry that passes its test.
+inline __attribute__((always_inline)) std::uint64_t test_query(const Panel& panel,
+                                                               const Group& group, std::size_t q,
+                                                               __m512i sum0, __m512i sum1,
+                                                               __m512i sum2, float* scores) {
+  const float bound = group.per_norm[q] * panel.largest_norm +
+                      group.per_residual[q] * panel.largest_residual;
+  const __m512 cut = _mm512_set1_ps(group.threshold[q] - bound);
+  const __m512 step = _mm512_set1_ps(group.step[q]);
+  const __m512 alpha = _mm512_set1_ps(group.alpha[q]);
   const __m512i sum[3] = {sum0, sum1, sum2};
-  const float bound = group.per_norm[kQuery] * panel.largest_norm +
-                      group.per_residual[kQuery] * panel.largest_residual;
-  const __m512 cut = _mm512_set1_ps(group.threshold[kQuery] - bound);
-  const __m512 step = _mm512_set1_ps(group.step[kQuery]);
-  const __m512 alpha = _mm512_set1_ps(group.alpha[kQuery]);
-  __m512 score[3];
-  __mmask16 hit[3];
+  std::uint64_t hits = 0;
   for (int j = 0; j < 3; ++j) {
-    const __m512 dot = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[j]), _mm512_loadu_ps(panel.step + 16 * j));
-    score[j] = _mm512_fmadd_ps(dot, step, _mm512_mul_ps(alpha, _mm512_loadu_ps(panel.bias + 16 * j)));
-    hit[j] = _mm512_cmp_ps_mask(score[j], cut, _CMP_GE_OQ);
+    const __m512 steps = _mm512_mul_ps(step, _mm512_loadu_ps(panel.step + 16 * j));
+    const __m512 bias = _mm512_mul_ps(alpha, _mm512_loadu_ps(panel.bias + 16 * j));
+    const __m512 score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[j]), steps, bias);
+    _mm512_store_ps(scores + 16 * j, score);
+    hits |= std::uint64_t(_mm512_cmp_ps_mask(score, cut, _CMP_GE_OQ)) << (16 * j);
   }
-  if (__builtin_expect((hit[0] | hit[1] | hit[2]) == 0, 1)) return;
+  return hits;
+}
+
+// Append the entries in `hits` to a query's candidates. Compressing in a register and storing all
+// lanes is far faster than a compressing store, and no branch waits on which vectors were hit.
+inline void append(const Panel& panel, Group& group, std::size_t q, std::uint64_t hits,
+                   const float* scores) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  std::uint32_t count = group.count[q];
   for (std::uint32_t j = 0; j < 3; ++j) {
-    __mmask16 mask = hit[j];
-    if (panel.valid < kPanel) {
-      const int left = int(panel.valid) - int(16 * j);
-      mask &= left >= 16 ? 0xffff : left <= 0 ? 0 : (1u << left) - 1;
-    }
-    if (!mask) continue;
-    const __m512i lane =
-        _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __mmask16 mask = __mmask16(hits >> (16 * j));
     const __m512i id = _mm512_add_epi32(lane, _mm512_set1_epi32(int(panel.first_id + 16 * j)));
-    // Compressing in a register and storing all lanes is far faster than a compressing store.
-    const std::uint32_t count = group.count[kQuery];
-    _mm512_storeu_si512(group.ids[kQuery] + count, _mm512_maskz_compress_epi32(mask, id));
-    _mm512_storeu_ps(group.scores[kQuery] + count, _mm512_maskz_compress_ps(mask, score[j]));
-    group.count[kQuery] = count + std::uint32_t(__builtin_popcount(mask));
+    _mm512_storeu_si512(group.ids[q] + count, _mm512_maskz_compress_epi32(mask, id));
+    _mm512_storeu_ps(group.scores[q] + count,
+                     _mm512_maskz_compress_ps(mask, _mm512_load_ps(scores + 16 * j)));
+    count += std::uint32_t(__builtin_popcount(mask));
   }
+  group.count[q] = count;
 }
 
 // One step of four coordinates for queries q to q + 3. Written out, because the compiler copies
@@ -61,7 +65,9 @@ inline __attribute__((always_inline)) void test_query(const Panel& panel, Group&
 #define BLISS_ALL(action) \
   action(0) action(1) action(2) action(3) action(4) action(5) action(6) action(7)
 #define BLISS_START(q) __m512i s##q##0 = start0, s##q##1 = start1, s##q##2 = start2;
-#define BLISS_TEST(q) test_query<q>(panel, group, s##q##0, s##q##1, s##q##2);
+#define BLISS_TEST(q)                                                                      \
+  hits[q] = valid & test_query(panel, group, q, s##q##0, s##q##1, s##q##2, scores + q * kPanel); \
+  pending |= unsigned(hits[q] != 0) << q;
 
 void score(const Panel& panel, Group& group, std::size_t steps) {
   const __m512i start0 = _mm512_loadu_si512(panel.correction);
@@ -77,7 +83,15 @@ void score(const Panel& panel, Group& group, std::size_t steps) {
     BLISS_STEP("0", "4", "8", "12", 0, 1, 2, 3)
     BLISS_STEP("16", "20", "24", "28", 4, 5, 6, 7)
   }
+  alignas(64) float scores[kGroup * kPanel];
+  std::uint64_t hits[kGroup];
+  const std::uint64_t valid = (std::uint64_t(1) << panel.valid) - 1;
+  unsigned pending = 0;
   BLISS_ALL(BLISS_TEST)
+  for (; pending; pending &= pending - 1) {
+    const std::size_t q = std::size_t(__builtin_ctz(pending));
+    append(panel, group, q, hits[q], scores + q * kPanel);
+  }
 }
 
 #undef BLISS_QUERY
