@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -163,7 +164,9 @@ def _draw(folder: Path, kinds: Sequence[str], count: int, seed: int) -> None:
             if not path.exists():
                 scene = draw_scene(np.random.default_rng([seed, number, image]), kind=kind)
                 with atomic_file(path) as sink:
-                    scene.image.save(sink, format="PNG")
+                    picture = io.BytesIO()
+                    scene.image.save(picture, format="PNG")
+                    sink.write(picture.getvalue())
 
 
 def _write_lines(path: Path, lines: Sequence[str]) -> None:

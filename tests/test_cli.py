@@ -221,7 +221,7 @@ def test_other_bad_input_of_score(chain, tmp_path):
     _, err = run(
         "score", "test", *SCORE, "--search", "fast", "--out", tmp_path / "s", cwd=folder, code=1
     )
-    assert "search must be one of auto, exact" in err
+    assert "search must be one of auto, native" in err
     run("score", "test", cwd=folder, code=2)
     run("score", "test", *SCORE, "-k", "ten", "--out", tmp_path / "s", cwd=folder, code=2)
 

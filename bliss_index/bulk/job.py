@@ -11,7 +11,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bliss_index.bulk.inputs import JobInput, open_input
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.bulk.inputs import InputPart, JobInput, open_input
 from bliss_index.bulk.memory import MemoryPlan, plan_memory
 from bliss_index.bulk.records import (
     JOB_NAME,
@@ -39,9 +42,11 @@ from bliss_index.errors import (
 )
 from bliss_index.store import require_same_model
 from bliss_index.store.files import DirectoryLock, make_directory, remove_temporaries, write_json
+from bliss_index.store.schema import OK
 from bliss_index.store.sources import ColumnNames
 
 ENGINES = ("local", "ray")
+_SAMPLE_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -211,9 +216,15 @@ def run_job(
             budget=options.memory,
         )
         listener.planned(plan, manifest.rows, state.rows)
-        task = WorkerTask(str(location), options.columns, str(directory), settings, plan.batch_rows)
         state.require_few_bad()
-        with contextlib.closing(_results(task, state.pending(), options, listener)) as results:
+        pending = state.pending()
+        if pending:
+            queries = _sample(images.parts[pending[0]])
+            settings, reason = inputs.chosen(queries, manifest.rows - state.rows)
+            if reason:
+                listener.notice(reason)
+        task = WorkerTask(str(location), options.columns, str(directory), settings, plan.batch_rows)
+        with contextlib.closing(_results(task, pending, options, listener)) as results:
             for result in results:
                 state.take(result)
                 state.require_few_bad()
@@ -354,6 +365,16 @@ def _results(
         )
         for index in pending:
             yield worker.score(index)
+
+
+def _sample(part: InputPart) -> npt.NDArray[Any]:
+    """Return a few hundred good images of a part; none where it is damaged."""
+    try:
+        for rows in part.read(_SAMPLE_ROWS):
+            return np.asarray(rows.embeddings[rows.status == OK])
+    except CorruptStoreError:
+        pass  # scoring the part will say so
+    return np.empty((0, 0))
 
 
 def _threads_of_one(settings: ScoreSettings, options: JobOptions) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError, StoreError
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
 
 _GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-EXACT_SEARCHES = ("auto", "exact", "native", "torch")
+EXACT_SEARCHES = ("auto", "native", "torch", "faiss")
 INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
 
 
@@ -31,8 +33,8 @@ class ScoreSettings:
     k, lam
         Entries per image, and the weight of the external score.
     search
-        "auto" takes the fastest exact search, "native" and "torch" name one, and "flat", "ivf",
-        "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
+        "auto" takes the fastest exact search, "native", "torch" and "faiss" name one, and "flat",
+        "ivf", "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
     device
         "auto", "cpu", or a torch device such as "cuda:0".
     threads
@@ -123,6 +125,33 @@ class ScoringInputs:
             values["index sha256"] = self._index_sha256()
         return values
 
+    def chosen(self, queries: npt.NDArray[Any], rows: int) -> tuple[ScoreSettings, str]:
+        """Replace the search "auto" by the fastest exact one here; also say why.
+
+        Parameters
+        ----------
+        queries
+            (n, d) images of the job, some hundred.
+        rows
+            Images to score.
+        """
+        settings = self.settings
+        if settings.search != "auto":
+            return settings, ""
+        device = _torch_device(settings.device)
+        if device is not None:
+            return settings, f"exact search on {device}"
+        from bliss_index.search.choice import choose_search
+
+        choice = choose_search(
+            self.corpus.embeddings(),
+            settings.k,
+            queries=queries,
+            rows=rows,
+            threads=settings.threads,
+        )
+        return replace(settings, search=choice.name), choice.reason
+
     def make_scorer(self) -> BlissScorer:
         """Prepare the search and the tables; takes memory and time."""
         entries = self.corpus.embeddings()
@@ -138,13 +167,12 @@ class ScoringInputs:
             return open_index(
                 self.corpus, settings.k, settings.search, device, threads=settings.threads
             )
-        from bliss_index.search import exact_search
+        from bliss_index.search.choice import make_exact
 
-        named = settings.search in ("native", "torch")
-        return exact_search(
+        return make_exact(
+            settings.search,
             entries,
             settings.k,
-            backend=settings.search if named else "auto",
             threads=settings.threads,
             device=_torch_device(settings.device),
         )

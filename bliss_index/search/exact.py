@@ -158,12 +158,12 @@ class ExactSearch:
     @property
     def dim(self) -> int:
         """Length of a vector."""
-        return self._dim
+        return int(self._dim)
 
     @property
     def size(self) -> int:
         """Number of vocabulary entries."""
-        return self._size
+        return int(self._size)
 
     @property
     def k(self) -> int:
@@ -182,7 +182,7 @@ class ExactSearch:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the prepared vocabulary plus the workspace's bound, for any number of queries."""
+        """Bytes of the prepared vocabulary and of the workspace, for any number of queries."""
         return self._backend.memory_bytes
 
     def describe(self) -> str:

@@ -26,7 +26,7 @@ _SAFE_LARGEST = 2.0**60
 def load_native() -> tuple[ModuleType | None, str]:
     """Return the compiled extension and its best kernel's name, or None and the reason."""
     try:
-        from bliss_index.search import _native  # type: ignore[attr-defined]
+        from bliss_index.search import _native
     except ImportError as error:
         return None, f"extension not built or not loadable ({error})"
     kernel = _native.kernel_name()
@@ -91,7 +91,7 @@ class NativeBackend:
         size, dim = self._vocabulary.shape
         seconds = self._engine.kernel_seconds(rows, self._threads)
         block = self._engine.query_block
-        return 2.0 * size * dim * (-(-rows // block) * block) / float(seconds)
+        return float(2.0 * size * dim * (-(-rows // block) * block) / seconds)
 
     def search(
         self, queries: npt.NDArray[Any], first_row: int

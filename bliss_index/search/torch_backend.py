@@ -69,7 +69,7 @@ class TorchBackend:
     def memory_bytes(self) -> int:
         """Bytes of the converted vocabulary and of the largest tile."""
         tile = 4 * self._tile_rows * self._tile_entries
-        return int(self._entries.numel()) * 4 + self._norms64.nbytes + 3 * tile
+        return int(self._entries.numel() * 4 + self._norms64.nbytes + 3 * tile)
 
     def search(
         self, queries: npt.NDArray[Any], first_row: int

@@ -1,0 +1,122 @@
+"""The fastest exact search here, found by a short measurement. It changes no result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import MissingDependencyError
+from bliss_index.search.exact import available_backends, exact_search
+from bliss_index.search.protocol import TopKSearch
+
+_SAMPLE_ENTRIES = 8192
+_SAMPLE_QUERIES = 512
+_LEAST_PRODUCTS = 2e12  # below that a job takes a few seconds, and measuring costs one or two
+_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class SearchChoice:
+    """Which exact search was chosen.
+
+    Attributes
+    ----------
+    name
+        "native", "torch" or "faiss".
+    rates
+        Queries per second of every way that was measured, on a part of the vocabulary.
+    reason
+        One sentence for people.
+    """
+
+    name: str
+    rates: dict[str, float]
+    reason: str
+
+
+def choose_search(
+    vocabulary: npt.NDArray[Any],
+    k: int,
+    *,
+    queries: npt.NDArray[Any] | None = None,
+    rows: int | None = None,
+    threads: int | None = None,
+) -> SearchChoice:
+    """Measure the exact ways that are installed, and name the fastest.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) entries; 8192 of them are used.
+    k
+        Results per query.
+    queries
+        (n, d) queries of the kind to come, some hundred; entries of the vocabulary where there are
+        none.
+    rows
+        How many queries are to come. Where they are few, nothing is measured.
+    threads
+        Threads of the search.
+    """
+    usable = [name for name, what in available_backends().items() if "unavailable" not in what]
+    if rows is not None and 2.0 * rows * vocabulary.size < _LEAST_PRODUCTS:
+        return SearchChoice(usable[0], {}, f"{usable[0]} search (too few images to measure others)")
+    step = max(1, vocabulary.shape[0] // _SAMPLE_ENTRIES)
+    entries = np.ascontiguousarray(vocabulary[::step][:_SAMPLE_ENTRIES])
+    sample = entries if queries is None or not queries.size else queries
+    sample = np.ascontiguousarray(sample[:_SAMPLE_QUERIES])
+    top = min(k, entries.shape[0])
+    rates = {}
+    for name in (*usable, "faiss"):
+        try:
+            search = make_exact(name, entries, top, threads=threads)
+        except MissingDependencyError:
+            continue
+        rates[name] = sample.shape[0] / _seconds(search.search, sample)
+    fastest = max(rates, key=lambda name: rates[name])
+    others = ", ".join(
+        f"{name} {rate:,.0f}" for name, rate in sorted(rates.items(), key=lambda pair: -pair[1])
+    )
+    reason = (
+        f"{fastest} search is the fastest exact one here (queries/s against "
+        f"{entries.shape[0]} entries: {others})"
+    )
+    return SearchChoice(fastest, rates, reason)
+
+
+def make_exact(
+    name: str,
+    vocabulary: npt.NDArray[Any],
+    k: int,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+) -> TopKSearch:
+    """Prepare one of the exact ways: "native", "torch" or "faiss".
+
+    Raises
+    ------
+    MissingDependencyError
+        faiss is asked for and not installed.
+    """
+    if name == "faiss":
+        from bliss_index.search.faiss_build import build_index
+
+        return build_index(vocabulary, "flat", k=k, threads=threads)
+    return exact_search(vocabulary, k, backend=name, threads=threads, device=device)
+
+
+def _seconds(search: Callable[[npt.NDArray[Any]], Any], queries: npt.NDArray[Any]) -> float:
+    """Best time of a few rounds, after one that warms up."""
+    search(queries[: max(1, queries.shape[0] // 4)])
+    times = []
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        search(queries)
+        times.append(time.perf_counter() - began)
+    return max(min(times), 1e-9)

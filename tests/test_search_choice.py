@@ -1,0 +1,43 @@
+"""The choice of a search: what is measured, and that it changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bliss_reference import clip_like
+
+from bliss_index.search.choice import choose_search, make_exact
+
+
+@pytest.fixture
+def data(rng):
+    images, vocabulary, _, _ = clip_like(rng, 200, 500, 1, 24)
+    return images, vocabulary
+
+
+def test_all_ways_are_measured_and_the_fastest_is_named(data):
+    images, vocabulary = data
+    pytest.importorskip("faiss")
+    choice = choose_search(vocabulary, 10, queries=images, threads=1)
+    assert {"torch", "faiss"} <= set(choice.rates)
+    assert choice.name == max(choice.rates, key=choice.rates.get)
+    assert choice.reason.startswith(f"{choice.name} search is the fastest")
+    assert all(f"{name} {rate:,.0f}" in choice.reason for name, rate in choice.rates.items())
+
+
+def test_few_images_are_not_worth_a_measurement(data):
+    _, vocabulary = data
+    choice = choose_search(vocabulary, 10, rows=1000, threads=1)
+    assert choice.rates == {}
+    assert "too few images" in choice.reason
+
+
+def test_a_choice_changes_no_result(data):
+    images, vocabulary = data
+    names = choose_search(vocabulary, 10, threads=1).rates
+    first = None
+    for name in names:
+        found = make_exact(name, vocabulary, 10, threads=1).search(images)
+        first = first or found
+        np.testing.assert_array_equal(found[0], first[0])
+        np.testing.assert_array_equal(found[1], first[1])
