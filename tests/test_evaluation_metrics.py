@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError
-
-sk = pytest.importorskip("sklearn.metrics")
-
-from bliss_index.evaluation.metrics import (  # noqa: E402
-    METRICS,
-    auroc,
-    evaluate_scores,
-    weighted_metrics,
-)
-from bliss_index.evaluation.protocols import (  # noqa: E402
+from bliss_index.errors import InvalidInputError
+from bliss_index.evaluation.metrics import METRICS, auroc, evaluate_scores
+from bliss_index.evaluation.protocols import (
     PROTOCOLS,
     EvaluationProtocol,
     find_protocol,
@@ -67,22 +56,65 @@ def test_metrics_are_what_counting_gives(pairs: list[tuple[int, bool]]) -> None:
         return
     found = evaluate_scores(scores, anomaly)
     expected = by_counting(scores, anomaly)
-    weighted = weighted_metrics(np.array(scores), np.array(anomaly), np.ones((1, len(pairs))))[0]
-    for column, name in enumerate(METRICS):
+    for name in METRICS:
         assert getattr(found, name) == pytest.approx(expected[name], abs=1e-12), name
-        assert weighted[column] == pytest.approx(expected[name], abs=1e-12), name
 
 
-def test_weights_count_as_repetitions() -> None:
+@pytest.mark.parametrize("decimals", [1, 16], ids=["ties", "no ties"])
+def test_metrics_are_scikit_learns(decimals: int) -> None:
+    sk = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
-    scores = rng.normal(size=200).round(1)
-    anomaly = rng.random(200) < 0.3
-    weights = rng.integers(0, 4, 200)
-    repeated = evaluate_scores(np.repeat(scores, weights), np.repeat(anomaly, weights))
-    row = weighted_metrics(scores, anomaly, weights[None, :].astype(float))[0]
-    for column, name in enumerate(METRICS):
-        assert row[column] == pytest.approx(getattr(repeated, name), abs=1e-12), name
-    assert row[0] == pytest.approx(sk.roc_auc_score(anomaly, scores, sample_weight=weights))
+    anomaly = rng.random(5000) < 0.1
+    scores = (rng.normal(size=5000) + anomaly).round(decimals)
+    found = evaluate_scores(scores, anomaly)
+    expected = {
+        "auroc": sk.roc_auc_score(anomaly, scores),
+        "aupr_anomaly": sk.average_precision_score(anomaly, scores),
+        "aupr_normal": sk.average_precision_score(~anomaly, -scores),
+    }
+    for name, sign in (("anomaly", 1), ("normal", -1)):
+        positive = anomaly if sign == 1 else ~anomaly
+        fpr, tpr, _ = sk.roc_curve(positive, sign * scores, drop_intermediate=False)
+        expected[f"fpr95_{name}"] = fpr[np.argmax(tpr >= 0.95)]
+    for name in METRICS:
+        assert getattr(found, name) == pytest.approx(expected[name], abs=1e-12), name
+    assert (found.normal, found.anomalies) == (int((~anomaly).sum()), int(anomaly.sum()))
+
+
+def test_bootstrap_resamples_images_of_either_kind() -> None:
+    """The interval's ends are quantiles of the metrics of resampled sets, written out here."""
+    rng = np.random.default_rng(2)
+    anomaly = np.arange(80) % 4 == 0
+    scores = (rng.normal(size=80) + anomaly).round(1)
+    found = evaluate_scores(scores, anomaly, resamples=2000, confidence=0.9, seed=1)
+    high, low = scores[anomaly], scores[~anomaly]
+    drawn = [
+        evaluate_scores(np.append(rng.choice(high, 20), rng.choice(low, 60)), np.arange(80) < 20)
+        for _ in range(2000)
+    ]
+    for name in METRICS:
+        values = [getattr(m, name) for m in drawn]
+        spread = np.std(values)
+        for end, quantile in (
+            (found.intervals[name].low, 0.05),
+            (found.intervals[name].high, 0.95),
+        ):
+            assert end == pytest.approx(np.quantile(values, quantile), abs=0.2 * spread), name
+
+
+def test_missing_scores_are_counted_or_refused() -> None:
+    scores, anomaly = [0.1, np.nan, 0.4, 0.35, np.nan, 0.8, np.nan], [0, 0, 0, 1, 1, 1, 1]
+    with pytest.raises(InvalidInputError, match="3 of 7 scores are not finite, the first at row 1"):
+        evaluate_scores(scores, anomaly)
+    found = evaluate_scores(scores, anomaly, allow_missing=True)
+    assert found.auroc == 0.75
+    assert (found.normal, found.anomalies) == (2, 2)
+    assert (found.missing_normal, found.missing_anomalies) == (1, 2)
+    assert found.to_json()["missing_anomalies"] == 2
+    with pytest.raises(InvalidInputError, match="1 of 4 scores are not finite, the first at row 3"):
+        evaluate_scores([0.1, 0.2, 0.3, np.inf], [0, 1, 0, 1], allow_missing=True)
+    with pytest.raises(InvalidInputError, match="got 0 anomalies and 2 normal"):
+        evaluate_scores([0.1, 0.2, np.nan], [0, 0, 1], allow_missing=True)
 
 
 def test_bootstrap_intervals_hold_the_value_and_come_from_the_seed() -> None:
@@ -108,7 +140,7 @@ def test_bootstrap_intervals_hold_the_value_and_come_from_the_seed() -> None:
     ]
 
 
-def test_bad_scores_and_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_scores_and_labels_are_named() -> None:
     with pytest.raises(InvalidInputError, match=r"shape \(3,\) and labels of shape \(2,\)"):
         auroc([1, 2, 3], [0, 1])
     with pytest.raises(InvalidInputError, match="1 of 3 scores are not finite, the first at row 2"):
@@ -119,13 +151,6 @@ def test_bad_scores_and_labels_are_named(monkeypatch: pytest.MonkeyPatch) -> Non
         auroc([1, 2, 3], [0, 0, 0])
     with pytest.raises(InvalidInputError, match="got 1 and 0.95"):
         evaluate_scores([1, 2], [0, 1], resamples=1)
-
-    def fail(name: str) -> Any:
-        raise ImportError(f"No module named {name}")
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'bliss-index\[report\]'"):
-        auroc([1, 2], [0, 1])
 
 
 def test_protocols_are_the_published_ones() -> None:
