@@ -59,7 +59,7 @@ def folder(tmp_path):
 def tar(tmp_path):
     path = tmp_path / "images.tar"
     with tarfile.open(path, "w") as archive:
-        for number, name in enumerate(sorted(NAMES)):
+        for number in range(len(NAMES)):
             for extension, body in [
                 ("json", json.dumps({"n": number}).encode()),
                 ("png", content_of(number)),
