@@ -1,0 +1,122 @@
+"""What every benchmark records: the machine, the versions, and fair settings for BLAS."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("numpy", "torch", "faiss-cpu", "faiss-gpu", "usearch", "pyarrow", "open_clip_torch")
+
+
+def use_fast_blas(threads: int) -> None:
+    """Start this script again with OpenBLAS's best kernels for AVX-512, if they are not set.
+
+    OpenBLAS reads these variables when it is loaded. A preset OPENBLAS_CORETYPE or L2 size can cost
+    faiss and numpy a third of their speed, which would not be a fair comparison.
+    """
+    wanted = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    if has_avx512():
+        wanted["OPENBLAS_CORETYPE"] = "SKYLAKEX"
+    if "OPENBLAS_L2_SIZE" in os.environ or any(os.environ.get(n) != v for n, v in wanted.items()):
+        os.environ.pop("OPENBLAS_L2_SIZE", None)
+        os.environ.update(wanted)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def has_avx512() -> bool:
+    """Whether the processor has AVX-512."""
+    try:
+        return "avx512f" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def describe_machine(threads: int) -> dict[str, Any]:
+    """Facts about the machine and the software, JSON-ready."""
+    name = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).split(":")[1].strip()
+    except (OSError, StopIteration):
+        pass
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": date.today().isoformat(),
+        "processor": name,
+        "processors": os.cpu_count(),
+        "threads": threads,
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "openblas_coretype": os.environ.get("OPENBLAS_CORETYPE"),
+        "python": platform.python_version(),
+        "versions": versions,
+        "commit": _commit(),
+        "command": " ".join(
+            ["python", *(Path(a).name if a == sys.argv[0] else a for a in sys.argv)]
+        ),
+    }
+
+
+def write_result(path: Path | None, result: dict[str, Any]) -> None:
+    """Print a result, and write it where asked."""
+    text = json.dumps(result, indent=1) + "\n"
+    if path is None:
+        print(text)
+    else:
+        path.write_text(text)
+
+
+def clip_like(count: int, dim: int, kind: str, seed: int, dtype: type = np.float32) -> np.ndarray:
+    """Unit vectors with the shape of CLIP's embeddings: (count, dim).
+
+    A common direction (of norm 0.82 for "text", 0.68 for "image", as ViT-B/32 has), a decaying
+    spectrum around it that both kinds share, and two coordinates much larger than the others.
+    """
+    shared = np.random.default_rng(12345)
+    basis = np.linalg.qr(shared.normal(size=(dim, dim)))[0]
+    scales = (np.arange(dim) + 2.0) ** -0.4
+    centres = shared.normal(size=(2, dim))
+    centres[:, :2] *= 12
+    centre = centres[0 if kind == "text" else 1]
+    norm = 0.82 if kind == "text" else 0.68
+    centre *= norm / np.linalg.norm(centre)
+    spread = np.sqrt((1 - norm**2) / np.sum(scales**2))
+    rng = np.random.default_rng(seed)
+    rows = np.empty((count, dim), dtype=dtype)
+    transform = (scales[:, None] * spread * basis).astype(np.float32)
+    for start in range(0, count, 65536):
+        part = rng.standard_normal((min(65536, count - start), dim), dtype=np.float32) @ transform
+        part += centre.astype(np.float32)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+        rows[start : start + len(part)] = part
+    return rows
+
+
+def peak_memory_mib() -> float:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+    return done.stdout.strip() or None
