@@ -228,6 +228,8 @@ def run_job(
             for result in results:
                 state.take(result)
                 state.require_few_bad()
+        if options.task is None:
+            _tidy(directory)  # what workers left behind that were killed
         summary = state.summary(time.perf_counter() - began)
         if options.task is None:
             write_json(directory / STATISTICS_NAME, summary.to_json())
@@ -404,14 +406,19 @@ def _locked(directory: Path, options: JobOptions) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if options.task is None:
             stack.enter_context(DirectoryLock(directory))
-            remove_temporaries(directory)
-            if (directory / RECORD_FOLDER).is_dir():
-                remove_temporaries(directory / RECORD_FOLDER)
+            _tidy(directory)
         else:
             stack.enter_context(DirectoryLock(directory, shared=True))
             name = f".lock-{options.task.replace('/', '-of-')}"
             stack.enter_context(DirectoryLock(directory, name))
         yield
+
+
+def _tidy(directory: Path) -> None:
+    """Remove files that nobody will finish; only while nobody else writes here."""
+    for folder in (directory, directory / RECORD_FOLDER):
+        if folder.is_dir():
+            remove_temporaries(folder)
 
 
 def _begin(directory: Path, images: JobInput, inputs: ScoringInputs) -> JobManifest:

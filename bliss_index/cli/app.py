@@ -38,9 +38,10 @@ def run() -> None:
     except BlissError as error:
         say(f"error: {error}")
         sys.exit(EXIT_ERROR)
-    except KeyboardInterrupt:
-        say("interrupted; what is done is kept, run the same command again to continue")
-        sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:  # which Typer makes of Ctrl-C
+            say("interrupted; what is done is kept, run the same command again to continue")
+        raise
     except BrokenPipeError:
         # Whoever read our output had enough of it. Nothing more can be written there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,129 @@
+"""A small job for the tests of the bulk engine, and ways to interrupt and compare it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from bliss_reference import clip_like
+
+from bliss_index.bulk import ScoreSettings
+from bliss_index.calibration import calibrate
+from bliss_index.store import ModelIdentity, StoreWriter
+
+MODEL = ModelIdentity("ViT-B-32", "openai")
+DIM = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """Folders of a corpus, a calibration and images."""
+
+    folder: Path
+    corpus: Path
+    calibration: Path
+    images: Path
+
+    def settings(self, **more) -> ScoreSettings:
+        values = {"k": 5, "search": "native", "threads": 1, "device": "cpu", **more}
+        return ScoreSettings(str(self.corpus), str(self.calibration), **values)
+
+
+def make_job(folder: Path, *, shards=6, rows=50, entries=80, dim=DIM) -> Job:
+    """A corpus, a calibration, and an image store of `shards` shards of `rows` rows."""
+    count = shards * rows
+    images, vocabulary, texts, labels = clip_like(
+        np.random.default_rng(1), count + 200, entries, 3, dim
+    )
+    write_text(folder / "corpus", vocabulary)
+    calibration = calibrate(
+        [(images[:200], labels[:200])], texts, ["cat", "dog", "cow"], model=MODEL
+    )
+    calibration.save(folder / "calibration")
+    write_images(folder / "images", images[200:], rows)
+    return Job(folder, folder / "corpus", folder / "calibration", folder / "images")
+
+
+def write_text(path: Path, rows: np.ndarray, model=MODEL) -> None:
+    with StoreWriter(path, kind="text", model=model, dim=rows.shape[1]) as writer:
+        names = [f"word {i}" for i in range(len(rows))]
+        writer.append(names, rows, texts=names)
+
+
+def write_images(path: Path, rows: np.ndarray, rows_per_shard: int, **more) -> None:
+    with StoreWriter(
+        path, kind="image", model=MODEL, dim=rows.shape[1], rows_per_shard=rows_per_shard
+    ) as writer:
+        writer.append([f"image {i}" for i in range(len(rows))], rows, **more)
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    """The Parquet files of a scores directory; anything left over is an error."""
+    names = {p.name for p in folder.iterdir()}
+    files = {name for name in names if name.endswith(".parquet")}
+    assert names - files == {"job.json", "records", "statistics.json"}, names
+    records = {p.name for p in (folder / "records").iterdir()}
+    assert records == {name.replace(".parquet", ".json") for name in files}
+    return {name: (folder / name).read_bytes() for name in sorted(files)}
+
+
+def score_command(job: Job, out: Path, *more) -> list[str]:
+    return [
+        sys.executable, "-m", "bliss_index", "score", str(job.images),
+        "--corpus", str(job.corpus), "--calibration", str(job.calibration), "--out", str(out),
+        "-k", "5", "--search", "native", "--devices", "cpu", "--threads", "1", *map(str, more),
+    ]  # fmt: skip
+
+
+def kill_at_random(command: list[str], rng, *, least=0.3, most=1.5, kills=5) -> int:
+    """Run a command and kill it at random moments, `kills` times at most; then to its end.
+
+    Returns
+    -------
+    How often it was killed before it had ended by itself.
+    """
+    for number in range(kills + 1):
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        try:
+            patience = rng.uniform(least, most) if number < kills else 300
+            _, errors = process.communicate(timeout=patience)
+        except subprocess.TimeoutExpired:
+            # The parent alone: its workers must not outlive it by themselves.
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            continue
+        assert process.returncode == 0, errors.decode()
+        return number
+    raise AssertionError(f"not finished within 300 s after {kills} kills")
+
+
+def wait_for(condition, seconds=60.0):
+    """Wait until something is true; return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("waited in vain")
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes whose parent is `pid`."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path("/proc", entry, "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[1]) == pid:
+                found.append(int(entry))
+    return found
