@@ -228,8 +228,6 @@ def run_job(
             for result in results:
                 state.take(result)
                 state.require_few_bad()
-        if options.task is None:
-            _tidy(directory)  # what workers left behind that were killed
         summary = state.summary(time.perf_counter() - began)
         if options.task is None:
             write_json(directory / STATISTICS_NAME, summary.to_json())
@@ -406,7 +404,8 @@ def _locked(directory: Path, options: JobOptions) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if options.task is None:
             stack.enter_context(DirectoryLock(directory))
-            _tidy(directory)
+            _tidy(directory)  # what a killed job left behind
+            stack.callback(_tidy, directory)  # what our own workers did, if they were killed
         else:
             stack.enter_context(DirectoryLock(directory, shared=True))
             name = f".lock-{options.task.replace('/', '-of-')}"
