@@ -135,7 +135,7 @@ def read_calibration(directory: Path) -> Calibration:
             identity,
             attributes,
         )
-    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptStoreError(f"{classes} is damaged: {error}") from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
     from bliss_index.store.source_parquet import MetadataTable
 
 _ARRAY_NAME = "embeddings"
+# What numpy's parser of headers raises on damaged ones.
+_HEADER_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    SyntaxError,
+    RecursionError,
+    tokenize.TokenError,
+    OSError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +145,7 @@ def read_npz(file: SourceFile) -> ArrayPart:
                     f"{file.name} has no array {_ARRAY_NAME!r}; it has {', '.join(arrays.files)}"
                 )
             array = arrays[_ARRAY_NAME]
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except (*_HEADER_ERRORS, AttributeError, zlib.error, zipfile.BadZipFile) as error:
         raise InvalidInputError(f"{file.name} cannot be read as .npz: {error}") from error
     if array.ndim != 2:
         raise InvalidInputError(
@@ -153,7 +166,7 @@ def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any]
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
             raise ValueError(f"format version {version} is not known")
-    except (ValueError, TypeError, SyntaxError, OSError, EOFError) as error:
+    except _HEADER_ERRORS as error:
         raise InvalidInputError(f"{name} cannot be read as .npy: {error}") from error
     if fortran or len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
         order = "column by column" if fortran else "row by row"

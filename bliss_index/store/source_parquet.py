@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,22 +80,15 @@ class ParquetPart:
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
         embedding, key, text = self.columns
-        try:
-            with _opened(self.file) as table:
-                for batch in table.iter_batches(batch_size=rows):
-                    errors: dict[int, tuple[str, str]] = {}
-                    matrix = _matrix(batch.column(embedding), self.dim, errors)
-                    keys = None if key is None else _strings(batch.column(key))
-                    for row, value in enumerate(keys or ()):
-                        if value is None:
-                            errors[row] = (MISSING_KEY, f"column {key!r} is null")
-                    texts = None if text is None else _strings(batch.column(text))
-                    metadata = pa.Table.from_batches([batch]).select(list(self.carried))
-                    yield EmbeddingBatch(matrix, keys, texts, errors, metadata)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            if isinstance(error, InvalidInputError):
-                raise
-            raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
+        with _opened(self.file) as table:
+            for batch in table.iter_batches(batch_size=rows):
+                errors: dict[int, tuple[str, str]] = {}
+                matrix = _matrix(batch.column(embedding), self.dim, errors)
+                keys = None if key is None else _strings(batch.column(key))
+                errors.update(_missing(keys, key))
+                texts = None if text is None else _strings(batch.column(text))
+                metadata = pa.Table.from_batches([batch]).select(list(self.carried))
+                yield EmbeddingBatch(matrix, keys, texts, errors, metadata)
 
     def sha256(self) -> str:
         return self.file.sha256()
@@ -130,36 +124,42 @@ class MetadataTable:
 
     def batches(self, rows: int) -> Iterator[EmbeddingBatch]:
         """Read all rows in order, without embeddings, in batches of exactly `rows` but the last."""
-        try:
-            with _opened(self.file) as table:
-                waiting: list[pa.RecordBatch] = []
-                for batch in table.iter_batches(batch_size=rows):
-                    waiting.append(batch)
-                    while sum(b.num_rows for b in waiting) >= rows:
-                        whole = pa.Table.from_batches(waiting)
-                        yield self._batch(whole.slice(0, rows))
-                        waiting = whole.slice(rows).to_batches()
-                if sum(b.num_rows for b in waiting):
-                    yield self._batch(pa.Table.from_batches(waiting))
-        except (pa.ArrowException, OSError) as error:
-            raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
+        with _opened(self.file) as table:
+            waiting: list[pa.RecordBatch] = []
+            for batch in table.iter_batches(batch_size=rows):
+                waiting.append(batch)
+                while sum(b.num_rows for b in waiting) >= rows:
+                    whole = pa.Table.from_batches(waiting)
+                    yield self._batch(whole.slice(0, rows))
+                    waiting = whole.slice(rows).to_batches()
+            if sum(b.num_rows for b in waiting):
+                yield self._batch(pa.Table.from_batches(waiting))
 
     def _batch(self, table: pa.Table) -> EmbeddingBatch:
         keys = None if self.key is None else _strings(table.column(self.key))
         texts = None if self.text is None else _strings(table.column(self.text))
-        errors = {
-            row: (MISSING_KEY, f"column {self.key!r} is null")
-            for row, value in enumerate(keys or ())
-            if value is None
-        }
         metadata = table.select(list(self.carried))
-        return EmbeddingBatch(np.empty((0, 0)), keys, texts, errors, metadata)
+        return EmbeddingBatch(np.empty((0, 0)), keys, texts, _missing(keys, self.key), metadata)
 
 
-def _opened(file: SourceFile) -> pq.ParquetFile:
+def _missing(keys: list[str | None] | None, column: str | None) -> dict[int, tuple[str, str]]:
+    """Note the rows without a key."""
+    return {
+        row: (MISSING_KEY, f"column {column!r} is null")
+        for row, key in enumerate(keys or ())
+        if key is None
+    }
+
+
+@contextlib.contextmanager
+def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file; whatever pyarrow says of a damaged one becomes our error."""
     try:
-        return pq.ParquetFile(file.open())
-    except (pa.ArrowException, OSError) as error:
+        with pq.ParquetFile(file.open()) as table:
+            yield table
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
         raise InvalidInputError(f"{file.name} cannot be read as Parquet: {error}") from error
 
 

@@ -1,0 +1,137 @@
+"""Reads mutated copies of one of our files; anything but a typed error is a failure.
+
+Run as a script, so that a crash of the process is seen: fuzz_target.py FOLDER TARGET COUNT SEED.
+The number of the current mutation is in FOLDER/progress.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bliss_index.bulk import ScoresDirectory, verify_scores
+from bliss_index.calibration import Calibration
+from bliss_index.calibration.labels import Labels
+from bliss_index.errors import BlissError
+from bliss_index.search.faiss_index import index_records
+from bliss_index.store import EmbeddingStore, verify_store
+from bliss_index.store.sources import open_source
+
+
+def read_store(path: Path) -> None:
+    verify_store(path)
+    for shard in EmbeddingStore.open(path).iter_shards():
+        shard.embeddings.sum()
+        _ = shard.keys, shard.status, shard.error, shard.metadata()
+
+
+def read_scores(path: Path) -> None:
+    verify_scores(path)
+    for table in ScoresDirectory.open(path).iter_tables():
+        table.validate(full=True)
+
+
+def read_source(path: Path) -> None:
+    for part in open_source(path).parts:
+        for batch in part.batches():
+            batch.embeddings.sum()
+
+
+def read_index(path: Path) -> None:
+    index_records(EmbeddingStore.open(path))
+
+
+# What is mutated, below the folder, and what is read then.
+TARGETS = {
+    "store manifest": ("images/manifest.json", read_store, "images"),
+    "store shard": ("images/shard-00001.arrow", read_store, "images"),
+    "store shard, unchecked": ("images/shard-00001.arrow", None, "images"),
+    "calibration manifest": ("calibration/manifest.json", Calibration.load, "calibration"),
+    "calibration classes": ("calibration/classes.arrow", None, "calibration"),
+    "job": ("scores/job.json", read_scores, "scores"),
+    "record": ("scores/records/shard-00000.json", read_scores, "scores"),
+    "scores": ("scores/shard-00000.parquet", read_scores, "scores"),
+    "parquet": ("t.parquet", read_source, "t.parquet"),
+    "npy": ("t.npy", read_source, "t.npy"),
+    "npz": ("t.npz", read_source, "t.npz"),
+    "labels": ("labels.csv", Labels.read, "labels.csv"),
+    "labels parquet": ("labels.parquet", Labels.read, "labels.parquet"),
+    "index": ("corpus/index/index.json", read_index, "corpus"),
+}
+
+
+def mutate(content: bytes, rng: np.random.Generator) -> bytes:
+    """Flip bits, replace bytes, cut, repeat or insert."""
+    data = bytearray(content)
+    for _ in range(int(rng.integers(1, 4))):
+        place = int(rng.integers(0, len(data) + 1))
+        kind = int(rng.integers(0, 6))
+        if kind == 0 and place < len(data):
+            data[place] ^= 1 << int(rng.integers(0, 8))
+        elif kind == 1 and place < len(data):
+            data[place] = int(rng.integers(0, 256))
+        elif kind == 2:
+            del data[place:]
+        elif kind == 3:
+            data[place:place] = rng.bytes(int(rng.integers(1, 9)))
+        elif kind == 4:
+            end = min(len(data), place + int(rng.integers(1, 40)))
+            data[place:place] = data[place:end]
+        else:
+            end = min(len(data), place + 8)
+            data[place:end] = b"\xff" * (end - place)
+        if not data:
+            break
+    return bytes(data)
+
+
+def reader_of(target: str, path: Path):
+    """Readers that look behind the hash, as if the mutation had come before it was taken."""
+    if target == "store shard, unchecked":
+        from bliss_index.store.schema import read_shard, shard_schema
+
+        def read(folder: Path) -> None:
+            batch = read_shard(folder / "shard-00001.arrow", shard_schema("image", 16, "float16"))
+            for name in batch.schema.names:
+                batch.column(name).to_pylist()
+
+        return read
+    if target == "calibration classes":
+        import bliss_index.calibration.files as files
+
+        files.file_sha256 = lambda path: _HASHES["classes"]
+        _HASHES["classes"] = __import__("json").loads((path / "manifest.json").read_text())[
+            "classes_sha256"
+        ]
+        return Calibration.load
+    return TARGETS[target][1]
+
+
+_HASHES: dict[str, str] = {}
+
+
+def main() -> None:
+    folder, target, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    file, _, location = TARGETS[target]
+    path = folder / file
+    reader = reader_of(target, folder / location)
+    content = path.read_bytes()
+    refused = 0
+    with open(folder / "progress", "wb") as progress:
+        for number in range(count):
+            path.unlink()  # a new file: what is mapped still must not change
+            path.write_bytes(mutate(content, np.random.default_rng([seed, number])))
+            os.pwrite(progress.fileno(), f"{number:9}".encode(), 0)
+            try:
+                reader(folder / location)
+            except BlissError:
+                refused += 1
+    path.write_bytes(content)
+    print(refused)
+
+
+if __name__ == "__main__":
+    main()

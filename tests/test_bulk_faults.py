@@ -1,0 +1,267 @@
+"""What goes wrong in bulk jobs: disks, damage, changes between runs, bad rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from bulk_fixtures import make_job, outputs, write_images
+
+from bliss_index.bulk import JobOptions, run_job, verify_scores
+from bliss_index.errors import JobError, OutputError
+from bliss_index.store import EmbeddingStore
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def whole(job):
+    run_job(job.images, job.folder / "whole", job.settings())
+    return outputs(job.folder / "whole")
+
+
+@pytest.fixture
+def copy(job, tmp_path):
+    """The job with images of its own, to be damaged."""
+    shutil.copytree(job.images, tmp_path / "images")
+    return type(job)(job.folder, job.corpus, job.calibration, tmp_path / "images")
+
+
+def test_a_full_disk(job, whole, tmp_path):
+    """A limit on the size of files stands for the full disk: writing fails half way."""
+    script = textwrap.dedent(
+        """
+        import pathlib, resource, signal, sys
+        from bliss_index.bulk import run_job
+        from bulk_fixtures import Job
+        folder, out = map(pathlib.Path, sys.argv[1:])
+        job = Job(folder, folder / "corpus", folder / "calibration", folder / "images")
+        settings = job.settings()
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        out.mkdir()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
+        print(run_job(job.images, out, settings).failed[0][1])
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(job.folder), str(tmp_path / "s")],
+        env=environment, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "OutputError: cannot write" in done.stdout
+    assert "File too large" in done.stdout
+    assert not list((tmp_path / "s").glob(".*.tmp"))
+    assert run_job(job.images, tmp_path / "s", job.settings()).complete
+    assert outputs(tmp_path / "s") == whole
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_output(job, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="make it writable or choose another output"):
+        run_job(job.images, tmp_path / "s", job.settings())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "missing", "other bytes"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_damaged_shard_fails_alone(job, copy, whole, tmp_path, damage, workers):
+    shard = copy.images / "shard-00002.arrow"
+    content = bytearray(shard.read_bytes())
+    good = bytes(content)
+    if damage == "truncated":
+        shard.write_bytes(good[:-17])
+    elif damage == "one bit":
+        content[len(content) // 2] ^= 4
+        shard.write_bytes(content)
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(os.urandom(len(good)))
+    options = JobOptions(workers=workers)
+    summary = run_job(copy.images, tmp_path / "s", copy.settings(), options)
+    assert (summary.parts_done, summary.complete, summary.rows) == (5, False, 250)
+    ((name, reason),) = summary.failed
+    assert name == "shard-00002.arrow"
+    assert "CorruptStoreError" in reason
+    report = verify_scores(tmp_path / "s")
+    assert any("shard-00002.arrow" in problem for problem in report.problems)
+    shard.write_bytes(good)
+    summary = run_job(copy.images, tmp_path / "s", copy.settings(), options)
+    assert (summary.complete, summary.parts_earlier) == (True, 5)
+    assert outputs(tmp_path / "s") == whole
+
+
+def test_an_input_that_is_replaced_between_runs(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings()
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "a.npy", rows[:100])
+    np.save(tmp_path / "in" / "b.npy", rows[100:200])
+    run_job(tmp_path / "in", tmp_path / "s", job.settings())
+    np.save(tmp_path / "in" / "b.npy", rows[200:300])
+    with pytest.raises(JobError, match="b.npy was scored with SHA-256 .* it was replaced since"):
+        run_job(tmp_path / "in", tmp_path / "s", job.settings())
+    problems = verify_scores(tmp_path / "s").problems
+    assert "it was scored with SHA-256" in problems[0]
+
+
+def test_a_clock_that_is_set_back_changes_nothing(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings()
+    np.save(tmp_path / "a.npy", rows)
+    run_job(tmp_path / "a.npy", tmp_path / "s", job.settings())
+    before = outputs(tmp_path / "s")
+    os.utime(tmp_path / "a.npy", (1_000_000_000, 1_000_000_000))
+    summary = run_job(tmp_path / "a.npy", tmp_path / "s", job.settings())
+    assert (summary.rows_now, summary.parts_earlier) == (0, 1)
+    assert outputs(tmp_path / "s") == before
+
+
+def test_every_kind_of_bad_row_100000_times(job, tmp_path):
+    count = 100_000
+    rows = np.tile(EmbeddingStore.open(job.images).embeddings("float32")[:10], (count // 10, 1))
+    kind = np.arange(count) % 5
+    rows[kind == 1] = 0
+    rows[kind == 2, 3] = np.nan
+    rows[kind == 3, 5] = np.inf
+    keys = [f"k{i}" if k != 4 else "twice" for i, k in enumerate(kind)]
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 16)
+    pq.write_table(pa.table({"embedding": vectors, "key": keys}), tmp_path / "bad.parquet")
+    summary = run_job(tmp_path / "bad.parquet", tmp_path / "s", job.settings())
+    assert summary.complete
+    assert summary.status == {
+        "ok": 20_001, "zero_embedding": 20_000, "nonfinite_embedding": 40_000,
+        "duplicate_key": 19_999,
+    }  # fmt: skip
+    table = pq.read_table(tmp_path / "s" / "shard-00000.parquet")
+    assert table.num_rows == count
+    assert table.column("anomaly_score").null_count == 79_999
+    report = verify_scores(tmp_path / "s")
+    assert report.ok, report.problems
+    assert report.bad_rows == 79_999
+
+
+def test_lists_that_are_null_short_or_hold_nulls(job, tmp_path):
+    lists = [row.tolist() for row in EmbeddingStore.open(job.images).embeddings("float32")[:20]]
+    lists[3], lists[5] = None, [1.0]
+    lists[7][2] = None
+    keys = [f"k{i}" for i in range(20)]
+    keys[9] = None
+    table = pa.table({"embedding": pa.array(lists, pa.list_(pa.float32())), "key": keys})
+    pq.write_table(table, tmp_path / "t.parquet")
+    run_job(tmp_path / "t.parquet", tmp_path / "s", job.settings())
+    found = pq.read_table(tmp_path / "s" / "shard-00000.parquet").to_pylist()
+    bad = {row: found[row]["status"] for row in range(20) if found[row]["status"] != "ok"}
+    assert bad == {
+        3: "missing_embedding", 5: "wrong_dimension", 7: "nonfinite_embedding", 9: "missing_key",
+    }  # fmt: skip
+    assert found[9]["key"] == "t.parquet:9"
+    assert found[5]["error"] == "the embedding has dimension 1, not 16"
+
+
+def test_too_many_bad_rows_stop_the_job(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings("float32")
+    status = np.where(np.arange(300) % 10 == 0, "undecodable_image", "ok")
+    write_images(tmp_path / "images", rows, 50, status=status.tolist())
+    settings = job.settings()
+    with pytest.raises(JobError, match=r"5 of 50 rows are bad \(10.00%\), .* allows 5.00%"):
+        run_job(tmp_path / "images", tmp_path / "s", settings, JobOptions(max_bad_fraction=0.05))
+    assert (tmp_path / "s" / "shard-00000.parquet").exists()
+    summary = run_job(
+        tmp_path / "images", tmp_path / "s", settings, JobOptions(max_bad_fraction=0.1)
+    )
+    assert (summary.bad_rows, summary.parts_earlier) == (30, 1)
+
+
+def test_records_and_outputs_that_were_damaged_are_made_again(job, whole, tmp_path):
+    def again():
+        summary = run_job(job.images, tmp_path / "s", job.settings())
+        assert outputs(tmp_path / "s") == whole
+        return summary.parts_earlier
+
+    again()
+    (tmp_path / "s" / "records" / "shard-00001.json").write_text("{")
+    (tmp_path / "s" / "shard-00003.parquet").write_bytes(b"PAR1")
+    (tmp_path / "s" / "shard-00004.parquet").unlink()
+    assert again() == 3
+
+
+def test_verify_finds_what_was_changed(job, tmp_path):
+    run_job(job.images, tmp_path / "s", job.settings())
+    output = tmp_path / "s" / "shard-00002.parquet"
+    good = output.read_bytes()
+
+    def problems():
+        report = verify_scores(tmp_path / "s")
+        assert not report.ok
+        return " ".join(report.problems)
+
+    flipped = bytearray(good)
+    flipped[len(good) // 2] ^= 1
+    output.write_bytes(flipped)
+    assert "altered; remove it and run the job again" in problems()
+    table = pq.read_table(pa.BufferReader(good))
+    pq.write_table(table.slice(1), output)
+    assert "altered" in problems()
+    output.write_bytes(good)
+    record = tmp_path / "s" / "records" / "shard-00002.json"
+    kept = record.read_text()
+    record.write_text(json.dumps({**json.loads(kept), "rows": 49}))
+    assert "49 rows are scored, the input has 50" in problems()
+    record.unlink()
+    assert "it is not scored; run the job again" in problems()
+    record.write_text(kept)
+    (tmp_path / "s" / ".shard-00002.parquet.9.tmp").write_bytes(b"x")
+    assert "is a temporary file of a job that was killed" in problems()
+
+
+def test_keys_that_occur_in_two_parts_are_found_by_verify(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings("float32")[:10]
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), 16)
+        keys = [f"{name}{i}" for i in range(9)] + ["shared"]
+        pq.write_table(
+            pa.table({"embedding": vectors, "key": keys}), tmp_path / "in" / f"{name}.parquet"
+        )
+    run_job(tmp_path / "in", tmp_path / "s", job.settings())
+    assert verify_scores(tmp_path / "s").problems == [
+        "part b.parquet: 1 scored rows have a key that occurred before, the first is 'shared' in "
+        "row 9"
+    ]
+
+
+def test_memory_does_not_grow_with_the_images(job, tmp_path):
+    """Ten times the images take the same memory; the large figures are in benchmarks/."""
+    script = textwrap.dedent(
+        """
+        import pathlib, resource, sys
+        from bliss_index.bulk import run_job
+        from bulk_fixtures import Job
+        folder, images, out = map(pathlib.Path, sys.argv[1:])
+        job = Job(folder, folder / "corpus", folder / "calibration", images)
+        run_job(images, out, job.settings())
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        """
+    )
+    rows = EmbeddingStore.open(job.images).embeddings("float32")
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    peak = []
+    for repeat in (40, 400):
+        write_images(tmp_path / f"i{repeat}", np.tile(rows, (repeat, 1)), 6000)
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(job.folder), str(tmp_path / f"i{repeat}"),
+             str(tmp_path / f"s{repeat}")],
+            env=environment, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        peak.append(int(done.stdout))
+    assert peak[1] < 1.15 * peak[0]
