@@ -37,5 +37,5 @@ def demo(
     say(f"{result.seconds:.0f} s. Look at:")
     for name, path in result.files.items():
         say(f"  {path}  {name}")
-    say("To read the scores:")
-    say(f"  python -c \"import pandas; print(pandas.read_parquet('{result.scores}'))\"")
+    say("Why was an image scored so, in Python:")
+    say(f"  pyarrow.parquet.read_table('{result.scores}/shard-00000.parquet')")

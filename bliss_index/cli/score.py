@@ -165,7 +165,6 @@ def _print_summary(summary: JobSummary) -> None:
             + (f", {summary.parts_earlier} by earlier runs" if summary.parts_earlier else ""),
             "this run": f"{summary.rows_now} rows in {summary.seconds:.1f} s, "
             f"{summary.rows_per_second:,.0f} rows/s",
-            "read them": f"pyarrow.parquet.read_table({summary.output!r}), or any other reader of "
-            f"{summary.output}/*.parquet",
+            "files": f"{summary.output}/shard-*.parquet",
         },
     )
