@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-pytest.importorskip("open_clip")
+if find_spec("open_clip") is None:
+    pytest.skip("open_clip is not installed", allow_module_level=True)
 
 import bliss_index.encode
 from bliss_index.encode import load_encoder
