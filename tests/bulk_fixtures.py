@@ -67,8 +67,8 @@ def outputs(folder: Path) -> dict[str, bytes]:
     """The Parquet files of a scores directory; anything left over is an error."""
     names = {p.name for p in folder.iterdir()}
     files = {name for name in names if name.endswith(".parquet")}
-    assert names - files == {"job.json", "records", "statistics.json"}, names
-    records = {p.name for p in (folder / "records").iterdir()}
+    assert names - files == {"_job.json", "_records", "_statistics.json"}, names
+    records = {p.name for p in (folder / "_records").iterdir()}
     assert records == {name.replace(".parquet", ".json") for name in files}
     return {name: (folder / name).read_bytes() for name in sorted(files)}
 

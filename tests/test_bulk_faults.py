@@ -189,7 +189,7 @@ def test_records_and_outputs_that_were_damaged_are_made_again(job, whole, tmp_pa
         return summary.parts_earlier
 
     again()
-    (tmp_path / "s" / "records" / "shard-00001.json").write_text("{")
+    (tmp_path / "s" / "_records" / "shard-00001.json").write_text("{")
     (tmp_path / "s" / "shard-00003.parquet").write_bytes(b"PAR1")
     (tmp_path / "s" / "shard-00004.parquet").unlink()
     assert again() == 3
@@ -213,7 +213,7 @@ def test_verify_finds_what_was_changed(job, tmp_path):
     pq.write_table(table.slice(1), output)
     assert "altered" in problems()
     output.write_bytes(good)
-    record = tmp_path / "s" / "records" / "shard-00002.json"
+    record = tmp_path / "s" / "_records" / "shard-00002.json"
     kept = record.read_text()
     record.write_text(json.dumps({**json.loads(kept), "rows": 49}))
     assert "49 rows are scored, the input has 50" in problems()

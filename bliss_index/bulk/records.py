@@ -10,9 +10,9 @@ from bliss_index.errors import CorruptStoreError, JobError, StoreError
 from bliss_index.store.files import read_json, write_json
 from bliss_index.store.manifest import library_versions, require_format
 
-JOB_NAME = "job.json"
-RECORD_FOLDER = "records"
-STATISTICS_NAME = "statistics.json"
+JOB_NAME = "_job.json"
+RECORD_FOLDER = "_records"  # readers of Parquet folders skip names that begin with _
+STATISTICS_NAME = "_statistics.json"
 SCORES_FORMAT = "bliss_index.scores"
 FORMAT_VERSION = 1
 
@@ -70,7 +70,7 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class JobManifest:
-    """The description of a scores directory, as in its ``job.json``.
+    """The description of a scores directory, as in its ``_job.json``.
 
     Attributes
     ----------
@@ -101,14 +101,14 @@ class JobManifest:
         return sum(rows for _, rows in self.parts)
 
     def write(self, directory: Path) -> None:
-        """Write ``job.json``."""
+        """Write ``_job.json``."""
         values = {"format": SCORES_FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         values["parts"] = [[name, rows] for name, rows in self.parts]
         write_json(directory / JOB_NAME, values)
 
     @classmethod
     def read(cls, directory: Path) -> JobManifest:
-        """Read ``job.json``.
+        """Read ``_job.json``.
 
         Raises
         ------

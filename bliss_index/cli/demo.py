@@ -38,4 +38,4 @@ def demo(
     for name, path in result.files.items():
         say(f"  {path}  {name}")
     say("Why was an image scored so, in Python:")
-    say(f"  pyarrow.parquet.read_table('{result.scores}/shard-00000.parquet')")
+    say(f"  pyarrow.parquet.read_table('{result.scores}')")
