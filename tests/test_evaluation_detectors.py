@@ -1,0 +1,202 @@
+"""Detectors and protocols against independent implementations in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bliss_reference import clip_like, reference_scores
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.evaluation.bliss import Bliss
+from bliss_index.evaluation.detector import Reference
+from bliss_index.evaluation.detectors import MaximumConceptMatching, NearestImages, NegLabel
+from bliss_index.evaluation.protocol_run import DETECTORS, evaluate_protocol, make_detectors
+from bliss_index.evaluation.protocols import (
+    PROTOCOLS,
+    all_but_one,
+    find_protocol,
+    one_class,
+    random_classes,
+)
+from bliss_index.search import exact_search
+
+CLASSES, K = 5, 7
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(11)
+    images, vocabulary, texts, labels = clip_like(rng, 700, 150, CLASSES, 24)
+    return images, vocabulary, texts, labels
+
+
+@pytest.fixture(scope="module")
+def reference(data):
+    images, vocabulary, texts, labels = data
+    search = exact_search(vocabulary, K, threads=1)
+    return Reference(texts, images[:400], labels[:400], vocabulary, search)
+
+
+def wide(data):
+    images, vocabulary, texts, labels = data
+    return images.astype(float), vocabulary.astype(float), texts.astype(float), labels
+
+
+def expected_bliss(data, run):
+    images, vocabulary, texts, labels = wide(data)
+    chosen = np.isin(labels[:400], run)
+    position = {c: n for n, c in enumerate(run)}
+    own = np.array([position[c] for c in labels[:400][chosen]])
+    return reference_scores(
+        images[400:], vocabulary, texts[list(run)], images[:400][chosen], own, k=K, lam=0.5
+    ).anomaly
+
+
+def expected_label(data, run):
+    images, _, texts, labels = wide(data)
+    scores = []
+    for c in run:
+        own = images[:400][labels[:400] == c] @ texts[c]
+        scores.append(-(images[400:] @ texts[c] - own.mean()) / (own.std() + 1e-8))
+    return np.min(scores, axis=0)
+
+
+def expected_raw(data, run):
+    images, _, texts, _ = wide(data)
+    return -(images[400:] @ texts[list(run)].T).max(1)
+
+
+def expected_mcm(data, run, temperature=1.0):
+    images, _, texts, _ = wide(data)
+    exponentials = np.exp(images[400:] @ texts[list(run)].T / temperature)
+    return 1 - exponentials.max(1) / exponentials.sum(1)
+
+
+def expected_knn(data, run, neighbours=5):
+    images, _, _, labels = wide(data)
+    known = images[:400][np.isin(labels[:400], run)]
+    return 1 - np.sort(images[400:] @ known.T, axis=1)[:, -neighbours]
+
+
+EXPECTED = {
+    "bliss": expected_bliss, "label": expected_label, "raw": expected_raw, "mcm": expected_mcm,
+    "knn": expected_knn,
+}  # fmt: skip
+RUNS = [(0,), (2, 4), (0, 1, 3), tuple(range(CLASSES))]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_detectors_equal_their_formulas(data, reference, name):
+    images = data[0]
+    from bliss_index.evaluation.detector import blocks
+
+    fitted = DETECTORS[name]().fit(reference)
+    found = np.concatenate(
+        [fitted.score_runs(block, RUNS) for _, block in blocks(images[400:], reference, 64)], axis=1
+    )
+    for row, run in enumerate(RUNS):
+        np.testing.assert_allclose(found[row], EXPECTED[name](data, run), atol=2e-5, rtol=2e-5)
+
+
+def test_neglabel_equals_its_formula(data, reference):
+    images, vocabulary, texts, _ = wide(data)
+    settings = NegLabel(negatives=0.4, group_size=20, temperature=0.05)
+    fitted = settings.fit(reference)
+    run = (1, 3)
+    groups = fitted.groups(run)
+    assert groups.shape == (3, 20)
+    # The negatives are the entries farthest from the labels.
+    distance = np.quantile(-(vocabulary @ texts[list(run)].T), settings.quantile, axis=1)
+    farthest = set(np.argsort(-distance)[:60].tolist())
+    assert set(groups.ravel().tolist()) == farthest
+    positive = np.exp(images[400:] @ texts[list(run)].T / 0.05).sum(1)
+    shares = [
+        (n := np.exp(images[400:] @ vocabulary[group].T / 0.05).sum(1)) / (positive + n)
+        for group in groups
+    ]
+    from bliss_index.evaluation.detector import ImageBlock
+
+    found = fitted.score_runs(ImageBlock(data[0][400:], reference), [run])[0]
+    np.testing.assert_allclose(found, np.mean(shares, axis=0), atol=1e-5)
+
+
+def test_other_settings(data, reference):
+    images = data[0]
+    everything = tuple(range(CLASSES))
+    found = MaximumConceptMatching(temperature=0.1).fit(reference).score(images[400:])
+    np.testing.assert_allclose(found, expected_mcm(data, everything, 0.1), atol=1e-9)
+    found = NearestImages(neighbours=1).fit(reference).score(images[400:])
+    np.testing.assert_allclose(found, expected_knn(data, everything, 1), atol=1e-6)
+    assert (Bliss(lam=0.0).fit(reference).score(images[400:]) == pytest.approx(
+        expected_label(data, everything)
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [one_class, all_but_one])
+def test_a_protocol_is_its_runs(data, reference, make):
+    images, _, _, labels = data
+    protocol = make(CLASSES)
+    report = evaluate_protocol(
+        reference, images[400:], labels[400:], protocol, make_detectors("bliss,raw")
+    )
+    for name in ("bliss", "raw"):
+        aurocs = []
+        for run in protocol.runs:
+            scores = EXPECTED[name](data, run)
+            anomaly = ~np.isin(labels[400:], run)
+            high, low = scores[anomaly][:, None], scores[~anomaly][None, :]
+            aurocs.append(np.mean((high > low) + 0.5 * (high == low)))
+        assert report.per_run[name] == pytest.approx(aurocs, abs=1e-4)
+        assert report.detectors[name]["auroc"].mean == pytest.approx(np.mean(aurocs), abs=1e-4)
+        assert report.detectors[name]["auroc"].deviation == pytest.approx(np.std(aurocs), abs=1e-4)
+    table = report.to_markdown()
+    assert f"| bliss | {100 * report.detectors['bliss']['auroc'].mean:.2f} ±" in table
+    assert report.to_json()["runs"] == len(protocol.runs)
+
+
+def test_the_papers_splits():
+    """The numbers of the paper's code, written out once more."""
+    assert find_protocol("cifar10-one-class").runs == tuple((c,) for c in range(10))
+    assert find_protocol("cifar10-6-vs-4").runs == (
+        (0, 1, 9, 7, 3, 2), (0, 2, 4, 3, 7, 5), (5, 1, 9, 8, 7, 0), (5, 7, 1, 8, 4, 6),
+        (8, 1, 5, 3, 4, 6),
+    )  # fmt: skip
+    nine = find_protocol("cifar10-9-vs-1").runs
+    assert [set(range(10)) - set(run) for run in nine] == [{c} for c in range(10)]
+    assert find_protocol("cifar100-20-vs-80").runs == tuple(
+        tuple(range(first, first + 20)) for first in (0, 20, 40, 60, 80)
+    )
+    tiny = find_protocol("tinyimagenet-20-vs-180").runs
+    text = """192,112,145,107,91,180,144,193,10,125,186,28,72,124,54,77,157,169,104,166
+    156,157,167,175,153,11,147,0,199,171,132,60,87,190,101,111,193,71,131,192
+    28,15,103,33,90,167,61,13,124,159,49,12,54,78,82,107,80,25,140,46
+    128,132,123,72,154,35,86,10,188,28,85,89,91,82,116,65,96,41,134,25
+    102,79,47,106,59,93,145,10,62,175,76,183,48,130,38,186,44,8,29,26"""
+    assert tiny == tuple(tuple(map(int, line.split(","))) for line in text.split())
+    assert len(PROTOCOLS) == 5
+
+
+def test_random_runs_follow_from_the_seed():
+    first = random_classes(69, 6, 20, seed=0)
+    assert first == random_classes(69, 6, 20, seed=0) != random_classes(69, 6, 20, seed=1)
+    assert all(len(set(run)) == 6 for run in first.runs)
+
+
+def test_what_does_not_fit(data, reference):
+    images, _, texts, labels = data
+    with pytest.raises(InvalidInputError, match="unknown detector 'magic'; known are bliss, label"):
+        make_detectors("bliss,magic")
+    with pytest.raises(InvalidInputError, match="unknown protocol 'cifar'; known are cifar10-one"):
+        find_protocol("cifar")
+    with pytest.raises(InvalidInputError, match="is for 10 classes, there are 5"):
+        evaluate_protocol(reference, images, labels, find_protocol("cifar10-9-vs-1"), [Bliss()])
+    with pytest.raises(InvalidInputError, match="699 labels for 700 test images"):
+        evaluate_protocol(reference, images, labels[:699], one_class(5), [Bliss()])
+    with pytest.raises(InvalidInputError, match="detector 'bliss' needs images; none were given"):
+        Bliss().fit(Reference(texts))
+    with pytest.raises(InvalidInputError, match="look.* for 500 neighbours"):
+        NearestImages(neighbours=500).fit(reference).score(images)
+    with pytest.raises(InvalidInputError, match="labels lie between 0 and 4, classes are 0 to 3"):
+        Reference(texts[:4], images, labels)
+    with pytest.raises(InvalidInputError, match="need as many labels, got none"):
+        Reference(texts, images)
