@@ -313,3 +313,25 @@ print(sorted(heavy & set(sys.modules)))
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.split()[1] == "False"
+
+
+def test_a_protocol_over_stores(chain, tmp_path):
+    folder, labels = chain
+    np.save(tmp_path / "test.npy", labels[200:])
+    arguments = ["--normal", "normal", "--normal-labels", "labels.txt", "--classes", "classes",
+                 "--corpus", "corpus"]  # fmt: skip
+    command = ["evaluate", "test", "--labels", tmp_path / "test.npy", "--protocol", "one-class"]
+    out, err = run(*command, *arguments, "--detectors", "bliss,raw,knn", "--json", cwd=folder)
+    report = json.loads(out)
+    assert (report["runs"], report["images"]) == (3, 100)
+    assert list(report["detectors"]) == ["bliss", "raw", "knn"]
+    assert report["detectors"]["bliss"]["auroc"]["mean"] == pytest.approx(
+        np.mean(report["per_run"]["bliss"])
+    )
+    assert "3 runs of 100 images" in err
+    out, _ = run(*command, *arguments, cwd=folder)
+    assert out.startswith("| one-class, 3 runs | AUROC |")
+    _, err = run(*command, cwd=folder, code=2)
+    assert "--protocol needs --normal, --normal-labels, --classes" in err
+    _, err = run(*command[:-1], "cifar10-6-vs-4", *arguments, cwd=folder, code=1)
+    assert "protocol 'cifar10-6-vs-4' is for 10 classes, there are 3" in err
