@@ -125,7 +125,7 @@ class BlissDetector:
             class_rows,
             names,
         )
-        self._scorer = BlissScorer(search, entries, calibration, lam=self.lam)
+        self._scorer = BlissScorer(search, entries, calibration, lam=self.lam, threads=self.threads)
         self._vocabulary_source = vocabulary
         self.calibration_ = calibration
         self.classes_ = np.array(names)

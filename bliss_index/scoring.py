@@ -21,6 +21,8 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.exact import thread_count
+from bliss_index.search.native_tail import Winners, score_tail, tail_available
 from bliss_index.search.protocol import TopKSearch
 
 BLOCK_ROWS = 1024
@@ -107,6 +109,10 @@ class BlissScorer:
         The normal classes.
     lam
         Weight lambda of the external score, at least 0.
+    threads
+        Threads of the native tail; by default BLISS_INDEX_THREADS, else all usable processors.
+    native
+        Whether to use the compiled tail; by default where it is there. The scores are the same.
 
     Raises
     ------
@@ -121,6 +127,8 @@ class BlissScorer:
         calibration: Calibration,
         *,
         lam: float = 0.5,
+        threads: int | None = None,
+        native: bool | None = None,
     ) -> None:
         if not (np.isfinite(lam) and lam >= 0):
             raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
@@ -140,6 +148,8 @@ class BlissScorer:
         self.tables = ExternalTables(vocabulary, calibration)
         self._texts = calibration.class_embeddings.T.copy()
         self._mu, self._sigma = calibration.label_statistics()
+        self._threads = thread_count(threads)
+        self._native = tail_available() if native is None else native
 
     @property
     def k(self) -> int:
@@ -154,7 +164,23 @@ class BlissScorer:
         InvalidInputError
             A dimension differs, or rows hold NaN or infinity.
         """
-        similarities, ids = self.search.search(images)
+        return self.combine(images, *self.search.search(images))
+
+    def combine(
+        self,
+        images: npt.NDArray[Any],
+        similarities: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int64],
+    ) -> Scores:
+        """Score images whose search is done.
+
+        Parameters
+        ----------
+        images
+            (n, d) unit image embeddings.
+        similarities, ids
+            (n, k) what :attr:`search` found for them.
+        """
         self.tables.require(ids)
         n = similarities.shape[0]
         anomaly, internal, external = np.empty(n), np.empty(n), np.empty(n)
@@ -162,15 +188,26 @@ class BlissScorer:
         for start in range(0, n, BLOCK_ROWS):
             part = slice(start, min(n, start + BLOCK_ROWS))
             inner = self.internal_scores(images[part])
-            outer = self.external_scores(similarities[part], ids[part])
-            total = inner + self.lam * outer
-            winner = total.argmin(axis=1)
-            rows = np.arange(winner.size)
-            nearest[part] = winner
-            anomaly[part] = total[rows, winner]
-            internal[part] = inner[rows, winner]
-            external[part] = outer[rows, winner]
+            anomaly[part], nearest[part], internal[part], external[part] = self._winners(
+                inner, similarities[part], ids[part]
+            )
         return Scores(anomaly, nearest, internal, external, similarities, ids)
+
+    def _winners(
+        self,
+        inner: npt.NDArray[np.float64],
+        similarities: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int64],
+    ) -> Winners:
+        """Scores, classes and parts of the smallest totals, natively or by numpy."""
+        if self._native:
+            scale, shift = self.tables.scale, self.tables.shift
+            return score_tail(similarities, ids, scale, shift, inner, self.lam, self._threads)
+        outer = self.external_scores(similarities, ids)
+        total = inner + self.lam * outer
+        winner = total.argmin(axis=1)
+        rows = np.arange(winner.size)
+        return total[rows, winner], winner, inner[rows, winner], outer[rows, winner]
 
     def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """I_c of (n, d) images for every class: (n, C) float64."""

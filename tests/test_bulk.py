@@ -30,7 +30,7 @@ from bliss_index.bulk.job import JobListener
 from bliss_index.bulk.memory import MemoryPlan, parse_bytes, plan_memory
 from bliss_index.bulk.records import PartRecord
 from bliss_index.errors import InvalidInputError, JobError, OutputError, StoreError
-from bliss_index.scoring import BlissScorer
+from bliss_index.search import ExactSearch
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.sources import ColumnNames
 
@@ -253,14 +253,14 @@ def test_flags_and_explanations(job, tmp_path):
 
 
 def test_memory_that_runs_out_halves_the_batches(job, whole, tmp_path, monkeypatch):
-    true_score = BlissScorer.score
+    true_search = ExactSearch.search
 
     def short_of_memory(self, images):
         if len(images) > 16:
             raise MemoryError("no more")
-        return true_score(self, images)
+        return true_search(self, images)
 
-    monkeypatch.setattr(BlissScorer, "score", short_of_memory)
+    monkeypatch.setattr(ExactSearch, "search", short_of_memory)
     notes = Notes()
     run_job(job.images, tmp_path / "s", job.settings(), listener=notes)
     assert outputs(tmp_path / "s") == whole

@@ -14,6 +14,7 @@ from bliss_index.calibration import calibrate
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring import BlissScorer, label_scores, raw_scores
 from bliss_index.search import exact_search
+from bliss_index.search.native_tail import tail_available
 
 
 def make_scorer(vocabulary, texts, images, labels, *, k, lam=0.5, backend="auto"):
@@ -83,6 +84,22 @@ def test_scores_do_not_depend_on_batches(cuts, seed):
         )
 
 
+@pytest.mark.skipif(not tail_available(), reason="the native extension is not built")
+@pytest.mark.parametrize(
+    ("classes", "k", "threads"), [(1, 1, 1), (3, 10, 2), (17, 7, 3), (300, 5, 2)]
+)
+def test_the_native_tail_gives_the_same_bits(rng, classes, k, threads):
+    images, vocabulary, texts, labels = clip_like(rng, 20 * classes + 500, 90, classes, 24)
+    labels[: 2 * classes] = np.arange(2 * classes) % classes
+    calibration = calibrate([(images, labels)], texts)
+    search = exact_search(vocabulary, k, threads=1)
+    native = BlissScorer(search, vocabulary, calibration, lam=0.7, threads=threads, native=True)
+    portable = BlissScorer(search, vocabulary, calibration, lam=0.7, native=False)
+    one, other = native.score(images), portable.score(images)
+    for name in ("anomaly", "nearest_class", "internal", "external"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
 def test_contributions_sum_to_the_external_part(rng):
     images, vocabulary, texts, labels = clip_like(rng, 200, 100, 3)
     scorer = make_scorer(vocabulary, texts, images, labels, k=7, lam=0.8)
@@ -99,14 +116,15 @@ def test_tables_hold_only_what_was_asked_for(rng):
     assert scorer.tables.known == len(np.unique(ids)) < 31
 
 
-def test_equal_classes_give_the_first(rng):
+@pytest.mark.parametrize("native", sorted({False, tail_available()}))
+def test_equal_classes_give_the_first(rng, native):
     images, vocabulary, texts, _ = clip_like(rng, 60, 50, 1)
     labels = np.zeros(60, dtype=np.int64)
     calibration = calibrate(
         [(images, labels), (images, labels + 1)], np.concatenate([texts, texts]), ["a", "b"]
     )
     search = exact_search(vocabulary, 5, threads=1)
-    scores = BlissScorer(search, vocabulary, calibration).score(images)
+    scores = BlissScorer(search, vocabulary, calibration, native=native).score(images)
     assert (scores.nearest_class == 0).all()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.store.files import atomic_file
 from bliss_index.store.schema import OK
 
-ROW_GROUP_ROWS = 65536
+ROW_GROUP_ROWS = 16384
+_BATCHES_BEHIND = 2
 _LEAST_BATCH_ROWS = 16
+
+Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 def scores_schema(*, explain: bool, flag: bool) -> pa.Schema:
@@ -105,14 +109,11 @@ class PartScorer:
         status: Counter[str] = Counter()
         with atomic_file(self._directory / output_name(index)) as sink:
             with pq.ParquetWriter(sink, self._schema, compression="zstd") as writer:
-                waiting: list[pa.Table] = []
-                for rows in prefetched(part.read(self._batch_rows)):
+                output = _Output(writer)
+                for rows in self._scored(part, output):
                     status.update(rows.status.tolist())
-                    waiting.append(self._score_rows(rows))
                     self._progress(len(rows.keys))
-                    waiting = _write_full_groups(writer, waiting)
-                if sum(table.num_rows for table in waiting):
-                    writer.write_table(pa.concat_tables(waiting), row_group_size=ROW_GROUP_ROWS)
+                output.flush()
             written, output_digest = sink.size, sink.sha256
         total = sum(status.values())
         record = PartRecord(
@@ -129,9 +130,30 @@ class PartScorer:
         record.write(record_path(self._directory, index))
         return record
 
-    def _score_rows(self, rows: InputRows) -> pa.Table:
+    def _scored(self, part: InputPart, output: _Output) -> Iterator[InputRows]:
+        """Yield rows once they are scored and handed to the output.
+
+        While one batch is searched, the next is read, and what follows the search of the last ones
+        (tables, class scores, columns, compression) runs in a thread of its own.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
+            pending: deque[Future[InputRows]] = deque()
+            for rows in prefetched(part.read(self._batch_rows)):
+                found = self._search(_good_rows(rows))
+                pending.append(pool.submit(self._finish, rows, found, output))
+                while len(pending) > _BATCHES_BEHIND:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+
+    def _finish(self, rows: InputRows, found: Found, output: _Output) -> InputRows:
+        """Score rows whose search is done, and write them."""
+        scores = self._scorer.combine(_good_rows(rows), *found)
+        output.add(self._table(rows, scores))
+        return rows
+
+    def _table(self, rows: InputRows, scores: Scores) -> pa.Table:
         good = rows.status == OK
-        scores = self._score(rows.embeddings if good.all() else rows.embeddings[good])
         n = len(rows.keys)
 
         def column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
@@ -167,14 +189,14 @@ class PartScorer:
             columns.append(lists(contributions, pa.float32()))
         return pa.Table.from_arrays(columns, schema=self._schema)
 
-    def _score(self, images: npt.NDArray[Any]) -> Scores:
-        """Score rows, in halves when memory runs out."""
-        pieces: list[Scores] = []
+    def _search(self, images: npt.NDArray[Any]) -> Found:
+        """Find the nearest entries of rows, in halves when memory runs out."""
+        pieces: list[Found] = []
         start = 0
         while start < images.shape[0] or not pieces:
             piece = images[start : start + self._batch_rows]
             try:
-                pieces.append(self._scorer.score(piece))
+                pieces.append(self._scorer.search.search(piece))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or self._batch_rows <= _LEAST_BATCH_ROWS:
                     raise
@@ -184,17 +206,39 @@ class PartScorer:
             start += max(1, piece.shape[0])
         if len(pieces) == 1:
             return pieces[0]
-        names = ("anomaly", "nearest_class", "internal", "external", "similarities", "ids")
-        return Scores(*(np.concatenate([getattr(p, name) for p in pieces]) for name in names))
+        return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
 
 
-def _write_full_groups(writer: pq.ParquetWriter, waiting: list[pa.Table]) -> list[pa.Table]:
-    """Write row groups of one size, so that the file does not depend on the batches' size."""
-    if sum(table.num_rows for table in waiting) < ROW_GROUP_ROWS:
-        return waiting
-    whole = pa.concat_tables(waiting)
-    full = whole.num_rows - whole.num_rows % ROW_GROUP_ROWS
-    for start in range(0, full, ROW_GROUP_ROWS):
-        group = whole.slice(start, ROW_GROUP_ROWS).combine_chunks()
-        writer.write_table(group, row_group_size=ROW_GROUP_ROWS)
-    return [whole.slice(full)]
+class _Output:
+    """Gathers tables into row groups of one size, so that no file depends on the batches' size."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, table: pa.Table) -> None:
+        """Take rows, and write all groups that are full."""
+        self._waiting.append(table)
+        self._rows += table.num_rows
+        if self._rows < ROW_GROUP_ROWS:
+            return
+        whole = pa.concat_tables(self._waiting)
+        full = whole.num_rows - whole.num_rows % ROW_GROUP_ROWS
+        for start in range(0, full, ROW_GROUP_ROWS):
+            self._write(whole.slice(start, ROW_GROUP_ROWS))
+        self._waiting = [whole.slice(full)]
+        self._rows -= full
+
+    def flush(self) -> None:
+        """Write what is left."""
+        if self._rows:
+            self._write(pa.concat_tables(self._waiting))
+
+    def _write(self, group: pa.Table) -> None:
+        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
+
+
+def _good_rows(rows: InputRows) -> npt.NDArray[Any]:
+    good = rows.status == OK
+    return rows.embeddings if good.all() else rows.embeddings[good]

@@ -156,7 +156,13 @@ class ScoringInputs:
         """Prepare the search and the tables; takes memory and time."""
         entries = self.corpus.embeddings()
         search = self._open_search(entries)
-        return BlissScorer(search, entries, self.calibration, lam=self.settings.lam)
+        return BlissScorer(
+            search,
+            entries,
+            self.calibration,
+            lam=self.settings.lam,
+            threads=self.settings.threads,
+        )
 
     def _open_search(self, entries: Any) -> TopKSearch:
         settings = self.settings

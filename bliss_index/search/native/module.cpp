@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "engine.h"
+#include "tail.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -59,6 +60,33 @@ std::tuple<Counters, std::vector<std::int64_t>> search(
   return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows}, bad};
 }
 
+void score_tail(std::uintptr_t similarities, std::uintptr_t ids, std::uintptr_t scale,
+                std::uintptr_t shift, std::uintptr_t internal, std::size_t rows, std::size_t k,
+                std::size_t classes, double lambda, std::size_t threads, std::uintptr_t anomaly,
+                std::uintptr_t nearest, std::uintptr_t nearest_internal,
+                std::uintptr_t nearest_external) {
+  const bliss::Tail tail{reinterpret_cast<const float*>(similarities),
+                         reinterpret_cast<const std::int64_t*>(ids),
+                         reinterpret_cast<const float*>(scale),
+                         reinterpret_cast<const float*>(shift),
+                         reinterpret_cast<const double*>(internal),
+                         rows, k, classes, lambda,
+                         reinterpret_cast<double*>(anomaly),
+                         reinterpret_cast<std::int64_t*>(nearest),
+                         reinterpret_cast<double*>(nearest_internal),
+                         reinterpret_cast<double*>(nearest_external)};
+  bool done;
+  {
+    nb::gil_scoped_release release;
+    const auto idle = [] {
+      nb::gil_scoped_acquire acquire;
+      return PyErr_CheckSignals() == 0;
+    };
+    done = bliss::score_tail(tail, threads, idle);
+  }
+  if (!done) throw nb::python_error();
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -81,5 +109,6 @@ NB_MODULE(_native, m) {
       .def("kernel_seconds", &bliss::Engine::kernel_seconds, "count"_a, "threads"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("search", &search);
+  m.def("score_tail", &score_tail);
   m.def("make_engine", &make_engine, nb::rv_policy::take_ownership);
 }
