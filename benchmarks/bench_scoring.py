@@ -2,9 +2,9 @@
 
     python benchmarks/bench_scoring.py --json benchmarks/results/scoring_cpu.json
 
-Scoring: search, tables, class scores and minimum, W = 20,000, for several numbers of classes; paired
-with the search alone on the same images. Tables are computed as entries occur: the first pass over
-the images pays for them and is timed apart ("first").
+Scoring: search, tables, class scores and minimum, W = 20,000, for several numbers of classes;
+paired with the search alone on the same images. Tables are computed as entries occur: the first
+pass over the images pays for them and is timed apart ("first").
 
 Calibration: moments of all classes, then mean and deviation of every class on every entry, against
 computing all similarities of each class and numpy's mean and std.
