@@ -326,7 +326,7 @@ def test_a_protocol_over_stores(chain, tmp_path):
     assert (report["runs"], report["images"]) == (3, 100)
     assert list(report["detectors"]) == ["bliss", "raw", "knn"]
     assert report["detectors"]["bliss"]["auroc"]["mean"] == pytest.approx(
-        np.mean(report["per_run"]["bliss"])
+        np.mean(report["per_run"]["bliss"]["auroc"])
     )
     assert "3 runs of 100 images" in err
     out, _ = run(*command, *arguments, cwd=folder)

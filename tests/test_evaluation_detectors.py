@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from bliss_reference import clip_like, reference_scores
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import CalibrationError, InvalidInputError
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
 from bliss_index.evaluation.detectors import MaximumConceptMatching, NearestImages, NegLabel
 from bliss_index.evaluation.protocol_run import DETECTORS, evaluate_protocol, make_detectors
 from bliss_index.evaluation.protocols import (
     PROTOCOLS,
+    EvaluationProtocol,
     all_but_one,
     find_protocol,
     one_class,
@@ -100,7 +101,7 @@ def test_detectors_equal_their_formulas(data, reference, name):
 
 def test_neglabel_equals_its_formula(data, reference):
     images, vocabulary, texts, _ = wide(data)
-    settings = NegLabel(negatives=0.4, group_size=20, temperature=0.05)
+    settings = NegLabel(negatives=0.4, group_size=21, temperature=0.05)
     fitted = settings.fit(reference)
     run = (1, 3)
     groups = fitted.groups(run)
@@ -146,7 +147,7 @@ def test_a_protocol_is_its_runs(data, reference, make):
             anomaly = ~np.isin(labels[400:], run)
             high, low = scores[anomaly][:, None], scores[~anomaly][None, :]
             aurocs.append(np.mean((high > low) + 0.5 * (high == low)))
-        assert report.per_run[name] == pytest.approx(aurocs, abs=1e-4)
+        assert report.per_run[name]["auroc"] == pytest.approx(aurocs, abs=1e-4)
         assert report.detectors[name]["auroc"].mean == pytest.approx(np.mean(aurocs), abs=1e-4)
         assert report.detectors[name]["auroc"].deviation == pytest.approx(np.std(aurocs), abs=1e-4)
     table = report.to_markdown()
@@ -174,6 +175,57 @@ def test_the_papers_splits():
     102,79,47,106,59,93,145,10,62,175,76,183,48,130,38,186,44,8,29,26"""
     assert tiny == tuple(tuple(map(int, line.split(","))) for line in text.split())
     assert len(PROTOCOLS) == 5
+
+
+def test_neglabel_at_a_temperature_that_leaves_one_term(data, reference):
+    """Exponentials of everything but the largest similarity vanish; nothing may be lost or NaN."""
+    images, vocabulary, texts, _ = wide(data)
+    fitted = NegLabel(negatives=1.0, group_size=150, temperature=1e-4).fit(reference)
+    found = fitted.score(data[0][400:])
+    gap = (images[400:] @ vocabulary.T).max(1) - (images[400:] @ texts.T).max(1)
+    clear = np.abs(gap) > 2e-3
+    assert clear.sum() > 200
+    np.testing.assert_allclose(found[clear], gap[clear] > 0, atol=1e-6)
+
+
+def test_settings_by_name(data, reference):
+    images = data[0]
+    made = make_detectors("bliss:lam=1.5:k=3, mcm:temperature=0.1,bliss,knn", lam=0.25)
+    assert [d.name for d in made] == ["bliss:lam=1.5:k=3", "mcm:temperature=0.1", "bliss", "knn"]
+    assert made[0] == Bliss(1.5, 3, "bliss:lam=1.5:k=3") and made[2] == Bliss(0.25)
+    few = Reference(
+        reference.class_embeddings, reference.images, reference.labels, reference.vocabulary,
+        exact_search(reference.vocabulary, 3, threads=1),
+    )  # fmt: skip
+    expected = Bliss(1.5).fit(few).score(images[400:])
+    np.testing.assert_allclose(made[0].fit(reference).score(images[400:]), expected, rtol=1e-12)
+    with pytest.raises(InvalidInputError, match="'bliss' has no setting 'tau'; it has lam, k"):
+        make_detectors("bliss:tau=1")
+    with pytest.raises(
+        InvalidInputError, match="setting 'k' of .*'bliss' must be of type int.*'x'"
+    ):
+        make_detectors("bliss:k=x")
+    with pytest.raises(InvalidInputError, match="both at least 0, got -1.0 and 0"):
+        make_detectors("bliss:lam=-1")
+    with pytest.raises(InvalidInputError, match="k must lie between 1 and the search's 7, got 8"):
+        Bliss(k=8).fit(reference).score(images[:2])
+
+
+def test_classes_that_are_never_normal_need_no_images(data, reference):
+    images, _, texts, labels = data
+    kept = np.where(labels[:400] == 2, -1, labels[:400])
+    without = Reference(texts, images[:400], kept, reference.vocabulary, reference.search)
+    protocol = EvaluationProtocol("two", CLASSES, ((0, 4), (1, 4), (3,)))
+    names = ",".join(DETECTORS)
+    found = evaluate_protocol(without, images[400:], labels[400:], protocol, make_detectors(names))
+    whole = evaluate_protocol(
+        reference, images[400:], labels[400:], protocol, make_detectors(names)
+    )
+    assert found.per_run == whole.per_run
+    assert (found.classes, found.vocabulary, found.k) == (4, 150, K)
+    assert found.calibration_images == int((labels[:400] != 2).sum())
+    with pytest.raises(CalibrationError, match=r"'2' \(0\)"):
+        evaluate_protocol(without, images[400:], labels[400:], one_class(CLASSES), [Bliss()])
 
 
 def test_random_runs_follow_from_the_seed():

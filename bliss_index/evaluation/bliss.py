@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.detector import FittedDetector, ImageBlock, Reference
-from bliss_index.scoring import BlissScorer
 
 
 @dataclass(frozen=True)
@@ -23,11 +21,21 @@ class Bliss:
     Attributes
     ----------
     lam
-        lambda; k is the search's.
+        lambda, at least 0.
+    k
+        Entries per image, at most the search's; 0 for the search's.
     """
 
     lam: float = 0.5
+    k: int = 0
     name: str = "bliss"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.lam) and self.lam >= 0) or self.k < 0:
+            raise InvalidInputError(
+                f"lam must be a finite number and k a whole one, both at least 0, got {self.lam} "
+                f"and {self.k}"
+            )
 
     def fit(self, reference: Reference) -> FittedDetector:
         """Compute the moments of all classes once; a run is a choice among them."""
@@ -38,19 +46,13 @@ class Bliss:
 class _FittedBliss(FittedDetector):
     def __init__(self, settings: Bliss, reference: Reference) -> None:
         super().__init__(settings.name, reference)
-        if reference.search is None or reference.vocabulary is None:
-            raise InvalidInputError("BLISS needs a vocabulary and a search over it")
-        self._scorer = BlissScorer(
-            reference.search, reference.vocabulary, _calibration(reference), lam=settings.lam
-        )
+        self._lam = settings.lam
+        self._k = settings.k or reference.scorer.k
 
     def score_runs(
         self, block: ImageBlock, runs: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float64]:
-        similarities, ids = block.top_k
-        self._scorer.tables.require(ids)
-        total = self._scorer.internal_scores(block.images)
-        total += self._scorer.lam * self._scorer.external_scores(similarities, ids)
+        total = block.label_scores + self._lam * block.external_scores(self._k)
         return np.stack([total[:, list(run)].min(axis=1) for run in runs])
 
 
@@ -69,17 +71,10 @@ class LabelTerm:
 class _FittedLabelTerm(FittedDetector):
     def __init__(self, name: str, reference: Reference) -> None:
         super().__init__(name, reference)
-        self._mu, self._sigma = _calibration(reference).label_statistics()
+        self._mu, self._sigma = reference.calibration.label_statistics()
 
     def score_runs(
         self, block: ImageBlock, runs: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float64]:
         scores = (self._mu - block.class_similarities) / self._sigma
         return np.stack([scores[:, list(run)].min(axis=1) for run in runs])
-
-
-def _calibration(reference: Reference) -> Calibration:
-    images, labels = reference.images, reference.labels
-    if images is None or labels is None:
-        raise InvalidInputError("calibration needs images and their labels")
-    return calibrate([(images, labels)], reference.class_embeddings)

@@ -16,7 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import InvalidInputError
+from bliss_index.scoring import BlissScorer
 from bliss_index.search.protocol import TopKSearch
 
 BLOCK_ROWS = 1024
@@ -31,8 +33,8 @@ class Reference:
     class_embeddings
         (C, d) text embedding of every class, unit norm.
     images, labels
-        (n, d) calibration images, unit norm, and their (n,) classes as numbers 0..C-1; None for
-        detectors that need no images.
+        (n, d) calibration images, unit norm, and their (n,) classes as numbers 0..C-1, or -1 for
+        images to leave out; None for detectors that need no images.
     search
         The top-k search over ``vocabulary``; None for detectors that need no vocabulary.
     vocabulary
@@ -80,6 +82,38 @@ class Reference:
         """Length of a vector."""
         return int(self.class_embeddings.shape[1])
 
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Moments of all classes, computed when first asked for.
+
+        Raises
+        ------
+        CalibrationError
+            A class has too few images.
+        """
+        if self.images is None or self.labels is None:
+            raise InvalidInputError("calibration needs images and their labels; none were given")
+        return calibrate([(self.images, self.labels)], self.class_embeddings)
+
+    @cached_property
+    def scorer(self) -> BlissScorer:
+        """The scorer of BLISS over all classes, whose tables all settings share."""
+        if self.search is None or self.vocabulary is None:
+            raise InvalidInputError("BLISS needs a vocabulary and a search over it")
+        return BlissScorer(self.search, self.vocabulary, self.calibration)
+
+    def restricted_to(self, classes: Sequence[int]) -> Reference:
+        """Keep some classes only, numbered anew in the order given."""
+        chosen = list(classes)
+        labels = self.labels
+        if labels is not None:
+            number = np.full(self.classes + 1, -1, dtype=np.int64)
+            number[chosen] = np.arange(len(chosen))
+            labels = number[labels]
+        return Reference(
+            self.class_embeddings[chosen], self.images, labels, self.vocabulary, self.search
+        )
+
     def require(self, detector: str, *names: str) -> None:
         """Raise InvalidInputError unless everything that the detector needs is here."""
         for name in names:
@@ -95,7 +129,7 @@ class Reference:
             )
         if labels.dtype.kind not in "iu":
             raise InvalidInputError(f"labels must be class numbers, got {labels.dtype}")
-        if labels.size and (labels.min() < 0 or labels.max() >= self.classes):
+        if labels.size and (labels.min() < -1 or labels.max() >= self.classes):
             raise InvalidInputError(
                 f"labels lie between {labels.min()} and {labels.max()}, classes are 0 to "
                 f"{self.classes - 1}"
@@ -119,6 +153,7 @@ class ImageBlock:
     def __init__(self, images: npt.NDArray[Any], reference: Reference) -> None:
         self.images = images
         self._reference = reference
+        self._external: dict[int, npt.NDArray[np.float64]] = {}
 
     @property
     def rows(self) -> int:
@@ -142,6 +177,24 @@ class ImageBlock:
         if self._reference.search is None:
             raise InvalidInputError("no search over the vocabulary was given")
         return self._reference.search.search(self.images)
+
+    @cached_property
+    def label_scores(self) -> npt.NDArray[np.float64]:
+        """(n, C) the label term of BLISS for every class."""
+        return self._reference.scorer.internal_scores(self.images)
+
+    def external_scores(self, k: int) -> npt.NDArray[np.float64]:
+        """(n, C) the external term of BLISS for every class, of the first k entries found."""
+        if k not in self._external:
+            similarities, ids = self.top_k
+            if not 1 <= k <= ids.shape[1]:
+                raise InvalidInputError(
+                    f"k must lie between 1 and the search's {ids.shape[1]}, got {k}"
+                )
+            scorer = self._reference.scorer
+            scorer.tables.require(ids[:, :k])
+            self._external[k] = scorer.external_scores(similarities[:, :k], ids[:, :k])
+        return self._external[k]
 
     def similarities_with(self, entries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, m) inner products with (m, d) float32 vectors."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,7 +88,8 @@ class NegLabel:
 
     Negatives are the M entries farthest from the labels, where an entry's distance is the
     eta-quantile over the labels of -<t_w, t_c>. They are dealt at random into groups of equal
-    size; with P = sum_c exp(<x, t_c> / tau) and N_g = sum_{w in g} exp(<x, t_w> / tau),
+    size, and what remains is left out. With P = sum_c exp(<x, t_c> / tau) and
+    N_g = sum_{w in g} exp(<x, t_w> / tau),
 
         S(x) = mean_g N_g / (P + N_g)
 
@@ -96,19 +98,19 @@ class NegLabel:
     Attributes
     ----------
     negatives
-        M as a share of the vocabulary; the paper takes 10,000 of about 70,000 words.
+        M as a share of the vocabulary; the authors take 0.15, 10,000 of about 70,000 words.
     quantile
         eta.
     temperature
         tau.
     group_size
-        Negatives in a group; the paper's 10,000 in 100 groups. The last few that fill no group are
-        left out, unless there is only one group.
+        About how many negatives make a group: there are M / group_size groups, rounded, and at
+        least one. The paper deals 10,000 into 100 groups.
     seed
         Of the dealing.
     """
 
-    negatives: float = 1 / 7
+    negatives: float = 0.15
     quantile: float = 0.05
     temperature: float = 0.01
     group_size: int = 100
@@ -136,13 +138,11 @@ class _FittedNegLabel(FittedDetector):
     def __init__(self, settings: NegLabel, reference: Reference) -> None:
         super().__init__(settings.name, reference)
         reference.require(settings.name, "vocabulary")
-        assert_vocabulary = reference.vocabulary
-        if assert_vocabulary is None:  # for the type checker: require has raised
-            raise InvalidInputError("no vocabulary")
+        vocabulary = np.asarray(reference.vocabulary)
         self._settings = settings
-        self._entries = np.ascontiguousarray(assert_vocabulary, dtype=np.float32)
+        self._entries = np.ascontiguousarray(vocabulary, dtype=np.float32)
         self._distances = -(
-            assert_vocabulary.astype(np.float64) @ reference.class_embeddings.astype(np.float64).T
+            vocabulary.astype(np.float64) @ reference.class_embeddings.astype(np.float64).T
         )
         self._groups: dict[tuple[int, ...], npt.NDArray[np.intp]] = {}
 
@@ -155,8 +155,8 @@ class _FittedNegLabel(FittedDetector):
             count = max(1, round(settings.negatives * distance.size))
             farthest = np.argsort(-distance, kind="stable")[:count]
             dealt = np.random.default_rng(settings.seed).permutation(farthest)
-            size = min(settings.group_size, count)
-            self._groups[key] = dealt[: count - count % size].reshape(-1, size)
+            groups = max(1, round(count / settings.group_size))
+            self._groups[key] = dealt[: count - count % groups].reshape(groups, -1)
         return self._groups[key]
 
     def score_runs(
@@ -164,27 +164,31 @@ class _FittedNegLabel(FittedDetector):
     ) -> npt.NDArray[np.float64]:
         temperature = self._settings.temperature
         chosen = [self.groups(run) for run in runs]
-        # One product and one exponential serve all runs: entries that any of them uses.
-        used, position = np.unique(np.concatenate([g.ravel() for g in chosen]), return_inverse=True)
+        # One product serves all runs: entries that any of them uses.
+        used, place = np.unique(np.concatenate([g.ravel() for g in chosen]), return_inverse=True)
         similarities = block.similarities_with(self._entries[used])
-        top = np.maximum(similarities.max(axis=1), block.class_similarities.max(axis=1))
-        scaled = (similarities - top[:, None].astype(np.float32)) / np.float32(temperature)
-        negative = np.exp(scaled, out=scaled)
-        shift = top.astype(np.float32).astype(np.float64)
-        positive = np.exp((block.class_similarities - shift[:, None]) / temperature)
+        ends = np.cumsum([group.size for group in chosen])
         scores = np.empty((len(runs), block.rows))
-        start = 0
         for number, (run, group) in enumerate(zip(runs, chosen, strict=True)):
-            columns = position[start : start + group.size].reshape(group.shape)
-            start += group.size
-            share = np.zeros(block.rows)
-            of_labels = positive[:, list(run)].sum(axis=1)
-            for members in columns:
-                of_group = negative[:, members].sum(axis=1, dtype=np.float64)
-                total = of_labels + of_group
-                share += np.divide(of_group, total, out=np.ones_like(total), where=total > 0)
-            scores[number] = share / group.shape[0]
+            columns = place[ends[number] - group.size : ends[number]]
+            negative = similarities[:, columns].reshape(block.rows, *group.shape)
+            positive = block.class_similarities[:, list(run)]
+            excess = (
+                _log_sum_exp(negative, temperature) - _log_sum_exp(positive, temperature)[:, None]
+            )
+            # N / (P + N) of the logarithms' difference; an overflow to infinity means 0.
+            with np.errstate(over="ignore"):
+                scores[number] = (1.0 / (1.0 + np.exp(-excess))).mean(axis=1)
         return scores
+
+
+def _log_sum_exp(values: npt.NDArray[Any], temperature: float) -> npt.NDArray[np.float64]:
+    """log sum exp(value / temperature) over the last axis, summed in float64."""
+    top = values.max(axis=-1, keepdims=True)
+    terms = np.exp((values - top) / values.dtype.type(temperature))
+    return np.asarray(
+        top[..., 0].astype(np.float64) / temperature + np.log(terms.sum(axis=-1, dtype=np.float64))
+    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from bliss_index.evaluation.detectors import (
 from bliss_index.evaluation.metrics import METRICS, evaluate_scores
 from bliss_index.evaluation.protocols import EvaluationProtocol
 
-DETECTORS: dict[str, Callable[[], Detector]] = {
+DETECTORS: dict[str, type[Any]] = {
     "bliss": Bliss,
     "label": LabelTerm,
     "raw": RawSimilarity,
@@ -30,7 +30,7 @@ DETECTORS: dict[str, Callable[[], Detector]] = {
     "neglabel": NegLabel,
     "knn": NearestImages,
 }
-"""Detectors by their name on the command line, with their default settings."""
+"""Definitions of detectors by their name on the command line."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,14 @@ class ProtocolReport:
         Its name.
     runs, images
         Runs, and test images scored in each.
+    classes, calibration_images
+        Classes that are normal in some run, and their calibration images.
+    vocabulary, k
+        Entries searched, and found per image; 0 where no detector asks for them.
     detectors
         By detector and metric: the summary over the runs.
     per_run
-        By detector: AUROC of every run.
+        By detector and metric: the value of every run.
     seconds
         Time of everything.
     """
@@ -62,8 +66,12 @@ class ProtocolReport:
     protocol: str
     runs: int
     images: int
+    classes: int
+    calibration_images: int
+    vocabulary: int
+    k: int
     detectors: dict[str, dict[str, Summary]]
-    per_run: dict[str, list[float]]
+    per_run: dict[str, dict[str, list[float]]]
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -85,16 +93,51 @@ class ProtocolReport:
         return "\n".join(lines) + "\n"
 
 
-def make_detectors(names: str | Sequence[str]) -> list[Detector]:
-    """Make detectors by name, such as "bliss,mcm"; InvalidInputError lists all for others."""
-    listed = names.split(",") if isinstance(names, str) else list(names)
-    unknown = [name for name in listed if name not in DETECTORS]
-    if unknown or not listed:
-        raise InvalidInputError(
-            f"unknown detector {', '.join(map(repr, unknown)) or 'list'}; known are "
-            f"{', '.join(DETECTORS)}"
-        )
-    return [DETECTORS[name]() for name in dict.fromkeys(listed)]
+def make_detectors(names: str | Sequence[str], *, lam: float | None = None) -> list[Detector]:
+    """Make detectors by name.
+
+    Parameters
+    ----------
+    names
+        Such as "bliss,mcm", or with settings, "bliss:lam=1:k=5,mcm:temperature=0.01"; a detector
+        with settings is called by all of that in tables.
+    lam
+        lambda of BLISS where its name does not set it.
+
+    Raises
+    ------
+    InvalidInputError
+        A detector or setting is not known, or a value is not one; those known are listed.
+    """
+    listed = [n.strip() for n in (names.split(",") if isinstance(names, str) else names)]
+    if not listed:
+        raise InvalidInputError(f"no detector is named; known are {', '.join(DETECTORS)}")
+    return [_make_detector(name, lam) for name in dict.fromkeys(listed)]
+
+
+def _make_detector(text: str, lam: float | None) -> Detector:
+    name, *assignments = text.split(":")
+    if name not in DETECTORS:
+        raise InvalidInputError(f"unknown detector {name!r}; known are {', '.join(DETECTORS)}")
+    made = DETECTORS[name]
+    default = made()
+    known = {f.name: type(getattr(default, f.name)) for f in fields(default) if f.name != "name"}
+    settings: dict[str, Any] = {} if lam is None or name != "bliss" else {"lam": lam}
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if key not in known:
+            raise InvalidInputError(
+                f"detector {name!r} has no setting {key!r}; it has {', '.join(known) or 'none'}"
+            )
+        try:
+            settings[key] = known[key](value)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"setting {key!r} of detector {name!r} must be of type {known[key].__name__}, got "
+                f"{value!r}"
+            ) from error
+    detector: Detector = made(**settings, name=text)
+    return detector
 
 
 def evaluate_protocol(
@@ -133,32 +176,42 @@ def evaluate_protocol(
         )
     if labels.shape != (images.shape[0],):
         raise InvalidInputError(f"{labels.size} labels for {images.shape[0]} test images")
+    # Classes that are never normal need neither moments nor calibration images.
+    used = sorted({c for run in protocol.runs for c in run})
+    reference = reference.restricted_to(used)
+    runs = [[used.index(c) for c in run] for run in protocol.runs]
     fitted = [detector.fit(reference) for detector in detectors]
-    scores = {one.name: np.empty((len(protocol.runs), images.shape[0])) for one in fitted}
+    scores = {one.name: np.empty((len(runs), images.shape[0])) for one in fitted}
     for part, block in blocks(images, reference):
         for one in fitted:
-            scores[one.name][:, part] = one.score_runs(block, protocol.runs)
+            scores[one.name][:, part] = one.score_runs(block, runs)
         if progress is not None:
             progress(block.rows)
-    summaries: dict[str, dict[str, Summary]] = {}
-    per_run: dict[str, list[float]] = {}
-    for name, table in scores.items():
-        found = [
-            evaluate_scores(table[number], ~np.isin(labels, list(run)))
-            for number, run in enumerate(protocol.runs)
-        ]
-        per_run[name] = [metrics.auroc for metrics in found]
-        summaries[name] = {
-            metric: _summary([getattr(metrics, metric) for metrics in found]) for metric in METRICS
-        }
+    anomalies = [~np.isin(labels, list(run)) for run in protocol.runs]
+    per_run = {name: _metrics_of_runs(table, anomalies) for name, table in scores.items()}
+    search = reference.search
     return ProtocolReport(
         protocol.name,
-        len(protocol.runs),
-        int(images.shape[0]),
-        summaries,
-        per_run,
-        round(time.perf_counter() - began, 2),
+        runs=len(runs),
+        images=int(images.shape[0]),
+        classes=len(used),
+        calibration_images=sum(rows.size for rows in reference.class_rows),
+        vocabulary=0 if search is None else search.size,
+        k=0 if search is None else search.k,
+        detectors={
+            name: {metric: _summary(values) for metric, values in metrics.items()}
+            for name, metrics in per_run.items()
+        },
+        per_run=per_run,
+        seconds=round(time.perf_counter() - began, 2),
     )
+
+
+def _metrics_of_runs(
+    scores: npt.NDArray[np.float64], anomalies: Sequence[npt.NDArray[np.bool_]]
+) -> dict[str, list[float]]:
+    found = [evaluate_scores(row, anomaly) for row, anomaly in zip(scores, anomalies, strict=True)]
+    return {metric: [getattr(metrics, metric) for metrics in found] for metric in METRICS}
 
 
 def _summary(values: Sequence[float]) -> Summary:
