@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bliss_index.bulk.blas import one_blas_thread
 from bliss_index.bulk.inputs import open_input
 from bliss_index.bulk.records import PartRecord
 from bliss_index.bulk.score_part import PartScorer
@@ -72,7 +73,8 @@ class PartWorker:
         """Score one part; what is wrong with it becomes a reason, not an exception."""
         part = self._input.parts[index]
         try:
-            return PartResult(index, self._scorer.score_part(part, index))
+            with one_blas_thread():
+                return PartResult(index, self._scorer.score_part(part, index))
         except (BlissError, OSError, MemoryError) as error:
             return PartResult(index, None, f"{type(error).__name__}: {error}")
 
