@@ -1,0 +1,140 @@
+"""Thresholds and p-values keep what they promise; labels and trims against plain definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from bliss_reference import clip_like, reference_scores, unit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bliss_index.errors import CalibrationError, InvalidInputError
+from bliss_index.evaluation.thresholds import (
+    conformal_p_values,
+    deal,
+    held_out_scores,
+    threshold_at,
+)
+from bliss_index.evaluation.unlabelled import assign_labels, trim_mask
+from bliss_index.search import exact_search
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(0, 12), min_size=2, max_size=30),
+    st.sampled_from([0.01, 0.05, 0.1, 0.3, 0.5, 0.9]),
+)
+def test_any_of_the_images_would_be_flagged_rarely_enough(pool: list[int], rate: float) -> None:
+    """Each of n + 1 exchangeable scores in turn is the new one: at most a share `rate` is flagged.
+
+    That is the guarantee itself, not an estimate of it.
+    """
+    flagged = 0
+    for new in range(len(pool)):
+        others = [s for i, s in enumerate(pool) if i != new]
+        try:
+            threshold = threshold_at(others, rate)
+        except InvalidInputError:
+            assert len(pool) < 1 / rate
+            return
+        flagged += int(threshold.flags([pool[new]])[0])
+    assert flagged <= rate * len(pool) + 1e-9
+    if len(set(pool)) == len(pool):
+        assert flagged == int(rate * len(pool) + 1e-9), "no image more than needed is passed"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=2, max_size=25))
+def test_p_values_are_small_rarely_enough(pool: list[int]) -> None:
+    p = [
+        conformal_p_values([s for i, s in enumerate(pool) if i != new], [pool[new]])[0]
+        for new in range(len(pool))
+    ]
+    for u in np.arange(1, len(pool) + 1) / len(pool):
+        assert np.mean(np.array(p) <= u + 1e-12) <= u + 1e-12
+
+
+def test_thresholds_and_p_values_agree() -> None:
+    rng = np.random.default_rng(0)
+    normal, scores = rng.normal(size=499), rng.normal(size=2000) + 0.5
+    p = conformal_p_values(normal, scores)
+    for rate in (0.002, 0.05, 0.2):
+        np.testing.assert_array_equal(threshold_at(normal, rate).flags(scores), p <= rate + 1e-12)
+    expected = [(1 + np.sum(normal >= s)) / 500 for s in scores]
+    np.testing.assert_allclose(p, expected, rtol=1e-15)
+    assert np.isnan(conformal_p_values(normal, [np.nan])[0])
+    assert threshold_at(normal, 0.1).flags([np.nan])[0]
+
+
+def test_what_thresholds_refuse() -> None:
+    with pytest.raises(
+        InvalidInputError, match="rate of 0.01 needs at least 99 held-out normal images, got 98"
+    ):
+        threshold_at(np.arange(98), 0.01)
+    assert threshold_at(np.arange(99), 0.01).images == 99
+    with pytest.raises(InvalidInputError, match="between 0 and 1, got 1.0"):
+        threshold_at([1, 2], 1.0)
+    with pytest.raises(InvalidInputError, match="1 of 3 .* not finite, the first at row 1"):
+        threshold_at([1, np.inf, 2], 0.5)
+    with pytest.raises(InvalidInputError, match=r"at least one, got \(0,\)"):
+        conformal_p_values([], [1])
+
+
+def test_held_out_scores_know_nothing_of_the_image(rng: np.random.Generator) -> None:
+    images, vocabulary, texts, labels = clip_like(rng, 200, 80, 3)
+    search = exact_search(vocabulary, 5, threads=1)
+    found = held_out_scores(images, labels, texts, vocabulary, search, lam=0.7, folds=4, seed=2)
+    fold_of = deal(labels, 3, 4, 2)
+    for fold in range(4):
+        held = fold_of == fold
+        expected = reference_scores(
+            images[held], vocabulary, texts, images[~held], labels[~held], k=5, lam=0.7
+        ).anomaly
+        np.testing.assert_allclose(found[held], expected, rtol=1e-4, atol=1e-4)
+    for c in range(3):
+        sizes = np.bincount(fold_of[labels == c], minlength=4)
+        assert sizes.max() - sizes.min() <= 1
+    with pytest.raises(CalibrationError, match="class 1 has 3 images; .* every class needs 4"):
+        deal(np.array([0] * 9 + [1] * 3), 2, 2)
+    assert set(deal(np.array([0] * 9 + [1] * 3), 2, 3)) == {0, 1, 2}
+    with pytest.raises(InvalidInputError, match="at least 2 folds are needed .* got 1"):
+        deal(labels, 3, 1)
+    with pytest.raises(InvalidInputError, match="class numbers 0 to 1"):
+        deal(labels, 2, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_labels_are_the_nearest(rng: np.random.Generator, dtype: type) -> None:
+    images, _, texts, _ = clip_like(rng, 300, 5, 4, dtype=dtype)
+    similarity = images.astype(float) @ texts.astype(float).T
+    np.testing.assert_array_equal(assign_labels(images, texts), similarity.argmax(1))
+    with pytest.raises(InvalidInputError, match=r"shape \(300, 32\), class embeddings \(4, 31\)"):
+        assign_labels(images, texts[:, 1:])
+    broken = images.copy()
+    broken[7, 3] = np.nan
+    with pytest.raises(InvalidInputError, match="image 7 holds NaN"):
+        assign_labels(broken, texts)
+
+
+def test_strangers_are_trimmed(rng: np.random.Generator) -> None:
+    centres = rng.normal(size=(3, 24))
+    labels = np.repeat([0, 1, -1], [100, 50, 10])
+    rows = centres[labels] + 0.3 * rng.normal(size=(160, 24))
+    strangers = np.zeros(160, dtype=bool)
+    strangers[[3, 20, 21, 70, 110, 111]] = True
+    rows[strangers] = centres[2] + 0.3 * rng.normal(size=(6, 24))
+    keep = trim_mask(unit(rows), labels, 0.04)
+    np.testing.assert_array_equal(keep, ~strangers & (labels >= 0))
+    np.testing.assert_array_equal(trim_mask(unit(rows), labels, 0.0), labels >= 0)
+    assert trim_mask(unit(rows), labels, 0.29).sum() == 100 - 29 + 50 - 14
+
+
+def test_trimming_stops_where_no_exchange_helps(rng: np.random.Generator) -> None:
+    rows = unit(rng.normal(size=(60, 8)))
+    keep = trim_mask(rows, np.zeros(60, dtype=int), 0.25)
+    distance = np.linalg.norm(rows - rows[keep].mean(0), axis=1)
+    assert keep.sum() == 45 and distance[keep].max() <= distance[~keep].min()
+    with pytest.raises(InvalidInputError, match="below 0.5, got 0.5"):
+        trim_mask(rows, np.zeros(60, dtype=int), 0.5)
+    with pytest.raises(InvalidInputError, match=r"60 images need .* float64 of shape \(60,\)"):
+        trim_mask(rows, np.zeros(60), 0.1)
