@@ -274,11 +274,11 @@ def test_the_memory_plan():
     assert plan.total <= plan.budget == 8 << 30
     assert plan.batch_rows == 8192
     assert "memory: at most" in plan.describe()
-    smaller = plan_memory(**sizes, workers=2, budget=parse_bytes("950MiB"))
-    assert smaller.total <= 950 << 20
+    smaller = plan_memory(**sizes, workers=2, budget=parse_bytes("1200MiB"))
+    assert smaller.total <= 1200 << 20
     assert smaller.batch_rows < 8192
-    with pytest.raises(JobError, match=r"2 workers need at least 9\d\d MiB .* budget is 800 MiB"):
-        plan_memory(**sizes, workers=2, budget=parse_bytes("800MiB"))
+    with pytest.raises(JobError, match=r"2 workers need at least 1.1 GiB .* budget is 1.0 GiB"):
+        plan_memory(**sizes, workers=2, budget=parse_bytes("1GiB"))
     for text in ("", "much", "-3GB", "0"):
         with pytest.raises(InvalidInputError, match="is no size; write for example 8GiB"):
             parse_bytes(text)

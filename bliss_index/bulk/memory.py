@@ -12,7 +12,7 @@ from bliss_index.scoring import BLOCK_ROWS
 
 MOST_BATCH_ROWS = 8192
 LEAST_BATCH_ROWS = 64
-_BASE_BYTES = 400 << 20  # the interpreter and its libraries
+_BASE_BYTES = 512 << 20  # the interpreter and its libraries
 _THREAD_BYTES = 12 << 20
 _SHARE = 0.8
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
