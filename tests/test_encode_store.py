@@ -40,7 +40,7 @@ if __name__ == "__main__":
     kind, source, out = sys.argv[1:]
     encoder = load_encoder("bliss-tiny", device="cpu", batch_size=64)
     if kind == "text":
-        entries = [f"word number {i}" for i in range(40_000)]
+        entries = [f"word number {i}" for i in range(16_000)]
         encode_text_store(encoder, entries, out, templates=["a {}"], rows_per_shard=500)
     else:
         encode_image_store(encoder, open_images(source), out, rows_per_shard=64, workers=1)
@@ -132,7 +132,7 @@ def test_killed_and_continued(pictures, tmp_path, kind):
         source = tmp_path / "many"
         source.mkdir()
         files = sorted(pictures.rglob("*.png"))
-        for number in range(1500):
+        for number in range(700):
             os.link(files[number % len(files)], source / f"{number:05}.png")
     script = tmp_path / "encode.py"
     script.write_text(textwrap.dedent(SCRIPT))
