@@ -36,7 +36,7 @@ def main() -> None:
     given = parser.parse_args()
     ray = given.engine == "ray"
     with tempfile.TemporaryDirectory() as folder:
-        job = make_job(Path(folder), shards=40 * given.kills, rows=2000, entries=8000, dim=64)
+        job = make_job(Path(folder), shards=16 * given.kills, rows=2000, entries=8000, dim=64)
         run_job(job.images, job.folder / "whole", job.settings())
         more = ["--workers", given.workers, "--engine", given.engine]
         command = score_command(job, job.folder / "killed", *more)
@@ -50,7 +50,7 @@ def main() -> None:
         "kills": kills,
         "workers": given.workers,
         "engine": given.engine,
-        "parts": 40 * given.kills,
+        "parts": 16 * given.kills,
         "byte_identical": same,
         "verified": report.ok,
         "seconds": round(time.perf_counter() - began, 1),

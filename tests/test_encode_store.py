@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,10 +35,14 @@ from bliss_index.vocabulary import render_prompts
 SCRIPT = """
 import pathlib, sys
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import encode_image_store, encode_text_store
+from bliss_index.encode.encode_store import (
+    encode_image_store, encode_text_store, finished_store,
+)
 from bliss_index.encode.images import open_images
 if __name__ == "__main__":
     kind, source, out = sys.argv[1:]
+    if finished_store(out, kind):  # killed between its last commit and its end
+        sys.exit(0)
     encoder = load_encoder("bliss-tiny", device="cpu", batch_size=64)
     if kind == "text":
         entries = [f"word number {i}" for i in range(16_000)]
@@ -137,10 +142,13 @@ def test_killed_and_continued(pictures, tmp_path, kind):
     script = tmp_path / "encode.py"
     script.write_text(textwrap.dedent(SCRIPT))
     command = [sys.executable, str(script), kind, str(tmp_path / "many")]
+    began = time.monotonic()
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    whole = time.monotonic() - began
     kills = kill_at_random(
-        [*command, str(tmp_path / "s")], np.random.default_rng(4), least=2.0, most=5.0, kills=4
-    )
+        [*command, str(tmp_path / "s")],
+        np.random.default_rng(4), least=0.3 * whole, most=0.7 * whole, kills=4,
+    )  # fmt: skip
     assert kills > 0
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")
     assert verify_store(tmp_path / "s").ok
