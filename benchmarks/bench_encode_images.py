@@ -20,7 +20,9 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bench_encode_text import processor, save_random_model
+from machine import describe_machine
+
+from bliss_index.encode.random_weights import save_random_model
 
 
 class Files:
@@ -107,7 +109,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
         "decoding_processes": arguments.workers,
         "rounds": arguments.rounds,
         "note": "the start of the decoding processes counts, once a round, on both sides",
-        "processor": processor(),
+        "machine": describe_machine(arguments.threads),
         "torch": torch.__version__,
         "open_clip": open_clip.__version__,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},

@@ -43,6 +43,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
     import torch
 
     from bliss_index.encode import load_encoder
+    from bliss_index.encode.random_weights import save_random_model
     from bliss_index.encode.torchvision_cure import import_open_clip
     from bliss_index.vocabulary import render_prompts
 
@@ -99,28 +100,6 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict:
         "largest_component_difference": gap,
         "smallest_cosine": cosine,
     }
-
-
-def save_random_model(name: str, directory: Path) -> None:
-    """A local-dir model of open_clip's configuration `name` with seeded random weights."""
-    import torch
-    from safetensors.torch import save_file
-
-    from bliss_index.encode.torchvision_cure import import_open_clip
-
-    open_clip = import_open_clip()
-    torch.manual_seed(0)
-    config = open_clip.get_model_config(name)
-    options = {}
-    if config["text_cfg"].pop("hf_tokenizer_name", None):
-        config["text_cfg"].pop("tokenizer_kwargs", None)
-        options = {"text_cfg": {**config["text_cfg"], "vocab_size": 49408}}
-        config["text_cfg"] = options["text_cfg"]
-    model = open_clip.create_model(name, **options)
-    state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(state, directory / "open_clip_model.safetensors")
-    content = {"model_cfg": config, "preprocess_cfg": {}}
-    (directory / "open_clip_config.json").write_text(json.dumps(content))
 
 
 def choose_words(path: str | None, count: int) -> list[str]:

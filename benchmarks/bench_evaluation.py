@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import clip_like, describe_machine, peak_memory_mib, use_fast_blas, write_result
+from machine import describe_machine, peak_memory_mib, use_fast_blas, write_result
+
+from bliss_index.synthetic import clip_like
 
 # Training and test images of the data set that a protocol's number of classes belongs to.
 SIZES = {10: (50_000, 10_000), 100: (50_000, 10_000), 200: (100_000, 10_000)}

@@ -19,7 +19,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from machine import clip_like, describe_machine, peak_memory_mib, use_fast_blas, write_result
+from machine import describe_machine, peak_memory_mib, use_fast_blas, write_result
+
+from bliss_index.synthetic import clip_like
 
 DIM, K = 512, 10
 

@@ -5,7 +5,7 @@
 
 Every round times each way once, one after the other, on the same queries; medians are reported,
 and the median over the rounds of each way's time divided by ours. Ways that take much longer than
-ours get fewer queries, as many as fit the time. Data: see machine.clip_like.
+ours get fewer queries, as many as fit the time. Data: see bliss_index.synthetic.clip_like.
 
 faiss runs with its best setting here: OpenBLAS's AVX-512 kernels, as many threads as ours, and
 distance_compute_blas_threshold = 1.
@@ -21,7 +21,9 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from machine import clip_like, describe_machine, use_fast_blas, write_result
+from machine import describe_machine, use_fast_blas, write_result
+
+from bliss_index.synthetic import clip_like
 
 Search = Callable[[np.ndarray], Any]
 WAYS = ("native", "torch", "flat", "fp16", "int8", "bf16", "usearch", "authors")

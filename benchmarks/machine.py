@@ -12,8 +12,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 PACKAGES = ("numpy", "torch", "faiss-cpu", "faiss-gpu", "usearch", "pyarrow", "open_clip_torch")
 
 
@@ -77,32 +75,6 @@ def write_result(path: Path | None, result: dict[str, Any]) -> None:
         print(text)
     else:
         path.write_text(text)
-
-
-def clip_like(count: int, dim: int, kind: str, seed: int, dtype: type = np.float32) -> np.ndarray:
-    """Unit vectors with the shape of CLIP's embeddings: (count, dim).
-
-    A common direction (of norm 0.82 for "text", 0.68 for "image", as ViT-B/32 has), a decaying
-    spectrum around it that both kinds share, and two coordinates much larger than the others.
-    """
-    shared = np.random.default_rng(12345)
-    basis = np.linalg.qr(shared.normal(size=(dim, dim)))[0]
-    scales = (np.arange(dim) + 2.0) ** -0.4
-    centres = shared.normal(size=(2, dim))
-    centres[:, :2] *= 12
-    centre = centres[0 if kind == "text" else 1]
-    norm = 0.82 if kind == "text" else 0.68
-    centre *= norm / np.linalg.norm(centre)
-    spread = np.sqrt((1 - norm**2) / np.sum(scales**2))
-    rng = np.random.default_rng(seed)
-    rows = np.empty((count, dim), dtype=dtype)
-    transform = (scales[:, None] * spread * basis).astype(np.float32)
-    for start in range(0, count, 65536):
-        part = rng.standard_normal((min(65536, count - start), dim), dtype=np.float32) @ transform
-        part += centre.astype(np.float32)
-        part /= np.linalg.norm(part, axis=1, keepdims=True)
-        rows[start : start + len(part)] = part
-    return rows
 
 
 def peak_memory_mib() -> float:

@@ -8,15 +8,15 @@ from bliss_reference import clip_like, reference_scores, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.errors import CalibrationError, InvalidInputError
-from bliss_index.evaluation.thresholds import (
+from bliss_index.search import exact_search
+from bliss_index.thresholds import (
     conformal_p_values,
     deal,
     held_out_scores,
     threshold_at,
 )
-from bliss_index.evaluation.unlabelled import assign_labels, trim_mask
-from bliss_index.search import exact_search
 
 
 @settings(max_examples=80, deadline=None)

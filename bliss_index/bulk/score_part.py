@@ -21,6 +21,7 @@ from bliss_index.bulk.records import PartRecord, output_name, record_path
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.store.files import atomic_file
 from bliss_index.store.schema import OK
+from bliss_index.thresholds import conformal_p_values
 
 ROW_GROUP_ROWS = 16384
 _BATCHES_BEHIND = 2
@@ -29,7 +30,7 @@ _LEAST_BATCH_ROWS = 16
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
-def scores_schema(*, explain: bool, flag: bool) -> pa.Schema:
+def scores_schema(*, explain: bool, flag: bool, p_values: bool = False) -> pa.Schema:
     """Columns of the output."""
     fields = [
         pa.field("key", pa.string(), nullable=False),
@@ -42,6 +43,8 @@ def scores_schema(*, explain: bool, flag: bool) -> pa.Schema:
     ]
     if flag:
         fields.append(pa.field("flag", pa.bool_()))
+    if p_values:
+        fields.append(pa.field("p_value", pa.float32()))
     if explain:
         fields.append(pa.field("entries", pa.list_(pa.string())))
         fields.append(pa.field("similarities", pa.list_(pa.float32())))
@@ -64,6 +67,8 @@ class PartScorer:
         Vocabulary entries, to name them in the output; None for none of that.
     threshold
         Anomaly score from which on an image is flagged; None for no flags.
+    normal_scores
+        (n,) scores of held-out normal images, for p-values; None for none.
     progress
         Called with the number of rows just scored.
     notify
@@ -78,6 +83,7 @@ class PartScorer:
         batch_rows: int,
         entries: list[str] | None = None,
         threshold: float | None = None,
+        normal_scores: npt.NDArray[np.float64] | None = None,
         progress: Callable[[int], None] | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
@@ -86,10 +92,15 @@ class PartScorer:
         self._batch_rows = batch_rows
         self._entries = None if entries is None else np.asarray(entries, dtype=object)
         self._threshold = threshold
+        self._normal_scores = normal_scores
         self._progress = progress or (lambda rows: None)
         self._notify = notify or (lambda text: None)
         self._classes = np.asarray(scorer.calibration.classes, dtype=object)
-        self._schema = scores_schema(explain=entries is not None, flag=threshold is not None)
+        self._schema = scores_schema(
+            explain=entries is not None,
+            flag=threshold is not None,
+            p_values=normal_scores is not None,
+        )
 
     def score_part(self, part: InputPart, index: int) -> PartRecord:
         """Score a part and commit its Parquet file, then its record.
@@ -182,6 +193,9 @@ class PartScorer:
         ]
         if self._threshold is not None:
             columns.append(column(scores.anomaly >= self._threshold, pa.bool_()))
+        if self._normal_scores is not None:
+            p_values = conformal_p_values(self._normal_scores, scores.anomaly)
+            columns.append(column(p_values.astype(single), pa.float32()))
         if self._entries is not None:
             contributions = self._scorer.contributions(scores).astype(single)
             columns.append(lists(self._entries[scores.ids], pa.string()))

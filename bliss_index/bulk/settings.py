@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring import BlissScorer
 from bliss_index.store import EmbeddingStore, require_same_model
+from bliss_index.thresholds import threshold_at
 
 if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
@@ -43,6 +45,11 @@ class ScoreSettings:
         Whether the output names the k entries of every image and what they contributed.
     threshold
         Anomaly score from which an image is flagged; None for no flag.
+    normal_scores
+        File of scores of held-out normal images, for p-values; None for none.
+    false_alarm_rate
+        Probability that a normal image is flagged, which takes the place of a threshold; needs
+        `normal_scores`.
     """
 
     corpus: str
@@ -54,8 +61,20 @@ class ScoreSettings:
     threads: int | None = None
     explain: bool = False
     threshold: float | None = None
+    normal_scores: str | None = None
+    false_alarm_rate: float | None = None
 
     def __post_init__(self) -> None:
+        if self.false_alarm_rate is not None and self.normal_scores is None:
+            raise InvalidInputError(
+                f"a false-alarm rate of {self.false_alarm_rate} needs the scores of held-out "
+                "normal images: --normal-scores, made by 'bliss-index threshold'"
+            )
+        if self.false_alarm_rate is not None and self.threshold is not None:
+            raise InvalidInputError(
+                f"give either a threshold ({self.threshold}) or a false-alarm rate "
+                f"({self.false_alarm_rate}), not both"
+            )
         if self.search not in (*EXACT_SEARCHES, *INDEX_SEARCHES):
             raise InvalidInputError(
                 f"search must be one of {', '.join((*EXACT_SEARCHES, *INDEX_SEARCHES))}, got "
@@ -81,6 +100,7 @@ class ScoringInputs:
     settings: ScoreSettings
     corpus: EmbeddingStore
     calibration: Calibration
+    normal: NormalScores | None = None
 
     @classmethod
     def open(cls, settings: ScoreSettings) -> ScoringInputs:
@@ -106,7 +126,22 @@ class ScoringInputs:
                 f"k = {settings.k} must lie between 1 and the {corpus.rows} entries of "
                 f"{settings.corpus}; lower k"
             )
-        return cls(settings, corpus, calibration)
+        normal = None
+        if settings.normal_scores is not None:
+            normal = NormalScores.read(settings.normal_scores)
+            identity = ScoreIdentity(
+                settings.k, float(settings.lam), corpus.content_hash, calibration.content_hash
+            )
+            normal.require(identity, settings.normal_scores)
+        return cls(settings, corpus, calibration, normal)
+
+    @property
+    def threshold(self) -> float | None:
+        """Anomaly score from which an image is flagged; None for no flags."""
+        settings = self.settings
+        if self.normal is None or settings.false_alarm_rate is None:
+            return settings.threshold
+        return threshold_at(self.normal.scores, settings.false_alarm_rate).value
 
     def result_settings(self) -> dict[str, Any]:
         """Everything that must not change between the runs of one job."""
@@ -117,7 +152,8 @@ class ScoringInputs:
             "lam": settings.lam,
             "search": search,
             "explain": settings.explain,
-            "threshold": settings.threshold,
+            "threshold": self.threshold,
+            "normal scores": None if self.normal is None else self.normal.content_hash,
             "corpus content hash": self.corpus.content_hash,
             "calibration content hash": self.calibration.content_hash,
         }

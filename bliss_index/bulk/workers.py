@@ -64,7 +64,8 @@ class PartWorker:
             Path(task.directory),
             batch_rows=task.batch_rows,
             entries=entries,
-            threshold=task.settings.threshold,
+            threshold=inputs.threshold,
+            normal_scores=None if inputs.normal is None else inputs.normal.scores,
             progress=progress,
             notify=notify,
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from bliss_index.calibration.calibration import Calibration, calibrate
 from bliss_index.calibration.class_texts import ClassTexts
-from bliss_index.calibration.labels import NO_CLASS, Labels, class_numbers
+from bliss_index.calibration.labels import NO_CLASS, ClassNumbers, Labels, class_numbers
+from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore, require_same_model
 
@@ -31,6 +32,8 @@ class CalibrationSummary:
         Labelled rows left out because their status is not "ok".
     other, unlabelled
         Rows left out because their label is no class, by label, and for want of a label.
+    trimmed
+        Rows left out because they lie farthest from their class.
     """
 
     calibration: Calibration
@@ -38,6 +41,7 @@ class CalibrationSummary:
     bad_rows: int
     other: dict[str, int]
     unlabelled: int
+    trimmed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -52,6 +56,7 @@ class CalibrationSummary:
             "bad_rows": self.bad_rows,
             "other_labels": self.other,
             "unlabelled": self.unlabelled,
+            "trimmed": self.trimmed,
             "content_hash": calibration.content_hash,
         }
 
@@ -61,19 +66,29 @@ def calibrate_store(
     labels: Labels | None,
     texts: ClassTexts,
     progress: Callable[[int], None] | None = None,
+    *,
+    assign: bool = False,
+    trim: float = 0.0,
 ) -> CalibrationSummary:
     """Compute the moments of every class, one shard of the store at a time.
+
+    How labels were come by is stated in the calibration's attributes.
 
     Parameters
     ----------
     images
         Normal images; rows whose status is not "ok" are left out.
     labels
-        Their classes; None where there is one class only.
+        Their classes; None where there is one class only, or to assign them.
     texts
         The classes.
     progress
         Called with the number of rows just read.
+    assign
+        Give images without a label the class whose text is most similar.
+    trim
+        Share of every class's images to leave out, those farthest from its centre: for images among
+        which strangers are expected. Reads all embeddings into memory.
 
     Raises
     ------
@@ -87,18 +102,10 @@ def calibrate_store(
     require_same_model(
         images.model, texts.model, f"images {images.path}", f"classes {texts.source}"
     )
-    if labels is None:
-        if len(texts.names) > 1:
-            raise InvalidInputError(
-                f"{texts.source} names {len(texts.names)} classes: --labels must say which class "
-                "each image belongs to"
-            )
-        numbers = np.zeros(images.rows, dtype=np.int64)
-        other: dict[str, int] = {}
-        unlabelled = 0
-    else:
-        found = class_numbers(labels, images, texts.names)
-        numbers, other, unlabelled = found.numbers, found.other, found.unlabelled
+    found = numbers_of_rows(
+        images, labels, texts.names, texts.embeddings, assign=assign, trim=trim, source=texts.source
+    )
+    numbers = found.numbers
     bad = 0
 
     def batches() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
@@ -114,8 +121,98 @@ def calibrate_store(
         "images": images.content_hash,
         "prompt": texts.prompt,
         "labels": None if labels is None else Path(labels.path).name,
+        "labels_assigned": found.assigned,
+        "trimmed_share": trim,
     }
     calibration = calibrate(
         batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes
     )
-    return CalibrationSummary(calibration, images.rows, bad, other, unlabelled)
+    return CalibrationSummary(
+        calibration, images.rows, bad, found.other, found.unlabelled, found.trimmed
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RowNumbers(ClassNumbers):
+    """Class numbers, how many of them were assigned, and how many rows were trimmed."""
+
+    assigned: int = 0
+    trimmed: int = 0
+
+
+def numbers_of_rows(
+    images: EmbeddingStore,
+    labels: Labels | None,
+    classes: Sequence[str],
+    class_embeddings: npt.NDArray[Any],
+    *,
+    assign: bool = False,
+    trim: float = 0.0,
+    source: str = "the calibration",
+) -> RowNumbers:
+    """Decide which class every row of a store belongs to.
+
+    Parameters
+    ----------
+    images, labels
+        The store, and its labels if there are any.
+    classes, class_embeddings
+        C names and (C, d) text embeddings.
+    assign, trim
+        As for :func:`calibrate_store`.
+    source
+        Where the classes come from, for messages.
+
+    Raises
+    ------
+    InvalidInputError
+        There are several classes, no labels, and none are to be assigned; or labels do not fit.
+    """
+    if labels is not None:
+        given = class_numbers(labels, images, classes)
+        found = RowNumbers(given.numbers, given.other, given.unlabelled)
+    elif len(classes) > 1 and not assign:
+        raise InvalidInputError(
+            f"{source} names {len(classes)} classes: --labels must say which class each image "
+            "belongs to, or --assign give every image the nearest"
+        )
+    else:
+        everywhere = NO_CLASS if len(classes) > 1 else 0
+        numbers = np.full(images.rows, everywhere, dtype=np.int64)
+        found = RowNumbers(numbers, {}, images.rows if everywhere == NO_CLASS else 0)
+    if assign and found.unlabelled:
+        found = _assigned(images, labels, found, class_embeddings)
+    return _trimmed(images, found, trim) if trim else found
+
+
+def _assigned(
+    images: EmbeddingStore,
+    labels: Labels | None,
+    found: RowNumbers,
+    class_embeddings: npt.NDArray[Any],
+) -> RowNumbers:
+    """Give rows without any label the class of the most similar text."""
+    wanted = np.ones(images.rows, dtype=bool)
+    if labels is not None:
+        listed = labels.of_rows((shard.keys for shard in images.iter_shards()), images.rows)
+        wanted = np.array([label is None or label == "" for label in listed], dtype=bool)
+    numbers = found.numbers.copy()
+    assigned = 0
+    for shard in images.iter_shards(check_hash=True):
+        part = numbers[shard.start : shard.start + shard.rows]
+        mine = wanted[shard.start : shard.start + shard.rows] & shard.good
+        part[mine] = assign_labels(shard.embeddings[mine], class_embeddings)
+        assigned += int(mine.sum())
+    return replace(
+        found, numbers=numbers, unlabelled=found.unlabelled - assigned, assigned=assigned
+    )
+
+
+def _trimmed(images: EmbeddingStore, found: RowNumbers, share: float) -> RowNumbers:
+    """Leave out the share of every class that is farthest from its centre."""
+    numbers = found.numbers.copy()
+    for shard in images.iter_shards():
+        numbers[shard.start : shard.start + shard.rows][~shard.good] = NO_CLASS
+    keep = trim_mask(images.embeddings(), numbers, share)
+    trimmed = int(((numbers != NO_CLASS) & ~keep).sum())
+    return replace(found, numbers=np.where(keep, found.numbers, NO_CLASS), trimmed=trimmed)

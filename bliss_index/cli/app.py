@@ -7,7 +7,19 @@ import sys
 
 import typer
 
-from bliss_index.cli import build, calibrate, demo, encode, evaluate, importing, inspect, score
+from bliss_index.cli import (
+    bench,
+    build,
+    calibrate,
+    demo,
+    encode,
+    evaluate,
+    explain,
+    importing,
+    inspect,
+    score,
+    threshold,
+)
 from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, say
 
 app = typer.Typer(
@@ -23,10 +35,13 @@ app.command("encode-images")(encode.encode_images)
 app.command("import")(importing.import_)
 app.command("build")(build.build)
 app.command("calibrate")(calibrate.calibrate)
+app.command("threshold")(threshold.threshold)
 app.command("score")(score.score)
 app.command("evaluate")(evaluate.evaluate)
+app.command("explain")(explain.explain)
 app.command("verify")(inspect.verify)
 app.command("info")(inspect.info)
+app.command("bench")(bench.bench)
 
 
 def run() -> None:

@@ -29,12 +29,24 @@ def calibrate(
         typer.Option(
             "--labels",
             help=".npy, .txt, .csv or .parquet of class names or numbers, in row order or with a "
-            "column 'key'. Not needed for one class.",
+            "column 'key'. Not needed for one class, or with --assign.",
         ),
     ] = None,
     template: Annotated[
         str | None, typer.Option("--template", help="Prompt for class names, with a {}.")
     ] = None,
+    assign: Annotated[
+        bool,
+        typer.Option("--assign", help="Give images without a label the class nearest to them."),
+    ] = False,
+    trim: Annotated[
+        float,
+        typer.Option(
+            "--trim",
+            help="Leave out this share of every class, the images farthest from its centre: for "
+            "images among which strangers are expected.",
+        ),
+    ] = 0.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -51,7 +63,7 @@ def calibrate(
         texts = ClassTexts.of_file(classes, store.model, template=template, device=device)
     given = None if labels is None else Labels.read(labels)
     with progress_line("calibrating", store.rows) as progress:
-        summary = calibrate_store(store, given, texts, progress)
+        summary = calibrate_store(store, given, texts, progress, assign=assign, trim=trim)
     summary.calibration.save(out)
     if summary.other:
         named = ", ".join(f"{name!r} ({n})" for name, n in list(summary.other.items())[:_NAMED])
@@ -60,6 +72,10 @@ def calibrate(
         say(f"{summary.unlabelled} images without a label are left out")
     if summary.bad_rows:
         say(f"{summary.bad_rows} labelled images without an embedding are left out")
+    if assigned := summary.calibration.attributes.get("labels_assigned"):
+        say(f"{assigned} images without a label were given the class nearest to them")
+    if summary.trimmed:
+        say(f"{summary.trimmed} images are left out as the farthest from their class")
     if as_json:
         print_json(summary.to_json())
         return

@@ -66,6 +66,21 @@ def score(
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Add a column 'flag': score >= threshold.")
     ] = None,
+    normal_scores: Annotated[
+        Path | None,
+        typer.Option(
+            "--normal-scores",
+            help="Scores of held-out normal images, from 'bliss-index threshold': adds a column "
+            "'p_value'.",
+        ),
+    ] = None,
+    false_alarm_rate: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarm-rate",
+            help="Flag as many normal images at most; needs --normal-scores.",
+        ),
+    ] = None,
     memory: Annotated[
         str | None, typer.Option("--memory", help="Budget, such as 8GiB [default: 80 % of free].")
     ] = None,
@@ -92,6 +107,8 @@ def score(
         threads=threads,
         explain=explain,
         threshold=threshold,
+        normal_scores=None if normal_scores is None else str(normal_scores),
+        false_alarm_rate=false_alarm_rate,
     )
     options = JobOptions(
         workers=workers or len(listed),

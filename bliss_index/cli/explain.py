@@ -1,0 +1,72 @@
+"""``explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bliss_index.cli.console import EXIT_QUARANTINED, print_facts, print_json, print_table, say
+from bliss_index.cli.options import EmbeddingColumnOption, JsonOption, KeyColumnOption
+
+
+def explain(
+    scores: Annotated[Path, typer.Argument(help="Scores directory.")],
+    key: Annotated[str, typer.Argument(help="Key of the image, as in the column 'key'.")],
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="Where the images are now [default: where they were]."),
+    ] = None,
+    classes: Annotated[
+        int, typer.Option("--classes", min=1, help="Number of normal classes to list.")
+    ] = 5,
+    embedding_column: EmbeddingColumnOption = None,
+    key_column: KeyColumnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say why an image scored as it did: its nearest classes, and the entries that pulled it."""
+    from bliss_index.explanation import explain_image
+    from bliss_index.store.sources import ColumnNames
+
+    found = explain_image(
+        scores,
+        key,
+        images=images,
+        columns=ColumnNames(embedding_column, key_column),
+        classes=classes,
+    )
+    if as_json:
+        print_json(found.to_json())
+    elif found.anomaly_score is not None:
+        facts = {
+            "anomaly score": f"{found.anomaly_score:.4f} = internal {found.internal_score:.4f} + "
+            f"{found.lam:g} x external {found.external_score:.4f}",
+            "nearest class": found.classes[0].name,
+            "more anomalous than": f"{found.less_anomalous:.2%} of the scored images",
+        }
+        if found.flag is not None:
+            facts["flagged"] = "yes" if found.flag else "no"
+        if found.p_value is not None:
+            facts["p-value"] = f"{found.p_value:.4g}"
+        print_facts(key, facts)
+        print_table(
+            "What the nearest vocabulary entries add",
+            ["entry", "similarity", "deviations", "adds"],
+            [
+                [e.text, f"{e.similarity:.4f}", f"{e.deviations:+.2f}", f"{e.contribution:+.4f}"]
+                for e in found.entries
+            ],
+        )
+        print_table(
+            "If only this class were normal",
+            ["class", "anomaly", "internal", "external"],
+            [
+                [c.name, *(f"{v:.4f}" for v in (c.anomaly_score, c.internal_score))]
+                + [f"{c.external_score:.4f}"]
+                for c in found.classes
+            ],
+        )
+    if found.anomaly_score is None:
+        say(f"{key} has no score: {found.status}, {found.error}")
+        raise typer.Exit(EXIT_QUARANTINED)

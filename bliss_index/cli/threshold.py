@@ -1,0 +1,76 @@
+"""``threshold``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bliss_index.cli.console import print_json, print_table, say
+from bliss_index.cli.options import JsonOption, ThreadsOption
+
+_RATES = (0.001, 0.01, 0.05, 0.1)
+
+
+def threshold(
+    images: Annotated[Path, typer.Argument(help="Image store that the calibration was made of.")],
+    calibration: Annotated[Path, typer.Option("--calibration", help="Calibration directory.")],
+    corpus: Annotated[Path, typer.Option("--corpus", help="Text store of the vocabulary.")],
+    out: Annotated[
+        Path, typer.Option("--out", help="Parquet file for the scores of the held-out images.")
+    ],
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="The labels that the calibration was made with."),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
+    lam: Annotated[float, typer.Option("--lam", help="Weight of the external score.")] = 0.5,
+    folds: Annotated[
+        int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
+    ] = 5,
+    seed: Annotated[int, typer.Option("--seed", help="Of the dealing into parts.")] = 0,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find thresholds: score normal images, each by a calibration that does not know it.
+
+    'bliss-index score --normal-scores FILE --false-alarm-rate RATE' uses them.
+    """
+    from bliss_index.calibration import Calibration
+    from bliss_index.calibration.labels import Labels
+    from bliss_index.errors import InvalidInputError
+    from bliss_index.normal_scores import score_held_out
+    from bliss_index.search import exact_search
+    from bliss_index.store import EmbeddingStore, require_same_model
+    from bliss_index.thresholds import threshold_at
+
+    store = EmbeddingStore.open(images, kind="image")
+    entries = EmbeddingStore.open(corpus, kind="text")
+    normal = Calibration.load(calibration)
+    if normal.model is not None:
+        require_same_model(
+            entries.model, normal.model, f"corpus {corpus}", f"calibration {calibration}"
+        )
+    given = None if labels is None else Labels.read(labels)
+    search = exact_search(entries.embeddings(), k, threads=threads)
+    found = score_held_out(store, given, normal, entries, search, lam=lam, folds=folds, seed=seed)
+    found.write(out)
+    values: dict[float, float | None] = {}
+    for rate in _RATES:
+        try:
+            values[rate] = threshold_at(found.scores, rate).value
+        except InvalidInputError as error:
+            values[rate] = None
+            say(str(error))
+    if as_json:
+        thresholds = {str(rate): value for rate, value in values.items()}
+        print_json({"images": found.scores.size, "folds": folds, "thresholds": thresholds})
+        return
+    rows = [
+        [f"{rate:.1%}", "too few images" if value is None else f"{value:.4f}"]
+        for rate, value in values.items()
+    ]
+    print_table(
+        f"{found.scores.size} held-out scores in {out}", ["false alarms", "threshold"], rows
+    )

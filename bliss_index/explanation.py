@@ -1,0 +1,250 @@
+"""Why an image scored as it did: its classes, and the entries that pulled its score."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from bliss_index.bulk.inputs import InputPart, open_input
+from bliss_index.bulk.records import output_name
+from bliss_index.bulk.scores import ScoresDirectory, read_scores
+from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
+from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.store.schema import OK
+from bliss_index.store.sources import ColumnNames
+
+_READ_ROWS = 8192
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class EntryPull:
+    """What one vocabulary entry did to a score.
+
+    Attributes
+    ----------
+    text, similarity
+        The entry, and its raw similarity to the image.
+    deviations
+        How many standard deviations that is above what normal images of the winning class have.
+    contribution
+        What it adds to the anomaly score: lambda / k times the deviations.
+    """
+
+    text: str
+    similarity: float
+    deviations: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class ClassTotal:
+    """A normal class, and what the image's score is if only that class were normal."""
+
+    name: str
+    anomaly_score: float
+    internal_score: float
+    external_score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an image scored as it did.
+
+    Attributes
+    ----------
+    key, status, error
+        The image, and why it has no score if it has none.
+    anomaly_score, internal_score, external_score, lam
+        anomaly = internal + lam * external, of the winning class.
+    less_anomalous
+        Share of the scored images whose score is lower.
+    flag, p_value
+        As in the scores; None where they have no such column.
+    classes
+        The normal classes in order, the winning one first.
+    entries
+        The k entries, the most similar first.
+    """
+
+    key: str
+    status: str
+    error: str | None
+    anomaly_score: float | None
+    internal_score: float | None
+    external_score: float | None
+    lam: float
+    less_anomalous: float | None
+    flag: bool | None
+    p_value: float | None
+    classes: tuple[ClassTotal, ...]
+    entries: tuple[EntryPull, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+def explain_image(
+    scores: str | Path,
+    key: str,
+    *,
+    images: str | None = None,
+    columns: ColumnNames | None = None,
+    classes: int = 5,
+) -> Explanation:
+    """Explain the score of one image; its embedding is read again from where the job read it.
+
+    Parameters
+    ----------
+    scores
+        Directory of a complete job.
+    key
+        The image. Of several rows with this key the first.
+    images
+        Where the images are now; by default where the job read them.
+    columns
+        Of Parquet input.
+    classes
+        How many of the normal classes to list.
+
+    Raises
+    ------
+    InvalidInputError
+        No row has this key.
+    StoreError
+        Images, corpus or calibration are not there any more, or not those of the job.
+    """
+    directory = ScoresDirectory.open(scores)
+    part, row, found = _find(directory, key)
+    lam = float(directory.manifest.settings["lam"])
+    common: dict[str, Any] = {
+        "key": key, "status": found["status"], "error": found["error"], "lam": lam,
+        "flag": found.get("flag"), "p_value": found.get("p_value"),
+    }  # fmt: skip
+    if found["status"] != OK:
+        return Explanation(
+            **common, anomaly_score=None, internal_score=None, external_score=None,
+            less_anomalous=None, classes=(), entries=(),
+        )  # fmt: skip
+    source = open_input(images or directory.manifest.location, columns)
+    named = {p.name: p for p in source.parts}
+    name = directory.manifest.parts[part][0]
+    if name not in named:
+        raise StoreError(
+            f"{source.location} has no part {name}, from which {key!r} was scored; say where the "
+            "images are with --images"
+        )
+    embedding = _read_row(named[name], row, key)
+    inputs = _open_inputs(directory, embedding)
+    scorer = inputs.make_scorer()
+    result = scorer.score(embedding)
+    if abs(result.anomaly[0] - found["anomaly_score"]) > _TOLERANCE * max(
+        1.0, abs(found["anomaly_score"])
+    ):
+        raise StoreError(
+            f"{key!r} was scored {found['anomaly_score']:.6f}, now it scores "
+            f"{result.anomaly[0]:.6f}: {source.location} is not what was scored; give the "
+            "original with --images"
+        )
+    inner = scorer.internal_scores(embedding)[0]
+    outer = scorer.external_scores(result.similarities, result.ids)[0]
+    total = inner + lam * outer
+    order = np.argsort(total, kind="stable")[:classes]
+    contributions = scorer.contributions(result)[0]
+    texts = inputs.corpus.texts()
+    return Explanation(
+        **common,
+        anomaly_score=float(result.anomaly[0]),
+        internal_score=float(result.internal[0]),
+        external_score=float(result.external[0]),
+        less_anomalous=_share_below(directory, found["anomaly_score"]),
+        classes=tuple(
+            ClassTotal(directory.classes[c], float(total[c]), float(inner[c]), float(outer[c]))
+            for c in order
+        ),
+        entries=tuple(
+            EntryPull(texts[entry], float(similarity), _deviations(share, lam, scorer.k), share)
+            for entry, similarity, share in zip(
+                result.ids[0].tolist(),
+                result.similarities[0].tolist(),
+                contributions.tolist(),
+                strict=True,
+            )
+        ),
+    )
+
+
+def _deviations(contribution: float, lam: float, k: int) -> float:
+    return contribution * k / lam if lam else float("nan")
+
+
+def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any]]:
+    """Return the part and row of a key, and its row in the scores."""
+    for part, record in enumerate(directory.records):
+        path = directory.path / output_name(part)
+        keys = read_scores(path, record.rows, ["key"]).column("key")
+        row = pc.index(keys, key).as_py()
+        if row >= 0:
+            columns = [n for n in _columns(path) if n not in _LISTS]
+            return part, row, read_scores(path, record.rows, columns).slice(row, 1).to_pylist()[0]
+    raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
+
+
+_LISTS = ("entries", "similarities", "contributions")
+
+
+def _columns(path: Path) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_schema(path).names)
+
+
+def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
+    """Read the embedding of one row: (1, d)."""
+    start = 0
+    for rows in part.read(_READ_ROWS):
+        if row < start + len(rows.keys):
+            here = row - start
+            if rows.keys[here] != key:
+                raise StoreError(
+                    f"row {row} of {part.name} is {rows.keys[here]!r}, it was {key!r} when it was "
+                    "scored; give the original images with --images"
+                )
+            return rows.embeddings[here : here + 1]
+        start += len(rows.keys)
+    raise StoreError(f"{part.name} has {start} rows, {key!r} was scored from row {row}")
+
+
+def _open_inputs(directory: ScoresDirectory, queries: npt.NDArray[Any]) -> ScoringInputs:
+    """Open the job's corpus and calibration, and check that they are still the same."""
+    manifest = directory.manifest
+    recorded = manifest.settings
+    search = "auto" if recorded["search"] == "exact" else recorded["search"]
+    settings = ScoreSettings(
+        manifest.paths["corpus"], manifest.paths["calibration"], recorded["k"], recorded["lam"],
+        search, device="cpu",
+    )  # fmt: skip
+    inputs = ScoringInputs.open(settings)
+    now = inputs.result_settings()
+    for name in ("corpus content hash", "calibration content hash"):
+        if now[name] != recorded[name]:
+            raise StoreError(
+                f"{directory.path} was made with {name} {recorded[name]}, now it is {now[name]}"
+            )
+    chosen, _ = inputs.chosen(queries, 1)
+    return replace(inputs, settings=chosen)
+
+
+def _share_below(directory: ScoresDirectory, score: float) -> float:
+    below = scored = 0
+    for table in directory.iter_tables(["anomaly_score"]):
+        column = table.column("anomaly_score")
+        scored += len(column) - column.null_count
+        below += pc.sum(pc.less(column, score)).as_py() or 0
+    return below / scored
