@@ -1,9 +1,10 @@
 """Certified exact top-k with torch alone: any CPU, any torch device.
 
-A float32 product of tiles proposes. Its error is at most gamma_d |x| |t|, whatever the order of
-summation, so an entry whose score lies more than two such bounds under the k-th best cannot be
-among the k best. Candidates are found in two stages, block maxima first, rescored in float64, and
-ordered as :mod:`bliss_index.search.ordering` says.
+A product of tiles proposes, in float32, or in bfloat16 where a processor is faster at it. The error
+of a score is bounded (:mod:`bliss_index.search.torch_proposals`), so an entry whose score lies
+further under the k-th best than both bounds together cannot be among the k best. Candidates are
+found in two stages, block maxima first, rescored in float64, and ordered as
+:mod:`bliss_index.search.ordering` says.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ import numpy.typing as npt
 from bliss_index.search.inputs import checked_rows
 from bliss_index.search.ordering import dot_error, exact_dot, order_candidates
 from bliss_index.search.protocol import SearchStatistics
+from bliss_index.search.torch_proposals import (
+    Bfloat16Scores,
+    Float32Scores,
+    Proposal,
+    bfloat16_is_fast,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +31,9 @@ if TYPE_CHECKING:
 _BLOCK = 32
 _TILE_ROWS = 512
 _TILE_ENTRIES = 4096
-_PAIRS_AT_ONCE = 4096
+_PAIRS_AT_ONCE = 512
+_ROWS_AT_ONCE = 4096
 _SPARE_PER_ROW = 512
-_UNIT_32 = 2.0**-24
-_UNIT_TF32 = 2.0**-10
-_UNIT_BFLOAT16 = 2.0**-8
-_SAFE_EXPONENT = 40
 
 
 class TorchBackend:
@@ -45,6 +49,7 @@ class TorchBackend:
         device: str | None = None,
         tile: tuple[int, int] | None = None,
         reason: str = "asked for",
+        precision: str = "auto",
     ) -> None:
         import torch
 
@@ -57,19 +62,27 @@ class TorchBackend:
         largest = float(np.abs(vocabulary).max(initial=0)) if vocabulary.size else 0.0
         self._exponent = math.frexp(largest)[1] if largest > 0 else 0
         scaled = np.ldexp(wide.astype(np.float64), -self._exponent).astype(np.float32)
-        self._entries = torch.from_numpy(scaled).to(self._device)
         norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled, dtype=np.float64))
-        self._largest_norm = float(norms.max(initial=0.0)) * (1 + 1e-6) + 2.0**-100
         self._norms64 = np.ldexp(norms, self._exponent) * (1 + 1e-6) + math.ldexp(
             2.0**-100, self._exponent
         )
-        self.description = f"torch {torch.__version__} on {self._device}, float32 tiles ({reason})"
+        if precision == "auto":
+            fast = self._device.type == "cpu" and bfloat16_is_fast(vocabulary.shape[1])
+            precision = "bfloat16" if fast else "float32"
+        self._scores: Float32Scores | Bfloat16Scores = (
+            Bfloat16Scores(vocabulary, self._exponent)
+            if precision == "bfloat16"
+            else Float32Scores(scaled, self._device)
+        )
+        self.description = (
+            f"torch {torch.__version__} on {self._device}, {precision} tiles ({reason})"
+        )
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of the converted vocabulary and of the largest tile."""
         tile = 4 * self._tile_rows * self._tile_entries
-        return int(self._entries.numel() * 4 + self._norms64.nbytes + 3 * tile)
+        return int(self._scores.memory_bytes + self._norms64.nbytes + 3 * tile)
 
     def search(
         self, queries: npt.NDArray[Any], first_row: int
@@ -86,14 +99,6 @@ class TorchBackend:
             statistics += counted
         return values, ids, statistics
 
-    def _unit(self) -> float:
-        """Unit roundoff of a factor inside torch's float32 product, as configured now."""
-        torch = self._torch
-        precision = torch.get_float32_matmul_precision()
-        if self._device.type == "cpu":
-            return {"highest": 0.0, "high": _UNIT_BFLOAT16, "medium": _UNIT_BFLOAT16}[precision]
-        return {"highest": 0.0, "high": _UNIT_TF32, "medium": _UNIT_BFLOAT16}[precision]
-
     def _search_tile(
         self, queries: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
@@ -101,22 +106,16 @@ class TorchBackend:
         k, n, size = self._k, queries.shape[0], self._vocabulary.shape[0]
         wide = queries.astype(np.float64)
         exponents = np.frexp(np.abs(wide).max(axis=1, initial=0.0))[1]
-        scaled64 = np.ldexp(wide, -exponents[:, None])
-        scaled = scaled64.astype(np.float32)
-        norms = np.linalg.norm(scaled64, axis=1) * (1 + 1e-6) + 2.0**-100
-        unit = self._unit()
-        relative = (queries.shape[1] + 8) * _UNIT_32 * 1.001 + 2 * unit + unit * unit
-        bounds = relative * norms * self._largest_norm + 2.0**-90
-        slack = torch.from_numpy((2 * bounds * (1 + 1e-6)).astype(np.float32)).to(self._device)
-        x = torch.from_numpy(scaled).to(self._device)
+        proposal = self._scores.propose(np.ldexp(wide, -exponents[:, None]))
+        reach = _Reach(torch, proposal, self._device)
 
         best = torch.full((n, k), -math.inf, device=self._device)
         found: list[tuple[Any, Any, Any]] = []
         overflowed = torch.zeros(n, dtype=torch.bool, device=self._device)
         for first in range(0, size, self._tile_entries):
-            scores = x @ self._entries[first : first + self._tile_entries].T
-            best = self._propose(scores, first, best, slack, overflowed, found)
-        threshold = best[:, -1] - slack
+            scores = proposal.queries @ proposal.entries[first : first + self._tile_entries].T
+            best = self._propose(scores, first, best, reach, overflowed, found)
+        threshold = reach.of(best[:, -1])
         rows = torch.cat([f[0] for f in found])
         entries = torch.cat([f[1] for f in found])
         scores = torch.cat([f[2] for f in found])
@@ -144,7 +143,7 @@ class TorchBackend:
         scores: torch.Tensor,
         first: int,
         best: torch.Tensor,
-        slack: torch.Tensor,
+        reach: _Reach,
         overflowed: torch.Tensor,
         found: list[tuple[Any, Any, Any]],
     ) -> torch.Tensor:
@@ -153,25 +152,29 @@ class TorchBackend:
         n, width = scores.shape
         k = self._k
         block = _BLOCK if width >= _BLOCK * max(4 * k, 16) else 1
-        whole = width - width % block
-        maxima = scores[:, :whole].view(n, whole // block, block).amax(2) if block > 1 else scores
+        blocks, whole = width // block, width - width % block
+        # Block b holds the entries b, b + blocks, b + 2 blocks, ...: maxima of whole rows are fast.
+        maxima = scores[:, :whole].view(n, block, blocks).amax(1) if block > 1 else scores
         if whole < width:
             maxima = torch.cat([maxima, scores[:, whole:].amax(1, keepdim=True)], 1)
+        maxima = maxima.float()
         top = maxima.topk(min(k, maxima.shape[1]), dim=1).values
         best = torch.cat([best, top], 1).topk(k, dim=1).values
-        threshold = best[:, -1] - slack
+        threshold = reach.of(best[:, -1])
         passing = maxima >= threshold[:, None]
         overflowed |= passing.sum(1) > _SPARE_PER_ROW + 4 * k
         passing &= ~overflowed[:, None]
         row, column = passing.nonzero(as_tuple=True)
         if block > 1:
-            offsets = column[:, None] * block + torch.arange(block, device=column.device)
-            inside = offsets < width
-            values = scores[row[:, None], offsets.clamp(max=width - 1)]
+            lanes = torch.arange(block, device=column.device)
+            in_tail = (column == blocks)[:, None]
+            offsets = torch.where(in_tail, whole + lanes, column[:, None] + lanes * blocks)
+            inside = offsets < torch.where(in_tail, width, whole)
+            values = scores[row[:, None], offsets.clamp(max=width - 1)].float()
             hit, lane = (inside & (values >= threshold[row][:, None])).nonzero(as_tuple=True)
             row, column, values = row[hit], offsets[hit, lane], values[hit, lane]
         else:
-            values = scores[row, column]
+            values = scores[row, column].float()
         found.append((row, column + first, values))
         return best
 
@@ -197,10 +200,36 @@ class TorchBackend:
         """Score one query against every entry in float64; return those that can be in its k."""
         size = self._vocabulary.shape[0]
         scores = np.empty(size)
-        for start in range(0, size, _PAIRS_AT_ONCE):
-            block = self._vocabulary[start : start + _PAIRS_AT_ONCE].astype(np.float64)
-            scores[start : start + _PAIRS_AT_ONCE] = block @ query
+        for start in range(0, size, _ROWS_AT_ONCE):
+            block = self._vocabulary[start : start + _ROWS_AT_ONCE].astype(np.float64)
+            scores[start : start + _ROWS_AT_ONCE] = block @ query
         errors = dot_error(query.size, float(np.linalg.norm(query)) * self._norms64)
         kth = np.partition(scores - errors, size - self._k)[size - self._k]
         ids = np.flatnonzero(scores + errors >= kth)
         return ids, scores[ids], errors[ids]
+
+
+class _Reach:
+    """From the k-th best score of a query to the least score that can still be among the k best.
+
+    With b the bound and u the unit of rounding, a true score is at least s - u |s| - b and at most
+    s + u |s| + b. The k-th largest of the former is that of the k-th best score, since they grow
+    with s; an entry is out of reach when its latter is below.
+    """
+
+    def __init__(self, torch: Any, proposal: Proposal, device: torch.device) -> None:
+        self._torch = torch
+        self._unit = proposal.unit
+        bounds = (proposal.bounds * (1 + 1e-6)).astype(np.float32)
+        self._bounds = torch.from_numpy(bounds).to(device)
+
+    def of(self, kth: torch.Tensor) -> torch.Tensor:
+        """Return the (n,) least scores for (n,) k-th best ones."""
+        magnitude = kth.abs()
+        # The last factor covers the roundings of these lines, in float32.
+        loss = (self._unit + 2.0**-20) * magnitude + (2 + 2.0**-20) * self._bounds
+        target = kth - loss
+        above = target / (1 + 1.01 * self._unit)
+        below = target / (1 - 1.01 * self._unit)
+        result: torch.Tensor = self._torch.where(target >= 0, above, below)
+        return result

@@ -1,0 +1,92 @@
+"""Scores of torch's products: within their bound of the true ones, and the same top k from each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bliss_index.search import reference_search
+from bliss_index.search.ordering import to_float32
+from bliss_index.search.torch_backend import TorchBackend
+from bliss_index.search.torch_proposals import Bfloat16Scores, Float32Scores
+from bliss_index.synthetic import clip_like
+
+PRECISIONS = ["float32", "bfloat16"]
+
+
+def data(kind: str, dtype: Any) -> tuple[Any, Any]:
+    """Entries and queries of some kind."""
+    rng = np.random.default_rng(4)
+    if kind == "clip":
+        return clip_like(3001, 96, "text", 1, dtype), clip_like(130, 96, "image", 2, dtype)
+    if kind == "near ties":
+        entries = rng.standard_normal((1, 40)) + 1e-7 * rng.standard_normal((2000, 40))
+        return entries.astype(dtype), rng.standard_normal((60, 40)).astype(dtype)
+    if kind == "near ties far below float32":
+        entries = rng.standard_normal((1, 40)) + 1e-12 * rng.standard_normal((2000, 40))
+        return entries.astype(dtype), rng.standard_normal((60, 40)).astype(dtype)
+    if kind == "queries in a heap":
+        centre = rng.standard_normal(64)
+        entries = rng.standard_normal((2500, 64))
+        return entries.astype(dtype), (centre + 1e-3 * rng.standard_normal((64, 64))).astype(dtype)
+    if kind == "constant coordinates":
+        entries, queries = rng.standard_normal((1500, 33)), rng.standard_normal((50, 33))
+        entries[:, :5] = 20.0
+        queries[:, 3:9] = -7.0
+        return entries.astype(dtype), queries.astype(dtype)
+    scale = 10.0 ** rng.uniform(-6, 6, 1500)
+    entries = rng.standard_normal((1500, 24)) * scale[:, None]
+    queries = rng.standard_normal((50, 24)) * 10.0 ** rng.uniform(-6, 6, (50, 1))
+    queries[7] = 0
+    return entries.astype(dtype), queries.astype(dtype)
+
+
+KINDS = ["clip", "near ties", "near ties far below float32", "queries in a heap",
+         "constant coordinates", "any norm"]  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_top_k_is_that_of_float64(precision: str, dtype: Any, kind: str) -> None:
+    entries, queries = data(kind, dtype)
+    for k in (1, 10):
+        backend = TorchBackend(entries, k, precision=precision, tile=(32, 900))
+        values, ids, _ = backend.search(queries, 0)
+        similarities, expected = reference_search(entries, queries, k)
+        np.testing.assert_array_equal(ids, expected)
+        np.testing.assert_array_equal(to_float32(values), similarities)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_within_their_bounds(precision: str, kind: str) -> None:
+    """Of the differences to the first entry: what is the same for all entries cancels."""
+    entries, queries = data(kind, np.float64)
+    exponent = int(np.frexp(np.abs(entries).max())[1])
+    scaled = np.ldexp(entries, -exponent)
+    rows = np.ldexp(queries, -np.frexp(np.abs(queries).max(1))[1][:, None])
+    if precision == "bfloat16":
+        scores: Any = Bfloat16Scores(entries, exponent)
+    else:
+        scores = Float32Scores(scaled.astype(np.float32), torch.device("cpu"))
+    for _ in range(2):  # the first batch may set the centre
+        proposal = scores.propose(rows)
+        found = (proposal.queries @ proposal.entries.T).double().numpy()
+        bound = proposal.unit * np.abs(found) + proposal.bounds[:, None]
+        true = rows @ scaled.T
+        gap = np.abs((found - found[:, :1]) - (true - true[:, :1]))
+        roundings = 1e-13 * np.linalg.norm(rows, axis=1)[:, None] * np.linalg.norm(scaled, axis=1)
+        assert (gap <= bound + bound[:, :1] + roundings).all()
+
+
+def test_centring_leaves_few_candidates() -> None:
+    entries, queries = clip_like(8000, 256, "text", 1), clip_like(256, 256, "image", 2)
+    for precision in PRECISIONS:
+        backend = TorchBackend(entries, 10, precision=precision)
+        counted = backend.search(queries, 0)[2]
+        assert counted.full_rows == 0
+        assert counted.candidates < 20 * counted.queries
