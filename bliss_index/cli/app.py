@@ -17,6 +17,7 @@ from bliss_index.cli import (
     explain,
     importing,
     inspect,
+    report,
     score,
     threshold,
 )
@@ -39,6 +40,7 @@ app.command("threshold")(threshold.threshold)
 app.command("score")(score.score)
 app.command("evaluate")(evaluate.evaluate)
 app.command("explain")(explain.explain)
+app.command("report")(report.report)
 app.command("verify")(inspect.verify)
 app.command("info")(inspect.info)
 app.command("bench")(bench.bench)

@@ -35,6 +35,20 @@ def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int =
         There is not one label for every row, or one of them is neither 0 nor 1.
     """
     directory = ScoresDirectory.open(path)
+    anomaly = read_anomalies(directory, labels)
+    parts = list(_scores(directory))
+    scores = np.concatenate(parts) if parts else np.empty(0)
+    return evaluate_scores(scores, anomaly, resamples=resamples, allow_missing=True)
+
+
+def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> npt.NDArray[np.bool_]:
+    """Read which rows of a scores directory are anomalies: (rows,).
+
+    Raises
+    ------
+    InvalidInputError
+        There is not one label for every row, or one of them is neither 0 nor 1.
+    """
     given = Labels.read(labels)
     keys = (table.column("key").to_pylist() for table in directory.iter_tables(["key"]))
     listed = given.of_rows(keys, directory.rows)
@@ -45,9 +59,7 @@ def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int =
                 f"{labels}: label {label!r} of row {row} is neither 0 (normal) nor 1 (anomaly)"
             )
         anomaly[row] = _KINDS[label]
-    parts = list(_scores(directory))
-    scores = np.concatenate(parts) if parts else np.empty(0)
-    return evaluate_scores(scores, anomaly, resamples=resamples, allow_missing=True)
+    return anomaly
 
 
 def _scores(directory: ScoresDirectory) -> Iterator[npt.NDArray[np.float64]]:

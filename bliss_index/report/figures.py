@@ -1,0 +1,99 @@
+"""Plots of a report, for papers and for the page."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import MissingDependencyError
+from bliss_index.report.aggregate import Aggregate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BINS = 80
+_SHOWN = (0.001, 0.999)  # quantiles; few images far off would squeeze all others into one bar
+_MOST_CLASSES = 30
+_NAME_LENGTH = 28
+_DPI = 200
+_NORMAL, _ANOMALY, _BORDER = "#4878a8", "#d1603d", "#333333"
+
+
+def score_histogram(found: Aggregate, anomaly: npt.NDArray[np.bool_] | None = None) -> Figure:
+    """Histogram of the scores with the threshold, split by what is known of the images.
+
+    Parameters
+    ----------
+    found
+        The scores; at least one.
+    anomaly
+        (rows,) True for images known to be anomalies.
+    """
+    figure, axes = _subplots(7.0, 3.2)
+    known = found.known
+    low, high = (float(q) for q in np.quantile(known, _SHOWN))
+    if found.threshold is not None:
+        low, high = min(low, found.threshold), max(high, found.threshold)
+    edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    if anomaly is None:
+        axes.hist(np.clip(known, low, high), edges, color=_NORMAL)
+    else:
+        for kind, name, colour in ((False, "normal", _NORMAL), (True, "anomalies", _ANOMALY)):
+            values = found.scores[anomaly == kind]
+            values = np.clip(values[~np.isnan(values)], low, high)
+            axes.hist(values, edges, color=colour, alpha=0.6, label=f"{name} ({values.size:,})")
+    if found.threshold is not None:
+        label = f"threshold {found.threshold:.4g}"
+        axes.axvline(found.threshold, color=_BORDER, linestyle="--", linewidth=1, label=label)
+    if anomaly is not None or found.threshold is not None:
+        axes.legend(frameon=False)
+    axes.set_xlabel("anomaly score (outermost bars hold all images beyond)")
+    axes.set_ylabel("images")
+    return figure
+
+
+def class_distributions(found: Aggregate) -> Figure:
+    """Score quantiles of the classes nearest to most images: 5 %, median, 95 %."""
+    classes = found.classes[:_MOST_CLASSES]
+    figure, axes = _subplots(7.0, 1.0 + 0.24 * max(4, len(classes)))
+    places = np.arange(len(classes))[::-1]
+    axes.hlines(places, [c.low for c in classes], [c.high for c in classes], _NORMAL, linewidth=3)
+    axes.plot([c.median for c in classes], places, "o", color=_BORDER, markersize=4)
+    axes.set_yticks(places, [shortened(c.name) for c in classes])
+    axes.set_ylim(-0.7, len(classes) - 0.3)
+    if found.threshold is not None:
+        axes.axvline(found.threshold, color=_BORDER, linestyle="--", linewidth=1)
+    axes.set_xlabel("anomaly score: 5 % to 95 % of images, and median")
+    return figure
+
+
+def to_png(figure: Figure) -> bytes:
+    """Draw a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def shortened(name: str) -> str:
+    """A name that fits beside an axis, without what matplotlib takes for formulas."""
+    plain = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    if len(plain) > _NAME_LENGTH:
+        plain = plain[: _NAME_LENGTH - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    return plain.replace("$", r"\$")
+
+
+def _subplots(width: float, height: float) -> tuple[Figure, Any]:
+    """Make a figure that no window system knows of, and its axes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"plots need matplotlib ({error}); pip install 'bliss-index[report]'"
+        ) from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
