@@ -1,0 +1,245 @@
+"""The report: its numbers, hostile names, missing pictures, and a size that does not grow."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+if not all(map(find_spec, ("jinja2", "matplotlib", "PIL"))):
+    pytest.skip("the extra 'report' is not installed", allow_module_level=True)
+
+from PIL import Image
+
+from bliss_index.bulk.records import (
+    RECORD_FOLDER,
+    PartRecord,
+    new_manifest,
+    output_name,
+    record_path,
+)
+from bliss_index.bulk.score_part import scores_schema
+from bliss_index.bulk.scores import ScoresDirectory
+from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
+from bliss_index.report import ReportOptions, make_report
+from bliss_index.report.aggregate import aggregate, read_rows
+from bliss_index.report.gallery import PictureFolder
+
+HOSTILE = "<script>alert('x')</script>\u202e\x00"
+
+
+def write_scores(
+    path: Path, parts, classes, *, threshold: float | None = None, explain=True
+) -> Path:
+    """Write a scores directory of the rows given: lists of (key, score or None, class)."""
+    (path / RECORD_FOLDER).mkdir(parents=True)
+    settings = {"k": 2, "lam": 0.5, "search": "exact", "threshold": threshold}
+    listed = tuple((f"part-{index}", len(rows)) for index, rows in enumerate(parts))
+    new_manifest(settings, "images", listed, {"corpus": "c", "calibration": "n"}, classes).write(
+        path
+    )
+    for index, rows in enumerate(parts):
+        scores = [score for _, score, _ in rows]
+        good = [score is not None for score in scores]
+        values = {
+            "key": [key for key, _, _ in rows],
+            "anomaly_score": scores,
+            "nearest_class": [c if ok else None for (_, _, c), ok in zip(rows, good, strict=True)],
+            "internal_score": [None if s is None else 0.75 * s for s in scores],
+            "external_score": [None if s is None else 0.5 * s for s in scores],
+            "status": ["ok" if ok else "zero_embedding" for ok in good],
+            "error": [None if ok else HOSTILE for ok in good],
+            "flag": [None if s is None else s >= (threshold or 0) for s in scores],
+            "entries": [[HOSTILE, "entry"] if ok else None for ok in good],
+            "similarities": [[0.3, 0.2] if ok else None for ok in good],
+            "contributions": [[-0.125, 0.25] if ok else None for ok in good],
+        }
+        schema = scores_schema(explain=explain, flag=threshold is not None)
+        table = pa.table({name: values[name] for name in schema.names}, schema=schema)
+        pq.write_table(table, path / output_name(index))
+        content = (path / output_name(index)).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        status = {"ok": sum(good), "zero_embedding": len(good) - sum(good)}
+        record = PartRecord(
+            f"part-{index}", len(rows), len(good) - sum(good), "x", [1], len(content), digest, 1.0,
+            {name: count for name, count in status.items() if count},
+        )  # fmt: skip
+        record.write(record_path(path, index))
+    return path
+
+
+def random_rows(seed: int, count: int, classes):
+    rng = np.random.default_rng(seed)
+    rows = [
+        (f"{seed}/{i:06}.png", float(np.float32(score)), classes[int(c)])
+        for i, (score, c) in enumerate(
+            zip(rng.normal(size=count), rng.integers(0, len(classes), count), strict=True)
+        )
+    ]
+    for i in range(0, count, 97):
+        rows[i] = (rows[i][0], None, rows[i][2])
+    return rows
+
+
+def test_the_aggregate_is_that_of_all_rows(tmp_path):
+    classes = ("a", "b", "c", "never")
+    parts = [random_rows(seed, 400, classes[:3]) for seed in (1, 2)]
+    directory = ScoresDirectory.open(write_scores(tmp_path / "s", parts, classes, threshold=1.5))
+    found = aggregate(directory, most_bad=3)
+    rows = [row for part in parts for row in part]
+    scored = [(i, s, c) for i, (_, s, c) in enumerate(rows) if s is not None]
+    assert found.status == {"ok": len(scored), "zero_embedding": 10}
+    assert found.flagged == sum(s >= 1.5 for _, s, _ in scored)
+    assert [row.key for row in found.bad] == ["1/000000.png", "1/000097.png", "1/000194.png"]
+    assert {c.name for c in found.classes} == {"a", "b", "c"}
+    assert [c.images for c in found.classes] == sorted(c.images for c in found.classes)[::-1]
+    for summary in found.classes:
+        own = np.array([s for _, s, c in scored if c == summary.name], dtype=np.float32)
+        assert summary.images == own.size
+        assert summary.flagged == (own >= 1.5).sum()
+        expected = np.quantile(own, [0.05, 0.5, 0.95])
+        np.testing.assert_allclose((summary.low, summary.median, summary.high), expected)
+        assert summary.internal == pytest.approx(0.75 * own.mean(dtype=float), rel=1e-5)
+        assert summary.external == pytest.approx(0.5 * own.mean(dtype=float), rel=1e-5)
+    by_score = sorted(scored, key=lambda row: -row[1])
+    assert found.most_anomalous(7) == [i for i, _, _ in by_score[:7]]
+    by_distance = sorted(scored, key=lambda row: abs(row[1] - 1.5))
+    assert found.borderline(5) == [i for i, _, _ in by_distance[:5]]
+    read = read_rows(directory, [799, 3, 401])
+    assert [row["key"] for row in read] == [rows[799][0], rows[3][0], rows[401][0]]
+
+
+def test_equal_scores_come_in_row_order(tmp_path):
+    rows = [(str(i), 1.0, "a") for i in range(50)]
+    found = aggregate(ScoresDirectory.open(write_scores(tmp_path / "s", [rows], ("a",))), 0)
+    assert found.most_anomalous(4) == [0, 1, 2, 3]
+    assert found.border == 1.0
+
+
+def test_hostile_names_are_shown_not_run(tmp_path):
+    classes = (HOSTILE, "plain")
+    rows = [(f"{HOSTILE}{i}", float(i), HOSTILE) for i in range(5)]
+    rows += [("k" * 100_000, 9.0, "plain"), ("bad" + HOSTILE, None, "plain")]
+    scores = write_scores(tmp_path / HOSTILE.replace("/", "|").replace("\x00", ""), [rows], classes)
+    summary = make_report(scores)
+    page = Path(summary.path).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "alert('x')" not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)" in page
+    assert "\u202e" not in page
+    assert "\x00" not in page
+    assert "(100,000 characters)" in page
+    assert summary.bytes < 2**20
+
+
+def test_pictures(tmp_path):
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    Image.new("RGB", (900, 300), (200, 30, 30)).save(folder / "sub" / "a.png")
+    (folder / "broken.png").write_bytes(b"nothing")
+    Image.new("RGB", (9, 9)).save(tmp_path / "outside.png")
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+    found = PictureFolder(folder)
+    uri, missing = found.find("sub/a.png")
+    assert missing == ""
+    content = base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    assert max(Image.open(io.BytesIO(content)).size) == 160
+    assert found.find("broken.png") == ("", "cannot be decoded: unsupported_type")
+    assert found.find("gone.png") == ("", "no such file in the folder of images")
+    for key in ("../outside.png", str(tmp_path / "outside.png"), "link.png", ""):
+        assert found.find(key) == ("", "its key leads out of the folder of images")
+    assert found.find("x\x00y")[1] == "its key is no path"
+    assert found.find("x" * 5000)[1] == "its key is no path"
+    linked = PictureFolder(folder, link=True).find("sub/a.png")[0]
+    assert linked == f"file://{folder}/sub/a.png"
+    rows = [("sub/a.png", 2.0, "a"), ("gone.png", 1.0, "a"), ("sub/a.png", 0.5, "a")]
+    scores = write_scores(tmp_path / "s", [rows], ("a",))
+    summary = make_report(scores, tmp_path / "r.html", ReportOptions(images=folder, gallery=2))
+    # Two most anomalous, and the nearest to the 99 % quantile.
+    assert (summary.pictures, summary.missing_pictures) == (2, 1)
+    page = (tmp_path / "r.html").read_text()
+    assert "no such file in the folder of images" in page
+    assert page.index("-0.125") > page.index("+0.250")  # the largest pull first
+
+
+def test_known_anomalies(tmp_path):
+    rows = [(str(i), float(i), "a") for i in range(10)]
+    scores = write_scores(tmp_path / "s", [rows], ("a",), threshold=5.0)
+    (tmp_path / "l.txt").write_text("0\n" * 6 + "1\n" * 4)
+    options = ReportOptions(labels=tmp_path / "l.txt", plots=tmp_path / "plots")
+    summary = make_report(scores, tmp_path / "r.html", options)
+    page = html.unescape((tmp_path / "r.html").read_text())
+    assert re.search(r"AUROC</td><td>1\.0000", page)
+    assert "5 (50.00%)" in page
+    assert [Path(p).name for p in summary.plots] == ["histogram.png", "classes.png"]
+    for plot in summary.plots:
+        with Image.open(plot) as image:
+            assert image.size[0] == 1400
+    (tmp_path / "l.txt").write_text("0\n" * 9)
+    with pytest.raises(InvalidInputError, match="9"):
+        make_report(scores, tmp_path / "r.html", options)
+
+
+@pytest.mark.parametrize("explain", [True, False])
+@pytest.mark.parametrize(
+    "rows", [[("only", 1.0, "a")], [("only", None, "a")], [("x", None, "a")] * 300]
+)
+def test_few_or_no_scores(tmp_path, rows, explain):
+    scores = write_scores(tmp_path / "s", [rows], ("a",), explain=explain)
+    summary = make_report(scores)
+    page = Path(summary.path).read_text()
+    assert summary.rows == len(rows)
+    assert ("No image has a score." in page) == (rows[0][1] is None)
+    assert ("The first 100 are listed." in page) == (len(rows) == 300)
+
+
+def test_its_size_does_not_grow_with_the_rows(tmp_path):
+    classes = tuple(f"class {i}" for i in range(300))
+    sizes = []
+    for count in (2_000, 60_000):
+        rows = random_rows(count, count, classes)
+        scores = write_scores(tmp_path / str(count), [rows], classes, explain=False)
+        sizes.append(make_report(scores).bytes)
+    assert (
+        "The 100 classes nearest to most images, of 300."
+        in (tmp_path / "60000" / "_report.html").read_text()
+    )
+    assert max(sizes) < 2**20
+    assert abs(sizes[1] - sizes[0]) < 60_000
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    with pytest.raises(StoreError, match="is not a scores directory"):
+        make_report(tmp_path)
+    with pytest.raises(InvalidInputError, match="is no folder of images"):
+        ReportOptions(images=tmp_path / "gone")
+    with pytest.raises(InvalidInputError, match="between 0 and 500, got 501"):
+        ReportOptions(gallery=501)
+    scores = write_scores(tmp_path / "s", [[("k", 1.0, "a")]], ("a",))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'bliss-index\[report\]'"):
+        make_report(scores)
+
+
+def test_the_command(tmp_path):
+    scores = write_scores(tmp_path / "s", [[("k", 1.0, "a"), ("l", 2.0, "a")]], ("a",))
+    done = subprocess.run(
+        [sys.executable, "-m", "bliss_index", "report", str(scores), "--json"],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["rows"] == 2
+    assert Path(summary["path"]) == scores / "_report.html"
