@@ -1,5 +1,7 @@
 """Draw what ``bench_sensitivity.py`` measured.
 
+For example::
+
     python benchmarks/plot_sensitivity.py benchmarks/results/sensitivity_caltech101.json docs/images
 """
 
