@@ -50,6 +50,9 @@ const Kernel* find_kernel(const char* name) {
   const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
   const auto wanted = [name](const Kernel& k) { return !*name || !std::strcmp(name, k.name); };
+#ifdef BLISS_HAS_AMX
+  if (wide && narrow && wanted(amx_kernel) && amx_is_usable()) return &amx_kernel;
+#endif
   if (wide && narrow && wanted(avx512_kernel)) return &avx512_kernel;
   if (narrow && wanted(avx2_kernel)) return &avx2_kernel;
   return nullptr;
@@ -64,14 +67,15 @@ void Counts::add(const Counts& other) {
 
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
                Tuning tuning)
-    : entries_(entries), k_(k), dim_(entries.dim), padded_((entries.dim + 15) / 16 * 16),
-      steps_((entries.dim + 3) / 4), panels_((entries.count + kPanel - 1) / kPanel),
-      capacity_(tuning.capacity + 8 * k),
-      first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)), kernel_(kernel) {
+    : entries_(entries), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
+      padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
+      panels_((entries.count + layout_.panel - 1) / layout_.panel),
+      panel_bytes_(layout_.panel * layout_.depth * steps_), capacity_(tuning.capacity + 8 * k),
+      first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)) {
   // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
   const std::size_t fitting = (std::size_t(8) << 20) / (8 * capacity_);
-  query_block_ = std::min(tuning.query_block, std::max<std::size_t>(fitting, kGroup));
-  query_block_ = std::max(kGroup, query_block_ / kGroup * kGroup);
+  query_block_ = std::min(tuning.query_block, std::max(fitting, layout_.group));
+  query_block_ = std::max(layout_.group, query_block_ / layout_.group * layout_.group);
   // Panels are visited with a stride near the golden ratio: a sorted vocabulary is then no worse.
   stride_ = std::max<std::size_t>(1, std::size_t(double(panels_) * 0.6180339887));
   const auto common = [](std::size_t a, std::size_t b) {
@@ -82,7 +86,7 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
   pack(threads);
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
-  centre->bias.assign(panels_ * kPanel, 0.0f);
+  centre->bias.assign(panels_ * layout_.panel, 0.0f);
   centre_ = centre;
 }
 
@@ -150,7 +154,7 @@ void Engine::pack(std::size_t threads) {
   for (double m : mean_) square += m * m;
   mean_norm_ = std::sqrt(square) * (1 + 1e-9);
 
-  const std::size_t slots = panels_ * kPanel, bytes = slots * steps_ * 4;
+  const std::size_t slots = panels_ * layout_.panel, bytes = panels_ * panel_bytes_;
   code_storage_.reset(new std::int8_t[bytes + 63]);
   codes_ = code_storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(code_storage_.get()) % 64) % 64;
   correction_.assign(slots, 0);
@@ -170,11 +174,11 @@ void Engine::pack(std::size_t threads) {
 
 void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
   work.resize(dim_);
-  std::int8_t* out = codes_ + p * kPanel * steps_ * 4;
-  std::memset(out, 0, kPanel * steps_ * 4);
-  const std::size_t stop = std::min(entries_.count, (p + 1) * kPanel);
-  for (std::size_t id = p * kPanel; id < stop; ++id) {
-    const std::size_t lane = id - p * kPanel;
+  std::int8_t* out = codes_ + p * panel_bytes_;
+  std::memset(out, 0, panel_bytes_);
+  const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
+  for (std::size_t id = p * layout_.panel; id < stop; ++id) {
+    const std::size_t lane = id - p * layout_.panel;
     read_entry(id, work.data());
     double raw = 0, centred = 0, largest = 0, left = 0;
     for (std::size_t i = 0; i < dim_; ++i) {
@@ -192,7 +196,7 @@ void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
       const double scaled = work[i] * inverse;
       const int code = std::max(-127, std::min(127, int(scaled + std::copysign(0.5, scaled))));
       sum += code;
-      out[(i / 4) * kPanel * 4 + lane * 4 + i % 4] = std::int8_t(code);
+      out[layout_.entry_offset(lane, i)] = std::int8_t(code);
       const double rest = work[i] - double(step_[id]) * code;
       left += rest * rest;
     }
@@ -209,7 +213,7 @@ void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
 void Engine::set_query_centre(const float* vector, std::size_t threads) {
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
-  centre->bias.assign(panels_ * kPanel, 0.0f);
+  centre->bias.assign(panels_ * layout_.panel, 0.0f);
   std::copy(vector, vector + dim_, centre->vector.begin());
   double square = 0, offset = 0;
   std::vector<double> wide(vector, vector + dim_);
@@ -221,8 +225,8 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
   if (square > 1e-12) {
     const double scale = std::ldexp(1.0, -exponent_);
     for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t) {
-      const std::size_t stop = std::min(entries_.count, (p + 1) * kPanel);
-      for (std::size_t id = p * kPanel; id < stop; ++id)
+      const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
+      for (std::size_t id = p * layout_.panel; id < stop; ++id)
         with_typed_row(entries_, id, [&](const auto* row) {
           double dot = 0;
           if constexpr (sizeof(*row) == 2) dot = kernel_.dot64_f16(wide.data(), row, dim_);
@@ -241,16 +245,17 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
   std::atomic_store(&centre_, std::shared_ptr<const Centre>(centre));
 }
 
-Panel Engine::panel(std::size_t index, const Centre& centre) const {
-  const std::size_t first = index * kPanel;
-  return {codes_ + first * steps_ * 4,
+Panel Engine::panel(std::size_t index, std::size_t next, const Centre& centre) const {
+  const std::size_t first = index * layout_.panel;
+  return {codes_of(index),
+          codes_of(next),
           correction_.data() + first,
           step_.data() + first,
           centre.bias.data() + first,
           panel_bounds_[index].norm,
           panel_bounds_[index].residual,
           std::uint32_t(first),
-          std::uint32_t(std::min(kPanel, entries_.count - first))};
+          std::uint32_t(std::min(layout_.panel, entries_.count - first))};
 }
 
 bool Engine::search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
@@ -258,7 +263,7 @@ bool Engine::search(const Rows& queries, std::size_t threads, const std::functio
                     std::vector<std::int64_t>& bad) {
   // Few queries: smaller blocks, so that every thread has one.
   std::size_t block = (queries.count + threads - 1) / threads;
-  block = std::min(query_block_, (block + kGroup - 1) / kGroup * kGroup);
+  block = std::min(query_block_, (block + layout_.group - 1) / layout_.group * layout_.group);
   const std::size_t blocks = (queries.count + block - 1) / block;
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
@@ -289,10 +294,10 @@ double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
 }
 
 std::size_t Engine::memory_bytes(std::size_t threads) const {
-  const std::size_t slots = panels_ * kPanel;
-  const std::size_t packed = slots * (steps_ * 4 + sizeof(float) * 3 + sizeof(Bound)) +
+  const std::size_t slots = panels_ * layout_.panel;
+  const std::size_t packed = panels_ * panel_bytes_ + slots * (sizeof(float) * 3 + sizeof(Bound)) +
                              entries_.count * sizeof(float);
-  const std::size_t per_query = Workspace::row_stride(capacity_) * 8 + steps_ * 4 + 128;
+  const std::size_t per_query = row_stride() * 8 + steps_ * layout_.depth + 128;
   // A row searched in full keeps a candidate per entry.
   return packed + threads * (query_block_ * per_query + entries_.count * sizeof(Candidate));
 }

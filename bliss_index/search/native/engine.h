@@ -33,7 +33,7 @@ struct Rows {
 };
 
 struct Tuning {
-  std::size_t query_block = 128;  // queries that one thread works on at a time
+  std::size_t query_block = 128;  // queries that one thread works on at a time, about
   std::size_t capacity = 512;     // candidates kept per query, and 8 k more
   std::size_t first_trigger = 64;  // candidates before the first selection; 2 k at least
 };
@@ -79,13 +79,21 @@ class Engine {
   void pack(std::size_t threads);
   void pack_panel(std::size_t panel, std::vector<double>& work);
   void read_entry(std::size_t id, double* out) const;  // scaled by 2^-exponent_
-  Panel panel(std::size_t index, const Centre& centre) const;
+  Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;
+  // Candidates of a query, with room for one panel's and for a full vector after the last.
+  std::size_t row_stride() const { return capacity_ + layout_.panel + 16; }
   void rotate(double* v) const;
 
+  const std::int8_t* codes_of(std::size_t panel) const { return codes_ + panel * panel_bytes_; }
+
   Rows entries_;
-  std::size_t k_, dim_, padded_, steps_, panels_, stride_;
-  std::size_t query_block_, capacity_, first_trigger_;
   const Kernel& kernel_;
+  const Layout layout_;
+  std::size_t k_, dim_;
+  std::size_t padded_;       // dim in whole vectors
+  std::size_t steps_;        // of the kernel
+  std::size_t panels_, panel_bytes_, stride_;
+  std::size_t query_block_, capacity_, first_trigger_;
   int exponent_ = 0;
   double mean_norm_ = 0;
   std::vector<double> mean_;

@@ -6,8 +6,6 @@
 
 namespace bliss {
 
-constexpr std::size_t kPanel = 48;   // entries in a panel
-constexpr std::size_t kGroup = 8;    // queries in a group
 constexpr float kUnit32 = 0x1p-24f;  // unit roundoff of float32
 
 enum class Type { float16, float32, float64 };
@@ -16,31 +14,63 @@ inline std::size_t type_bytes(Type type) {
   return type == Type::float16 ? 2 : type == Type::float32 ? 4 : 8;
 }
 
-// 48 entries: int8 in order [step of 4 coordinates][entry][4], and what turns integer dots into
-// scores.
+// How codes lie in memory. Entries come in panels, queries in groups, coordinates in steps; inside a
+// step of a panel, tiles of entries follow each other, four coordinates of an entry stay together.
+struct Layout {
+  std::size_t panel;  // entries
+  std::size_t tile;   // entries that lie side by side; divides `panel`
+  std::size_t group;  // queries
+  std::size_t depth;  // coordinates in a step, a multiple of 4
+
+  std::size_t steps(std::size_t dim) const { return (dim + depth - 1) / depth; }
+  // From the start of a panel, and of a group.
+  std::size_t entry_offset(std::size_t lane, std::size_t i) const {
+    return i / depth * (depth * panel) + lane / tile * (depth * tile) +
+           i % depth / 4 * (4 * tile) + lane % tile * 4 + i % 4;
+  }
+  std::size_t query_offset(std::size_t lane, std::size_t i) const {
+    return i / depth * (depth * group) + lane * depth + i % depth;
+  }
+};
+
+// Neighbouring entries: their codes, and what turns integer dots into scores.
 struct Panel {
   const std::int8_t* codes;
+  const std::int8_t* next;         // codes of the panel that follows, to be fetched meanwhile
   const std::int32_t* correction;  // start value that undoes the offset of the query's codes
   const float* step;               // size of an entry's quantisation step
   const float* bias;               // <query centre, centred entry>
   float largest_norm;              // over the entries of the panel
   float largest_residual;
   std::uint32_t first_id;
-  std::uint32_t valid;  // entries that exist; fewer than 48 in the last panel only
+  std::uint32_t valid;  // entries that exist; fewer than the layout's in the last panel only
 };
 
-// Eight queries: codes in order [step of 4 coordinates][query][4], the test, and the candidates.
-struct Group {
+// The queries that a thread works on, a number each: their codes, the test, and the candidates.
+struct Block {
+  std::size_t count;  // a multiple of the layout's group
   const std::uint8_t* codes;
-  float step[kGroup];
-  float alpha[kGroup];      // multiple of the query centre that was taken away
-  float threshold[kGroup];  // a score plus its bound must reach this
-  float per_norm[kGroup];   // bound = per_norm * |entry| + per_residual * |entry's residual|
-  float per_residual[kGroup];
-  std::uint32_t count[kGroup];
-  std::uint32_t* ids[kGroup];  // room for 16 more than any count
-  float* scores[kGroup];
+  const float* step;
+  const float* alpha;         // multiple of the query centre that was taken away
+  const float* threshold;     // a score plus its bound must reach this
+  const float* per_norm;      // bound = per_norm * |entry| + per_residual * |entry's residual|
+  const float* per_residual;
+  std::uint32_t* candidates;     // how many there are
+  const std::uint32_t* trigger;  // how many are enough for a selection
+  std::uint32_t* ids;            // `stride` for a query, room for a panel and 16 more than any count
+  float* scores;
+  std::size_t stride;
+  std::uint32_t* due;  // queries whose candidates have reached their trigger
+  std::uint32_t due_count;
 };
+
+// Count what was appended to a query; it is due once, when the count passes the trigger.
+inline void set_candidates(Block& block, std::size_t q, std::uint32_t count) {
+  const bool before = block.candidates[q] < block.trigger[q];
+  block.due[block.due_count] = std::uint32_t(q);
+  block.due_count += before && count >= block.trigger[q];
+  block.candidates[q] = count;
+}
 
 // |entry| and |entry - quantised entry|, both after centring and from above.
 struct Bound {
@@ -82,13 +112,17 @@ struct Rotation {
 
 struct Kernel {
   const char* name;
+  Layout layout;
   std::int32_t query_levels;  // codes lie in [-levels, levels]
   std::int32_t query_offset;  // added to make them unsigned
-  void (*score)(const Panel&, Group&, std::size_t steps);
+  // Every query against a panel. Between `enter` and `leave`, on the same thread.
+  void (*score)(const Panel&, Block&, std::size_t steps);
+  void (*enter)();
+  void (*leave)();
   // Read a query: x32 = row * 2^-exponent, rounded for float64, its magnitudes not extreme.
   Content (*load)(const void* row, Type type, std::size_t dim, float* x32, int* exponent);
   void (*widen)(const void* row, Type type, std::size_t dim, double* x64);
-  // Codes are unsigned: query_offset is added.
+  // Codes have query_offset added.
   Prepared (*prepare)(const float* x32, bool rounded, const float* centre, float centre_square,
                       const Rotation&, float* work, std::uint8_t* codes);
   float (*dot32_f16)(const float*, const std::uint16_t*, std::size_t);
@@ -103,6 +137,10 @@ struct Kernel {
   std::uint32_t (*select)(const Selection&, float& threshold);
 };
 
+#ifdef BLISS_HAS_AMX
+extern const Kernel amx_kernel;
+bool amx_is_usable();  // the processor has it, and the system lets this process use it
+#endif
 extern const Kernel avx512_kernel;
 extern const Kernel avx2_kernel;
 

@@ -18,27 +18,31 @@ T kth_largest(std::vector<T>& numbers, std::size_t count, std::size_t k) {
   return numbers[k - 1];
 }
 
+// A constant size where there are but two: a step is four bytes or sixty-four.
+inline void copy_codes(std::uint8_t* to, const std::uint8_t* from, std::size_t count) {
+  if (count == 4) std::memcpy(to, from, 4);
+  else if (count == 64) std::memcpy(to, from, 64);
+  else std::memcpy(to, from, count);
+}
+
+std::uint8_t* aligned(std::uint8_t* p) {
+  return p + (64 - reinterpret_cast<std::uintptr_t>(p) % 64) % 64;
+}
+
 }  // namespace
 
 Workspace::Workspace(const Engine& engine, const Engine::Centre& centre, std::size_t query_block)
-    : engine_(engine), centre_(centre), groups_(query_block / kGroup), queries_(query_block),
-      codes_(query_block * engine.steps_ * 4), ids_(query_block * row_stride(engine.capacity_)),
-      scores_(ids_.size()), lower_(row_stride(engine.capacity_)), upper_(lower_.size()),
-      x32_(engine.padded_), work_(engine.padded_), code_(engine.padded_), x64_(engine.padded_),
-      t64_(engine.dim_) {
-  const std::size_t stride = row_stride(engine.capacity_);
-  for (std::size_t g = 0; g < groups_.size(); ++g) {
-    groups_[g].codes = codes_.data() + g * kGroup * engine.steps_ * 4;
-    for (std::size_t lane = 0; lane < kGroup; ++lane) {
-      groups_[g].ids[lane] = ids_.data() + (g * kGroup + lane) * stride;
-      groups_[g].scores[lane] = scores_.data() + (g * kGroup + lane) * stride;
-      groups_[g].count[lane] = 0;
-      groups_[g].threshold[lane] = kInfinity;
-      groups_[g].step[lane] = groups_[g].alpha[lane] = 0;
-      groups_[g].per_norm[lane] = groups_[g].per_residual[lane] = 0;
-    }
-  }
-  groups_used_ = groups_.size();
+    : engine_(engine), centre_(centre), queries_(query_block),
+      code_storage_(query_block * engine.steps_ * engine.layout_.depth + 63), step_(query_block),
+      alpha_(query_block), threshold_(query_block, kInfinity), per_norm_(query_block),
+      per_residual_(query_block), candidates_(query_block), trigger_(query_block),
+      due_(query_block + 1), ids_(query_block * engine.row_stride()), scores_(ids_.size()),
+      lower_(engine.row_stride()), upper_(lower_.size()), x32_(engine.padded_),
+      work_(engine.padded_), code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
+  codes_ = aligned(code_storage_.data());
+  block_ = {query_block, codes_, step_.data(), alpha_.data(), threshold_.data(), per_norm_.data(),
+            per_residual_.data(), candidates_.data(), trigger_.data(), ids_.data(), scores_.data(),
+            engine.row_stride(), due_.data(), 0};
   error32_ = dot32_roundings(engine.kernel_, engine.dim_) * double(kUnit32) * 1.001;
 }
 
@@ -54,8 +58,8 @@ void Workspace::search(const Rows& queries, std::size_t first, std::size_t last,
     upcoming_.clear();
     if (slot + 1 < count) {
       arrange(slot + 1, next);
-      const Group& group = groups_[(slot + 1) / kGroup];
-      for (std::uint32_t at : next) upcoming_.push_back(group.ids[(slot + 1) % kGroup][at]);
+      const std::uint32_t* candidates = ids_.data() + (slot + 1) * block_.stride;
+      for (std::uint32_t at : next) upcoming_.push_back(candidates[at]);
     }
     finish(queries, first + slot, slot, values, ids, orders_[slot % 2], upcoming_.data(),
            std::min(upcoming_.size(), 2 * engine_.k_));
@@ -63,18 +67,18 @@ void Workspace::search(const Rows& queries, std::size_t first, std::size_t last,
 }
 
 void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) {
-  groups_used_ = (last - first + kGroup - 1) / kGroup;
-  std::memset(codes_.data(), engine_.kernel_.query_offset, codes_.size());
+  const Layout& layout = engine_.layout_;
+  const std::size_t width = layout.depth * engine_.steps_;
+  block_.count = (last - first + layout.group - 1) / layout.group * layout.group;
   const bool rounded = queries.type == Type::float64;
-  for (std::size_t slot = 0; slot < groups_used_ * kGroup; ++slot) {
-    Group& group = groups_[slot / kGroup];
+  for (std::size_t slot = 0; slot < block_.count; ++slot) {
     Query& query = queries_[slot];
-    const std::size_t lane = slot % kGroup, row = first + slot;
-    group.count[lane] = 0;
-    group.threshold[lane] = kInfinity;  // nothing passes, unless it is set below
-    group.step[lane] = group.alpha[lane] = 0;
-    group.per_norm[lane] = group.per_residual[lane] = 0;
-    query = {State::zero, 0, 0, 0, -kInfinity, std::uint32_t(engine_.first_trigger_)};
+    const std::size_t row = first + slot;
+    candidates_[slot] = 0;
+    trigger_[slot] = std::uint32_t(engine_.first_trigger_);
+    threshold_[slot] = kInfinity;  // nothing passes, unless it is set below
+    step_[slot] = alpha_[slot] = per_norm_[slot] = per_residual_[slot] = 0;
+    query = {State::zero, 0, 0, 0, -kInfinity};
     if (row >= last) continue;
     const Content content = engine_.kernel_.load(queries.row(row), queries.type, queries.dim,
                                                  x32_.data(), &query.exponent);
@@ -87,15 +91,18 @@ void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) 
     const Prepared prepared =
         engine_.kernel_.prepare(x32_.data(), rounded, centre_.vector.data(), centre_.square,
                                 engine_.rotation_, work_.data(), code_.data());
-    std::uint8_t* out = codes_.data() + slot / kGroup * kGroup * engine_.steps_ * 4 + lane * 4;
-    for (std::size_t step = 0; step < engine_.steps_; ++step)
-      std::memcpy(out + step * kGroup * 4, code_.data() + 4 * step, 4);
+    // Codes beyond the dimension may be anything: those of the entries are zero there.
+    std::uint8_t* const out = codes_ + slot / layout.group * layout.group * width +
+                              slot % layout.group * layout.depth;
+    for (std::size_t i = 0; i < engine_.dim_; i += layout.depth)
+      copy_codes(out + i * layout.group, code_.data() + i,
+                 std::min(layout.depth, engine_.padded_ - i));
     query.norm = prepared.norm;
-    group.step[lane] = prepared.step;
-    group.alpha[lane] = prepared.alpha;
-    group.per_norm[lane] = prepared.deviation;
-    group.per_residual[lane] = prepared.code_norm;
-    group.threshold[lane] = -kInfinity;
+    step_[slot] = prepared.step;
+    alpha_[slot] = prepared.alpha;
+    per_norm_[slot] = prepared.deviation;
+    per_residual_[slot] = prepared.code_norm;
+    threshold_[slot] = -kInfinity;
     // Scores are a few float32 operations on numbers below `largest`.
     const double largest =
         double(prepared.code_norm) * (double(engine_.largest_.norm) + engine_.largest_.residual) +
@@ -106,64 +113,57 @@ void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) 
 
 void Workspace::scan() {
   const std::size_t panels = engine_.panels_;
+  engine_.kernel_.enter();
   std::size_t index = 0;
   for (std::size_t visited = 0; visited < panels; ++visited) {
-    const Panel panel = engine_.panel(index, centre_);
-    index += engine_.stride_;
-    if (index >= panels) index -= panels;
-    // The next panel lies elsewhere: fetch a part of it with every group.
-    const char* next = reinterpret_cast<const char*>(engine_.panel(index, centre_).codes);
-    const char* const next_end = next + kPanel * engine_.steps_ * 4;
-    const std::size_t part = ((kPanel * engine_.steps_ * 4 / groups_used_) + 63) / 64 * 64;
-    for (std::size_t g = 0; g < groups_used_; ++g) {
-      Group& group = groups_[g];
-      const char* const part_end = std::min(next + part, next_end);
-      for (; next < part_end; next += 64) __builtin_prefetch(next, 0, 2);
-      engine_.kernel_.score(panel, group, engine_.steps_);
-      for (std::size_t lane = 0; lane < kGroup; ++lane)
-        if (__builtin_expect(group.count[lane] >= queries_[g * kGroup + lane].trigger, 0))
-          select(group, lane, queries_[g * kGroup + lane]);
-    }
+    const std::size_t next = index + engine_.stride_ - (index + engine_.stride_ < panels ? 0 : panels);
+    block_.due_count = 0;
+    engine_.kernel_.score(engine_.panel(index, next, centre_), block_, engine_.steps_);
+    for (std::uint32_t i = 0; i < block_.due_count; ++i) select(due_[i]);
+    index = next;
   }
+  engine_.kernel_.leave();
 }
 
 void Workspace::score_only() {
-  for (std::size_t p = 0; p < engine_.panels_; ++p) {
-    const Panel panel = engine_.panel(p, centre_);
-    for (Group& group : groups_) engine_.kernel_.score(panel, group, engine_.steps_);
-  }
+  engine_.kernel_.enter();
+  for (std::size_t p = 0; p < engine_.panels_; ++p)
+    engine_.kernel_.score(engine_.panel(p, p + 1 < engine_.panels_ ? p + 1 : 0, centre_), block_,
+                          engine_.steps_);
+  engine_.kernel_.leave();
 }
 
-double Workspace::bound(const Group& group, std::size_t lane, const Query& query,
-                        std::uint32_t id) const {
+double Workspace::bound(std::size_t slot, std::uint32_t id) const {
   const Bound& entry = engine_.bounds_[id];
-  return (double(group.per_norm[lane]) * entry.norm +
-          double(group.per_residual[lane]) * entry.residual) * (1 + 1e-6) + query.slack;
+  return (double(per_norm_[slot]) * entry.norm + double(per_residual_[slot]) * entry.residual) *
+             (1 + 1e-6) + queries_[slot].slack;
 }
 
 // Raise the threshold to the k-th largest lower bound, and drop what is below it.
-void Workspace::select(Group& group, std::size_t lane, Query& query) {
-  if (group.count[lane] >= engine_.k_) {
+void Workspace::select(std::size_t slot) {
+  Query& query = queries_[slot];
+  if (candidates_[slot] >= engine_.k_) {
     // Bounds in float32 carry a relative error of 2^-22 at most, which the slack covers twice.
     const float before = query.threshold, wider = 1 + 0x1p-20f;
-    const Selection selection{group.ids[lane], group.scores[lane], group.count[lane], engine_.k_,
-                              engine_.bounds_.data(), group.per_norm[lane] * wider,
-                              group.per_residual[lane] * wider, float(query.slack * 2),
+    const Selection selection{ids_.data() + slot * block_.stride,
+                              scores_.data() + slot * block_.stride, candidates_[slot], engine_.k_,
+                              engine_.bounds_.data(), per_norm_[slot] * wider,
+                              per_residual_[slot] * wider, float(query.slack * 2),
                               lower_.data(), upper_.data()};
-    group.count[lane] = engine_.kernel_.select(selection, query.threshold);
+    candidates_[slot] = engine_.kernel_.select(selection, query.threshold);
     if (query.threshold > before)
-      group.threshold[lane] = query.threshold - 4 * float(query.slack) -
-                              0x1p-20f * (group.per_norm[lane] * engine_.largest_.norm +
-                                          group.per_residual[lane] * engine_.largest_.residual);
+      threshold_[slot] = query.threshold - 4 * float(query.slack) -
+                         0x1p-20f * (per_norm_[slot] * engine_.largest_.norm +
+                                     per_residual_[slot] * engine_.largest_.residual);
   }
-  const std::size_t limit = engine_.capacity_, kept = group.count[lane];
+  const std::size_t limit = engine_.capacity_, kept = candidates_[slot];
   if (kept > limit / 4 * 3) {
     query.state = State::overflowed;
-    group.count[lane] = 0;
-    group.threshold[lane] = kInfinity;
+    candidates_[slot] = 0;
+    threshold_[slot] = kInfinity;
     return;
   }
-  query.trigger = std::uint32_t(std::min(limit, std::max(2 * kept, engine_.first_trigger_)));
+  trigger_[slot] = std::uint32_t(std::min(limit, std::max(2 * kept, engine_.first_trigger_)));
 }
 
 float Workspace::dot32(std::uint32_t id) const {
@@ -196,14 +196,13 @@ void Workspace::prefetch(std::uint32_t id) const {
 // Select a last time, and order the candidates: the k best scores, then those that are likely to be
 // needed as well, then the others.
 void Workspace::arrange(std::size_t slot, std::vector<std::uint32_t>& order) {
-  const std::size_t k = engine_.k_, lane = slot % kGroup;
-  Group& group = groups_[slot / kGroup];
-  Query& query = queries_[slot];
+  const std::size_t k = engine_.k_;
   order.clear();
-  if (query.state == State::searched) select(group, lane, query);
-  if (query.state != State::searched) return;
-  const std::size_t count = group.count[lane];
-  const float* scores = group.scores[lane];
+  if (queries_[slot].state == State::searched) select(slot);
+  if (queries_[slot].state != State::searched) return;
+  const std::size_t count = candidates_[slot];
+  const std::uint32_t* ids = ids_.data() + slot * block_.stride;
+  const float* scores = scores_.data() + slot * block_.stride;
   order.resize(count);
   for (std::size_t i = 0; i < count; ++i) order[i] = std::uint32_t(i);
   if (count <= k) return;
@@ -212,16 +211,15 @@ void Workspace::arrange(std::size_t slot, std::vector<std::uint32_t>& order) {
   const auto best = std::partition(order.begin(), order.end(),
                                    [=](std::uint32_t i) { return scores[i] >= kth; });
   std::partition(best, order.end(), [&](std::uint32_t i) {
-    return scores[i] + float(bound(group, lane, query, group.ids[lane][i])) >= kth;
+    return scores[i] + float(bound(slot, ids[i])) >= kth;
   });
 }
 
 void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
                        std::int64_t* ids, std::vector<std::uint32_t>& order,
                        const std::uint32_t* next, std::size_t next_count) {
-  const std::size_t k = engine_.k_, lane = slot % kGroup;
-  Group& group = groups_[slot / kGroup];
-  Query& query = queries_[slot];
+  const std::size_t k = engine_.k_;
+  const Query& query = queries_[slot];
   values += row * k;
   ids += row * k;
   if (query.state == State::bad || query.state == State::zero) {
@@ -235,7 +233,7 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
   const bool rounded = queries.type == Type::float64;
   found_.clear();
   if (query.state == State::searched) {
-    rescore_candidates(group, lane, query, rounded, order, next, next_count);
+    rescore_candidates(slot, rounded, order, next, next_count);
   } else {
     ++counts_.full_rows;
     rescore_everything(norm, rounded);
@@ -263,12 +261,13 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
 }
 
 // Float32 products of the candidates, best first; the later ones only where they can still matter.
-void Workspace::rescore_candidates(const Group& group, std::size_t lane, const Query& query,
-                                   bool rounded, std::vector<std::uint32_t>& order, const std::uint32_t* next,
-                                   std::size_t next_count) {
+void Workspace::rescore_candidates(std::size_t slot, bool rounded,
+                                   const std::vector<std::uint32_t>& order,
+                                   const std::uint32_t* next, std::size_t next_count) {
   const std::size_t k = engine_.k_, count = order.size();
-  const std::uint32_t* ids = group.ids[lane];
-  const float* scores = group.scores[lane];
+  const Query& query = queries_[slot];
+  const std::uint32_t* ids = ids_.data() + slot * block_.stride;
+  const float* scores = scores_.data() + slot * block_.stride;
   if (engine_.entries_.type == Type::float64) {
     for (std::size_t i = 0; i < count; ++i) found_.push_back({0, 0, ids[i]});
     return;
@@ -291,7 +290,7 @@ void Workspace::rescore_candidates(const Group& group, std::size_t lane, const Q
   const double slack = 0x1p-34 * norm * engine_.mean_norm_ + 0x1p-90;
   for (std::size_t i = k; i < count; ++i) {
     const std::uint32_t at = order[i];
-    const double upper = double(scores[at]) + bound(group, lane, query, ids[at]) + shift + slack;
+    const double upper = double(scores[at]) + bound(slot, ids[at]) + shift + slack;
     if (upper >= least) rescore(ids[at]);
   }
   for (; next_count > 0; --next_count) prefetch(*next++);

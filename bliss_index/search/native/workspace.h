@@ -16,8 +16,6 @@ class Workspace {
   void score_only();
   const Counts& counts() const { return counts_; }
   const std::vector<std::int64_t>& bad() const { return bad_; }
-  // Candidates of a row, with room for one tile's and for a full vector after the last.
-  static std::size_t row_stride(std::size_t capacity) { return capacity + kPanel + 16; }
 
  private:
   enum class State { searched, overflowed, zero, bad };
@@ -27,33 +25,32 @@ class Workspace {
     double norm;      // |query| * 2^-exponent, from above
     double slack;     // rounding of the scores themselves, from above
     float threshold;  // k-th best lower bound so far, without the test's margin
-    std::uint32_t trigger;
   };
 
   void begin(const Rows& queries, std::size_t first, std::size_t last);
   void scan();
-  void select(Group& group, std::size_t lane, Query& query);
+  void select(std::size_t slot);
   void arrange(std::size_t slot, std::vector<std::uint32_t>& order);
   void finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
               std::int64_t* ids, std::vector<std::uint32_t>& order, const std::uint32_t* next,
               std::size_t next_count);
-  void rescore_candidates(const Group& group, std::size_t lane, const Query& query, bool rounded,
-                          std::vector<std::uint32_t>& order,
+  void rescore_candidates(std::size_t slot, bool rounded, const std::vector<std::uint32_t>& order,
                           const std::uint32_t* next, std::size_t next_count);
   void rescore_everything(double norm, bool rounded);
   void keep_reachable();
-  double bound(const Group& group, std::size_t lane, const Query& query, std::uint32_t id) const;
+  double bound(std::size_t slot, std::uint32_t id) const;
   float dot32(std::uint32_t id) const;
   double dot64(std::uint32_t id) const;
   void prefetch(std::uint32_t id) const;
 
   const Engine& engine_;
   const Engine::Centre& centre_;
-  std::size_t groups_used_ = 0;
-  std::vector<Group> groups_;
+  Block block_{};
   std::vector<Query> queries_;
-  std::vector<std::uint8_t> codes_;
-  std::vector<std::uint32_t> ids_;
+  std::vector<std::uint8_t> code_storage_;
+  std::uint8_t* codes_;  // aligned to a cache line
+  std::vector<float> step_, alpha_, threshold_, per_norm_, per_residual_;
+  std::vector<std::uint32_t> candidates_, trigger_, due_, ids_;
   std::vector<float> scores_;
   std::vector<float> lower_, upper_, x32_, work_;
   std::vector<std::uint8_t> code_;
