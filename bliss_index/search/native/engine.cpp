@@ -74,7 +74,8 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
       first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)) {
   // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
   const std::size_t fitting = (std::size_t(8) << 20) / (8 * capacity_);
-  query_block_ = std::min(tuning.query_block, std::max(fitting, layout_.group));
+  query_block_ = tuning.query_block ? tuning.query_block : kernel.block;
+  query_block_ = std::min(query_block_, std::max(fitting, layout_.group));
   query_block_ = std::max(layout_.group, query_block_ / layout_.group * layout_.group);
   // Panels are visited with a stride near the golden ratio: a sorted vocabulary is then no worse.
   stride_ = std::max<std::size_t>(1, std::size_t(double(panels_) * 0.6180339887));
@@ -94,8 +95,7 @@ Engine::~Engine() = default;
 
 void Engine::read_entry(std::size_t id, double* out) const {
   read_row(entries_, id, out);
-  const double scale = std::ldexp(1.0, -exponent_);
-  for (std::size_t i = 0; i < dim_; ++i) out[i] *= scale;
+  for (std::size_t i = 0; i < dim_; ++i) out[i] *= inverse_scale_;
 }
 
 void Engine::rotate(double* v) const {
@@ -146,6 +146,7 @@ void Engine::pack(std::size_t threads) {
   });
   const double top = *std::max_element(largest.begin(), largest.end());
   if (top > 0) std::frexp(top, &exponent_);
+  inverse_scale_ = std::ldexp(1.0, -exponent_);
   mean_.assign(dim_, 0.0);
   for (std::size_t p = 0; p < pieces; ++p)
     for (std::size_t i = 0; i < dim_; ++i)
@@ -153,6 +154,7 @@ void Engine::pack(std::size_t threads) {
   double square = 0;
   for (double m : mean_) square += m * m;
   mean_norm_ = std::sqrt(square) * (1 + 1e-9);
+  mean32_.assign(mean_.begin(), mean_.end());
 
   const std::size_t slots = panels_ * layout_.panel, bytes = panels_ * panel_bytes_;
   code_storage_.reset(new std::int8_t[bytes + 63]);
@@ -223,7 +225,6 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
   }
   centre->square = float(square);
   if (square > 1e-12) {
-    const double scale = std::ldexp(1.0, -exponent_);
     for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t) {
       const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
       for (std::size_t id = p * layout_.panel; id < stop; ++id)
@@ -232,7 +233,7 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
           if constexpr (sizeof(*row) == 2) dot = kernel_.dot64_f16(wide.data(), row, dim_);
           else if constexpr (sizeof(*row) == 4) dot = kernel_.dot64_f32(wide.data(), row, dim_);
           else dot = kernel_.dot64_f64(wide.data(), row, dim_);
-          centre->bias[id] = float(dot * scale - offset);
+          centre->bias[id] = float(dot * inverse_scale_ - offset);
         });
     });
     for (float b : centre->bias) centre->largest_bias = std::max(centre->largest_bias, std::fabs(b));
@@ -258,25 +259,44 @@ Panel Engine::panel(std::size_t index, std::size_t next, const Centre& centre) c
           std::uint32_t(std::min(layout_.panel, entries_.count - first))};
 }
 
+std::unique_ptr<Workspace> Engine::take_workspace() {
+  {
+    const std::lock_guard<std::mutex> lock(workspaces_mutex_);
+    if (!workspaces_.empty()) {
+      std::unique_ptr<Workspace> found = std::move(workspaces_.back());
+      workspaces_.pop_back();
+      return found;
+    }
+  }
+  return std::unique_ptr<Workspace>(new Workspace(*this));
+}
+
+void Engine::give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most) {
+  const std::lock_guard<std::mutex> lock(workspaces_mutex_);
+  for (auto& workspace : workspaces)
+    if (workspace && workspaces_.size() < most) workspaces_.push_back(std::move(workspace));
+}
+
 bool Engine::search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
                     double* values, std::int64_t* ids, Counts& counts,
                     std::vector<std::int64_t>& bad) {
-  // Few queries: smaller blocks, so that every thread has one.
-  std::size_t block = (queries.count + threads - 1) / threads;
-  block = std::min(query_block_, (block + layout_.group - 1) / layout_.group * layout_.group);
+  // As many blocks for every thread, as large as they may be.
+  const std::size_t turns = (queries.count + threads * query_block_ - 1) / (threads * query_block_);
+  const std::size_t share = std::max<std::size_t>(1, turns * threads);
+  const std::size_t group = layout_.group;
+  const std::size_t block =
+      std::max(group, ((queries.count + share - 1) / share + group - 1) / group * group);
   const std::size_t blocks = (queries.count + block - 1) / block;
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
   const bool done = for_each_index(blocks, threads, idle, [&](std::size_t b, std::size_t worker) {
-    if (!workspaces[worker]) workspaces[worker].reset(new Workspace(*this, *centre, block));
-    workspaces[worker]->search(queries, b * block, std::min(queries.count, (b + 1) * block),
-                               values, ids);
+    if (!workspaces[worker]) workspaces[worker] = take_workspace();
+    workspaces[worker]->search(*centre, queries, b * block,
+                               std::min(queries.count, (b + 1) * block), values, ids);
   });
   for (const auto& workspace : workspaces)
-    if (workspace) {
-      counts.add(workspace->counts());
-      bad.insert(bad.end(), workspace->bad().begin(), workspace->bad().end());
-    }
+    if (workspace) workspace->report(counts, bad);
+  give_back(workspaces, threads);
   std::sort(bad.begin(), bad.end());
   return done;
 }
@@ -285,12 +305,14 @@ double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   const std::size_t blocks = (count + query_block_ - 1) / query_block_;
   std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
-  for (auto& workspace : workspaces) workspace.reset(new Workspace(*this, *centre, query_block_));
+  for (auto& workspace : workspaces) workspace = take_workspace();
   const auto start = std::chrono::steady_clock::now();
   for_each_index(blocks, threads, never_stop, [&](std::size_t, std::size_t worker) {
-    workspaces[worker]->score_only();
+    workspaces[worker]->score_only(*centre);
   });
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  give_back(workspaces, threads);
+  return seconds.count();
 }
 
 std::size_t Engine::memory_bytes(std::size_t threads) const {

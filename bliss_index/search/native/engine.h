@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "kernel.h"
@@ -33,7 +34,7 @@ struct Rows {
 };
 
 struct Tuning {
-  std::size_t query_block = 128;  // queries that one thread works on at a time, about
+  std::size_t query_block = 0;     // queries that one thread works on at a time; 0: the kernel's
   std::size_t capacity = 512;     // candidates kept per query, and 8 k more
   std::size_t first_trigger = 64;  // candidates before the first selection; 2 k at least
 };
@@ -63,6 +64,7 @@ class Engine {
   // Seconds that the integer kernel alone takes for `count` queries, with a test nothing passes.
   double kernel_seconds(std::size_t count, std::size_t threads);
 
+  // Of the packed entries, and of the workspaces of one call. Calls at the same time have their own.
   std::size_t memory_bytes(std::size_t threads) const;
   std::size_t query_block() const { return query_block_; }
   const Kernel& kernel() const { return kernel_; }
@@ -76,6 +78,8 @@ class Engine {
     float largest_bias = 0;
   };
 
+  std::unique_ptr<Workspace> take_workspace();
+  void give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most);
   void pack(std::size_t threads);
   void pack_panel(std::size_t panel, std::vector<double>& work);
   void read_entry(std::size_t id, double* out) const;  // scaled by 2^-exponent_
@@ -95,8 +99,10 @@ class Engine {
   std::size_t panels_, panel_bytes_, stride_;
   std::size_t query_block_, capacity_, first_trigger_;
   int exponent_ = 0;
+  double inverse_scale_ = 1;  // 2^-exponent_
   double mean_norm_ = 0;
   std::vector<double> mean_;
+  std::vector<float> mean32_;
   std::vector<float> signs_;
   Rotation rotation_{};
   std::unique_ptr<std::int8_t[]> code_storage_;
@@ -108,6 +114,8 @@ class Engine {
   Bound largest_{0, 0};
   std::vector<float> norms_;  // |entry| * 2^-exponent_, from above
   std::shared_ptr<const Centre> centre_;
+  std::mutex workspaces_mutex_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // not in use
 };
 
 }  // namespace bliss

@@ -88,8 +88,8 @@ struct Selection {
   float per_norm;
   float per_residual;
   float slack;
-  float* lower;
-  float* upper;
+  float* lower;  // for the work
+  float* upper;  // of those kept: scores plus bounds
 };
 
 enum class Content { numbers, zeros, not_finite };
@@ -113,14 +113,17 @@ struct Rotation {
 struct Kernel {
   const char* name;
   Layout layout;
+  std::size_t block;          // queries that a thread should work on at a time
   std::int32_t query_levels;  // codes lie in [-levels, levels]
   std::int32_t query_offset;  // added to make them unsigned
   // Every query against a panel. Between `enter` and `leave`, on the same thread.
   void (*score)(const Panel&, Block&, std::size_t steps);
   void (*enter)();
   void (*leave)();
-  // Read a query: x32 = row * 2^-exponent, rounded for float64, its magnitudes not extreme.
-  Content (*load)(const void* row, Type type, std::size_t dim, float* x32, int* exponent);
+  // Read a query: *x = row * 2^-exponent, rounded for float64, its magnitudes not extreme; either
+  // the row itself or in `room`, which holds zeros from `dim` on. Reads a multiple of 16 where dim is.
+  Content (*load)(const void* row, Type type, std::size_t dim, float* room, int* exponent,
+                  const float** x);
   void (*widen)(const void* row, Type type, std::size_t dim, double* x64);
   // Codes have query_offset added.
   Prepared (*prepare)(const float* x32, bool rounded, const float* centre, float centre_square,

@@ -63,7 +63,9 @@ inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32
   const __m512i ids = _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_loadu_si512(s.ids + i));
   const Floats scores = _mm512_maskz_compress_ps(__mmask16(mask), load(s.scores + i));
   _mm512_storeu_si512(s.ids + kept, ids);
+  const Floats upper = _mm512_maskz_compress_ps(__mmask16(mask), load(s.upper + i));
   store(s.scores + kept, scores);
+  store(s.upper + kept, upper);
   return kept + std::uint32_t(__builtin_popcount(mask));
 }
 template <int kOffset>
@@ -90,6 +92,7 @@ inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32
     const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
     s.ids[kept] = s.ids[from];
     s.scores[kept] = s.scores[from];
+    s.upper[kept] = s.upper[from];
   }
   return kept;
 }
@@ -183,9 +186,14 @@ double dot64(const double* x, const T* t, std::size_t dim) {
   return total((a + b) + (c + d)) + tail;
 }
 
+inline void store_wide(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
+
 template <class T>
 void widen_typed(const T* row, std::size_t dim, double* x64) {
-  for (std::size_t i = 0; i < dim; ++i) x64[i] = double(widen(row[i]));
+  constexpr std::size_t lanes = kLanes / 2;
+  std::size_t i = 0;
+  for (; i + lanes <= dim; i += lanes) store_wide(x64 + i, load_wide(row + i));
+  for (; i < dim; ++i) x64[i] = double(widen(row[i]));
 }
 
 void widen_query(const void* row, Type type, std::size_t dim, double* x64) {
@@ -214,21 +222,24 @@ Content load_scaled(const void* row, Type type, std::size_t dim, float* x32, int
   return largest > 0 ? Content::numbers : Content::zeros;
 }
 
-Content load_query(const void* row, Type type, std::size_t dim, float* x32, int* exponent) {
-  if (type == Type::float64) return load_scaled(row, type, dim, x32, exponent);
+Content load_query(const void* row, Type type, std::size_t dim, float* room, int* exponent,
+                   const float** x) {
+  *x = room;
+  if (type == Type::float64) return load_scaled(row, type, dim, room, exponent);
   if (type == Type::float32) {
-    std::memcpy(x32, row, dim * sizeof(float));
+    if (dim % 16 == 0) *x = static_cast<const float*>(row);
+    else std::memcpy(room, row, dim * sizeof(float));
   } else {
     const std::uint16_t* half = static_cast<const std::uint16_t*>(row);
     std::size_t i = 0;
-    for (; i + kLanes <= dim; i += kLanes) store(x32 + i, load(half + i));
-    for (; i < dim; ++i) x32[i] = widen(half[i]);
+    for (; i + kLanes <= dim; i += kLanes) store(room + i, load(half + i));
+    for (; i < dim; ++i) room[i] = widen(half[i]);
   }
   // Bits of magnitudes order as the magnitudes do, NaN and infinity on top.
   std::uint32_t largest = 0;
   for (std::size_t i = 0; i < dim; ++i) {
     std::uint32_t bits;
-    std::memcpy(&bits, x32 + i, sizeof bits);
+    std::memcpy(&bits, *x + i, sizeof bits);
     bits &= 0x7fffffffu;
     largest = bits > largest ? bits : largest;
   }
@@ -239,7 +250,8 @@ Content load_query(const void* row, Type type, std::size_t dim, float* x32, int*
   std::memcpy(&top, &largest, sizeof top);
   if (top < 0x1p-40f || top > 0x1p40f) {
     // Only float32 can be this extreme.
-    return load_scaled(row, type, dim, x32, exponent);
+    *x = room;
+    return load_scaled(row, type, dim, room, exponent);
   }
   return Content::numbers;
 }

@@ -3,20 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 
 namespace bliss {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// The k-th largest number; reorders them.
-template <class T>
-T kth_largest(std::vector<T>& numbers, std::size_t count, std::size_t k) {
-  std::nth_element(numbers.begin(), numbers.begin() + (k - 1), numbers.begin() + count,
-                   [](T a, T b) { return a > b; });
-  return numbers[k - 1];
-}
 
 // A constant size where there are but two: a step is four bytes or sixty-four.
 inline void copy_codes(std::uint8_t* to, const std::uint8_t* from, std::size_t count) {
@@ -31,46 +24,56 @@ std::uint8_t* aligned(std::uint8_t* p) {
 
 }  // namespace
 
-Workspace::Workspace(const Engine& engine, const Engine::Centre& centre, std::size_t query_block)
-    : engine_(engine), centre_(centre), queries_(query_block),
-      code_storage_(query_block * engine.steps_ * engine.layout_.depth + 63), step_(query_block),
-      alpha_(query_block), threshold_(query_block, kInfinity), per_norm_(query_block),
-      per_residual_(query_block), candidates_(query_block), trigger_(query_block),
-      due_(query_block + 1), ids_(query_block * engine.row_stride()), scores_(ids_.size()),
-      lower_(engine.row_stride()), upper_(lower_.size()), x32_(engine.padded_),
-      work_(engine.padded_), code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
+Workspace::Workspace(const Engine& engine)
+    : engine_(engine), queries_(engine.query_block_),
+      code_storage_(queries_.size() * engine.steps_ * engine.layout_.depth + 63),
+      step_(queries_.size()), alpha_(step_.size()), threshold_(step_.size(), kInfinity),
+      per_norm_(step_.size()), per_residual_(step_.size()), candidates_(step_.size()),
+      trigger_(step_.size()), due_(step_.size() + 1),
+      ids_(new std::uint32_t[step_.size() * engine.row_stride()]),
+      scores_(new float[step_.size() * engine.row_stride()]), lower_(engine.row_stride()),
+      upper_(lower_.size()), x32_(engine.padded_), work_(engine.padded_), others_(lower_.size()),
+      code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
   codes_ = aligned(code_storage_.data());
-  block_ = {query_block, codes_, step_.data(), alpha_.data(), threshold_.data(), per_norm_.data(),
-            per_residual_.data(), candidates_.data(), trigger_.data(), ids_.data(), scores_.data(),
-            engine.row_stride(), due_.data(), 0};
-  error32_ = dot32_roundings(engine.kernel_, engine.dim_) * double(kUnit32) * 1.001;
+  block_ = {step_.size(), codes_, step_.data(), alpha_.data(), threshold_.data(),
+            per_norm_.data(), per_residual_.data(), candidates_.data(), trigger_.data(),
+            ids_.get(), scores_.get(), engine.row_stride(), due_.data(), 0};
+  exact_ = [this](std::uint32_t id) {
+    read_row(engine_.entries_, id, t64_.data());
+    const bool exact_products = !rounded_ && engine_.entries_.type != Type::float64;
+    return exact_dot(x64_.data(), t64_.data(), engine_.dim_, exact_products);
+  };
 }
 
-void Workspace::search(const Rows& queries, std::size_t first, std::size_t last, double* values,
-                       std::int64_t* ids) {
-  begin(queries, first, last);
-  scan();
-  // Rescoring waits for memory: while one query is rescored, the next one's rows are fetched.
+void Workspace::search(const Engine::Centre& centre, const Rows& queries, std::size_t first,
+                       std::size_t last, double* values, std::int64_t* ids) {
+  rounded_ = queries.type == Type::float64;
+  error32_ = (dot32_roundings(engine_.kernel_, engine_.dim_) + (rounded_ ? 1.01 : 0.0)) *
+             double(kUnit32) * 1.001;
+  begin(centre, queries, first, last);
+  scan(centre);
   const std::size_t count = last - first;
-  arrange(0, orders_[0]);
+  for (std::size_t slot = 0; slot < count; ++slot) arrange(slot);
   for (std::size_t slot = 0; slot < count; ++slot) {
-    std::vector<std::uint32_t>& next = orders_[(slot + 1) % 2];
-    upcoming_.clear();
-    if (slot + 1 < count) {
-      arrange(slot + 1, next);
-      const std::uint32_t* candidates = ids_.data() + (slot + 1) * block_.stride;
-      for (std::uint32_t at : next) upcoming_.push_back(candidates[at]);
-    }
-    finish(queries, first + slot, slot, values, ids, orders_[slot % 2], upcoming_.data(),
-           std::min(upcoming_.size(), 2 * engine_.k_));
+    // Rescoring waits for memory: while one query is rescored, the next one's rows are fetched.
+    next_ = ids_.get() + (slot + 1) * block_.stride;
+    next_count_ = slot + 1 < count ? std::min<std::size_t>(candidates_[slot + 1], 2 * engine_.k_) : 0;
+    finish(queries, first + slot, slot, values, ids);
   }
 }
 
-void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) {
+void Workspace::report(Counts& counts, std::vector<std::int64_t>& bad) {
+  counts.add(counts_);
+  bad.insert(bad.end(), bad_.begin(), bad_.end());
+  counts_ = Counts();
+  bad_.clear();
+}
+
+void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::size_t first,
+                      std::size_t last) {
   const Layout& layout = engine_.layout_;
   const std::size_t width = layout.depth * engine_.steps_;
   block_.count = (last - first + layout.group - 1) / layout.group * layout.group;
-  const bool rounded = queries.type == Type::float64;
   for (std::size_t slot = 0; slot < block_.count; ++slot) {
     Query& query = queries_[slot];
     const std::size_t row = first + slot;
@@ -80,8 +83,9 @@ void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) 
     step_[slot] = alpha_[slot] = per_norm_[slot] = per_residual_[slot] = 0;
     query = {State::zero, 0, 0, 0, -kInfinity};
     if (row >= last) continue;
+    const float* x;
     const Content content = engine_.kernel_.load(queries.row(row), queries.type, queries.dim,
-                                                 x32_.data(), &query.exponent);
+                                                 x32_.data(), &query.exponent, &x);
     if (content == Content::not_finite) {
       query.state = State::bad;
       bad_.push_back(std::int64_t(row));
@@ -89,7 +93,7 @@ void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) 
     if (content != Content::numbers) continue;
     query.state = State::searched;
     const Prepared prepared =
-        engine_.kernel_.prepare(x32_.data(), rounded, centre_.vector.data(), centre_.square,
+        engine_.kernel_.prepare(x, rounded_, centre.vector.data(), centre.square,
                                 engine_.rotation_, work_.data(), code_.data());
     // Codes beyond the dimension may be anything: those of the entries are zero there.
     std::uint8_t* const out = codes_ + slot / layout.group * layout.group * width +
@@ -106,37 +110,33 @@ void Workspace::begin(const Rows& queries, std::size_t first, std::size_t last) 
     // Scores are a few float32 operations on numbers below `largest`.
     const double largest =
         double(prepared.code_norm) * (double(engine_.largest_.norm) + engine_.largest_.residual) +
-        std::fabs(double(prepared.alpha)) * centre_.largest_bias;
+        std::fabs(double(prepared.alpha)) * centre.largest_bias;
     query.slack = 16 * double(kUnit32) * largest + 0x1p-90;
   }
 }
 
-void Workspace::scan() {
+void Workspace::scan(const Engine::Centre& centre) {
   const std::size_t panels = engine_.panels_;
   engine_.kernel_.enter();
   std::size_t index = 0;
   for (std::size_t visited = 0; visited < panels; ++visited) {
     const std::size_t next = index + engine_.stride_ - (index + engine_.stride_ < panels ? 0 : panels);
     block_.due_count = 0;
-    engine_.kernel_.score(engine_.panel(index, next, centre_), block_, engine_.steps_);
+    engine_.kernel_.score(engine_.panel(index, next, centre), block_, engine_.steps_);
     for (std::uint32_t i = 0; i < block_.due_count; ++i) select(due_[i]);
     index = next;
   }
   engine_.kernel_.leave();
 }
 
-void Workspace::score_only() {
+void Workspace::score_only(const Engine::Centre& centre) {
+  block_.count = queries_.size();
+  std::fill(threshold_.begin(), threshold_.end(), kInfinity);
   engine_.kernel_.enter();
   for (std::size_t p = 0; p < engine_.panels_; ++p)
-    engine_.kernel_.score(engine_.panel(p, p + 1 < engine_.panels_ ? p + 1 : 0, centre_), block_,
+    engine_.kernel_.score(engine_.panel(p, p + 1 < engine_.panels_ ? p + 1 : 0, centre), block_,
                           engine_.steps_);
   engine_.kernel_.leave();
-}
-
-double Workspace::bound(std::size_t slot, std::uint32_t id) const {
-  const Bound& entry = engine_.bounds_[id];
-  return (double(per_norm_[slot]) * entry.norm + double(per_residual_[slot]) * entry.residual) *
-             (1 + 1e-6) + queries_[slot].slack;
 }
 
 // Raise the threshold to the k-th largest lower bound, and drop what is below it.
@@ -145,8 +145,8 @@ void Workspace::select(std::size_t slot) {
   if (candidates_[slot] >= engine_.k_) {
     // Bounds in float32 carry a relative error of 2^-22 at most, which the slack covers twice.
     const float before = query.threshold, wider = 1 + 0x1p-20f;
-    const Selection selection{ids_.data() + slot * block_.stride,
-                              scores_.data() + slot * block_.stride, candidates_[slot], engine_.k_,
+    const Selection selection{ids_.get() + slot * block_.stride,
+                              scores_.get() + slot * block_.stride, candidates_[slot], engine_.k_,
                               engine_.bounds_.data(), per_norm_[slot] * wider,
                               per_residual_[slot] * wider, float(query.slack * 2),
                               lower_.data(), upper_.data()};
@@ -166,58 +166,32 @@ void Workspace::select(std::size_t slot) {
   trigger_[slot] = std::uint32_t(std::min(limit, std::max(2 * kept, engine_.first_trigger_)));
 }
 
-float Workspace::dot32(std::uint32_t id) const {
-  const void* row = engine_.entries_.row(id);
-  if (engine_.entries_.type == Type::float16)
-    return engine_.kernel_.dot32_f16(x32_.data(), static_cast<const std::uint16_t*>(row),
-                                     engine_.dim_);
-  return engine_.kernel_.dot32_f32(x32_.data(), static_cast<const float*>(row), engine_.dim_);
-}
-
-double Workspace::dot64(std::uint32_t id) const {
-  const void* row = engine_.entries_.row(id);
-  switch (engine_.entries_.type) {
-    case Type::float16:
-      return engine_.kernel_.dot64_f16(x64_.data(), static_cast<const std::uint16_t*>(row),
-                                       engine_.dim_);
-    case Type::float32:
-      return engine_.kernel_.dot64_f32(x64_.data(), static_cast<const float*>(row), engine_.dim_);
-    default:
-      return engine_.kernel_.dot64_f64(x64_.data(), static_cast<const double*>(row), engine_.dim_);
-  }
-}
-
-void Workspace::prefetch(std::uint32_t id) const {
-  const char* row = static_cast<const char*>(engine_.entries_.row(id));
-  const std::size_t bytes = engine_.dim_ * type_bytes(engine_.entries_.type);
-  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
-}
-
-// Select a last time, and order the candidates: the k best scores, then those that are likely to be
-// needed as well, then the others.
-void Workspace::arrange(std::size_t slot, std::vector<std::uint32_t>& order) {
-  const std::size_t k = engine_.k_;
-  order.clear();
+// Select a last time. The k best scores come first, then, in any order, the other candidates with the
+// upper ends of their intervals.
+void Workspace::arrange(std::size_t slot) {
   if (queries_[slot].state == State::searched) select(slot);
-  if (queries_[slot].state != State::searched) return;
-  const std::size_t count = candidates_[slot];
-  const std::uint32_t* ids = ids_.data() + slot * block_.stride;
-  const float* scores = scores_.data() + slot * block_.stride;
-  order.resize(count);
-  for (std::size_t i = 0; i < count; ++i) order[i] = std::uint32_t(i);
-  if (count <= k) return;
+  const std::size_t k = engine_.k_, count = candidates_[slot];
+  if (queries_[slot].state != State::searched || count <= k) return;
+  std::uint32_t* const ids = ids_.get() + slot * block_.stride;
+  float* const scores = scores_.get() + slot * block_.stride;
   std::copy(scores, scores + count, lower_.begin());
   const float kth = engine_.kernel_.about_kth_largest(lower_.data(), count, k);
-  const auto best = std::partition(order.begin(), order.end(),
-                                   [=](std::uint32_t i) { return scores[i] >= kth; });
-  std::partition(best, order.end(), [&](std::uint32_t i) {
-    return scores[i] + float(bound(slot, ids[i])) >= kth;
-  });
+  std::size_t best = 0, others = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const bool first = scores[i] >= kth && best < k;
+    const std::uint32_t id = ids[i];
+    others_[others] = id;
+    lower_[others] = upper_[i];
+    ids[best] = id;
+    best += first;
+    others += !first;
+  }
+  std::copy(others_.begin(), others_.begin() + others, ids + best);
+  std::copy(lower_.begin(), lower_.begin() + others, scores + best);
 }
 
 void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
-                       std::int64_t* ids, std::vector<std::uint32_t>& order,
-                       const std::uint32_t* next, std::size_t next_count) {
+                       std::int64_t* ids) {
   const std::size_t k = engine_.k_;
   const Query& query = queries_[slot];
   values += row * k;
@@ -226,99 +200,124 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
     for (std::size_t i = 0; i < k; ++i) values[i] = 0.0, ids[i] = std::int64_t(i);
     return;
   }
-  const double norm = query.norm;
-  int exponent = 0;
-  engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x32_.data(), &exponent);
+  int exponent = query.exponent;
+  const float* x = static_cast<const float*>(queries.row(row));
+  if (queries.type != Type::float32 || exponent != 0)
+    engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x32_.data(), &exponent, &x);
   engine_.kernel_.widen(queries.row(row), queries.type, queries.dim, x64_.data());
-  const bool rounded = queries.type == Type::float64;
+  const int power = exponent + engine_.exponent_;
+  const double error64 = double(engine_.dim_ + 2) * 0x1p-53 * (1 + 1e-5) * query.norm *
+                         std::ldexp(1.0, power);
   found_.clear();
   if (query.state == State::searched) {
-    rescore_candidates(slot, rounded, order, next, next_count);
+    rescore_candidates(x, slot, query.norm, std::ldexp(1.0, -power), error64);
   } else {
     ++counts_.full_rows;
-    rescore_everything(norm, rounded);
+    rescore_everything(x, query, error64);
   }
-  counts_.candidates += found_.size();
-  const bool narrow = engine_.entries_.type != Type::float64;
-  if (narrow) keep_reachable();
-
-  counts_.rescored += found_.size();
-  const double scale = std::ldexp(1.0, exponent + engine_.exponent_);
-  const double error64 = double(engine_.dim_ + 2) * 0x1p-53 * (1 + 1e-5) * norm * scale;
-  for (Candidate& c : found_) {
-    c.value = dot64(c.id);
-    c.error = error64 * engine_.norms_[c.id];
-  }
-  const bool exact_products = !rounded && narrow;
-  counts_.resolved += order_candidates(found_, k, [&](std::uint32_t id) {
-    read_row(engine_.entries_, id, t64_.data());
-    return exact_dot(x64_.data(), t64_.data(), engine_.dim_, exact_products);
-  });
+  counts_.resolved += order_candidates(found_, k, exact_);
   for (std::size_t i = 0; i < k; ++i) {
     values[i] = found_[i].value;
     ids[i] = std::int64_t(found_[i].id);
   }
 }
 
-// Float32 products of the candidates, best first; the later ones only where they can still matter.
-void Workspace::rescore_candidates(std::size_t slot, bool rounded,
-                                   const std::vector<std::uint32_t>& order,
-                                   const std::uint32_t* next, std::size_t next_count) {
-  const std::size_t k = engine_.k_, count = order.size();
-  const Query& query = queries_[slot];
-  const std::uint32_t* ids = ids_.data() + slot * block_.stride;
-  const float* scores = scores_.data() + slot * block_.stride;
-  if (engine_.entries_.type == Type::float64) {
-    for (std::size_t i = 0; i < count; ++i) found_.push_back({0, 0, ids[i]});
-    return;
-  }
-  const double norm = query.norm;
-  const double error = error32_ + (rounded ? double(kUnit32) * 1.01 : 0.0);
-  const double scale = std::ldexp(1.0, -engine_.exponent_);
-  const auto rescore = [&](std::uint32_t id) {
-    if (next_count > 0) prefetch(*next++), --next_count;
-    found_.push_back({double(dot32(id)) * scale, error * norm * engine_.norms_[id] + 0x1p-70, id});
-  };
+// The k best scores in float64 at once. The other candidates only where their upper ends reach the
+// least of these, and, if entries are narrower, where float32 cannot exclude them either.
+void Workspace::rescore_candidates(const float* x, std::size_t slot, double norm, double scale,
+                                   double error64) {
+  const std::size_t k = engine_.k_, count = candidates_[slot];
+  const std::uint32_t* ids = ids_.get() + slot * block_.stride;
+  const float* uppers = scores_.get() + slot * block_.stride;
+  const bool narrow = engine_.entries_.type != Type::float64;
   double least = std::numeric_limits<double>::infinity();
   for (std::size_t i = 0; i < k; ++i) {
-    rescore(ids[order[i]]);
+    found_.push_back(rescore64(ids[i], error64));
     least = std::min(least, found_[i].value - found_[i].error);
   }
-  // What centring took away is the same for all entries: <query, mean of the entries>.
-  const double shift = std::ldexp(engine_.kernel_.dot64_f64(x64_.data(), engine_.mean_.data(),
-                                                            engine_.dim_), -query.exponent);
-  const double slack = 0x1p-34 * norm * engine_.mean_norm_ + 0x1p-90;
-  for (std::size_t i = k; i < count; ++i) {
-    const std::uint32_t at = order[i];
-    const double upper = double(scores[at]) + bound(slot, ids[at]) + shift + slack;
-    if (upper >= least) rescore(ids[at]);
-  }
-  for (; next_count > 0; --next_count) prefetch(*next++);
-}
-
-void Workspace::rescore_everything(double norm, bool rounded) {
-  const double error = error32_ + (rounded ? double(kUnit32) * 1.01 : 0.0);
-  const double scale = std::ldexp(1.0, -engine_.exponent_);
-  found_.reserve(engine_.entries_.count);
-  for (std::uint32_t id = 0; id < engine_.entries_.count; ++id) {
-    if (engine_.entries_.type == Type::float64) {
-      found_.push_back({0, 0, id});
-    } else {
-      found_.push_back(
-          {double(dot32(id)) * scale, error * norm * engine_.norms_[id] + 0x1p-70, id});
+  counts_.candidates += k;
+  if (count > k) {
+    least *= scale;
+    // What centring took away is the same for all entries: <query, mean of the entries>.
+    const double shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
+    const double reach = least - shift - (error32_ + 3 * double(kUnit32)) * norm * engine_.mean_norm_ -
+                         std::fabs(least) * 1e-15 - 0x1p-90;
+    for (std::size_t i = k; i < count; ++i) {
+      if (double(uppers[i]) < reach) continue;
+      ++counts_.candidates;
+      if (narrow) {
+        const Candidate c = rescore32(x, ids[i], norm);
+        if (c.value + c.error < least) continue;
+      }
+      found_.push_back(rescore64(ids[i], error64));
     }
   }
+  counts_.rescored += found_.size();
+  while (next_count_ > 0) prefetch_next();
+}
+
+void Workspace::rescore_everything(const float* x, const Query& query, double error64) {
+  const std::size_t size = engine_.entries_.count;
+  found_.reserve(size);
+  counts_.candidates += size;
+  if (engine_.entries_.type != Type::float64) {
+    for (std::uint32_t id = 0; id < size; ++id) found_.push_back(rescore32(x, id, query.norm));
+    keep_reachable();
+    for (Candidate& c : found_) c = rescore64(c.id, error64);
+  } else {
+    for (std::uint32_t id = 0; id < size; ++id) found_.push_back(rescore64(id, error64));
+  }
+  counts_.rescored += found_.size();
 }
 
 // Drop what float32 proves to be outside the k best.
 void Workspace::keep_reachable() {
-  if (found_.size() <= engine_.k_) return;
   bounds_.resize(found_.size());
   for (std::size_t i = 0; i < found_.size(); ++i) bounds_[i] = found_[i].value - found_[i].error;
-  const double least = kth_largest(bounds_, found_.size(), engine_.k_);
+  std::nth_element(bounds_.begin(), bounds_.begin() + (engine_.k_ - 1), bounds_.end(),
+                   std::greater<double>());
+  const double least = bounds_[engine_.k_ - 1];
   found_.erase(std::remove_if(found_.begin(), found_.end(),
                               [least](const Candidate& c) { return c.value + c.error < least; }),
                found_.end());
+}
+
+// In units of the scaled vectors.
+Candidate Workspace::rescore32(const float* x, std::uint32_t id, double norm) const {
+  const void* row = engine_.entries_.row(id);
+  const float dot =
+      engine_.entries_.type == Type::float16
+          ? engine_.kernel_.dot32_f16(x, static_cast<const std::uint16_t*>(row), engine_.dim_)
+          : engine_.kernel_.dot32_f32(x, static_cast<const float*>(row), engine_.dim_);
+  return {double(dot) * engine_.inverse_scale_,
+          error32_ * norm * engine_.norms_[id] + 0x1p-70, id};
+}
+
+// In units of the vectors as given.
+Candidate Workspace::rescore64(std::uint32_t id, double error64) {
+  if (next_count_ > 0) prefetch_next();
+  const void* row = engine_.entries_.row(id);
+  const std::size_t dim = engine_.dim_;
+  double dot = 0;
+  switch (engine_.entries_.type) {
+    case Type::float16:
+      dot = engine_.kernel_.dot64_f16(x64_.data(), static_cast<const std::uint16_t*>(row), dim);
+      break;
+    case Type::float32:
+      dot = engine_.kernel_.dot64_f32(x64_.data(), static_cast<const float*>(row), dim);
+      break;
+    case Type::float64:
+      dot = engine_.kernel_.dot64_f64(x64_.data(), static_cast<const double*>(row), dim);
+      break;
+  }
+  return {dot, error64 * engine_.norms_[id], id};
+}
+
+void Workspace::prefetch_next() {
+  const char* row = static_cast<const char*>(engine_.entries_.row(*next_++));
+  --next_count_;
+  const std::size_t bytes = engine_.dim_ * type_bytes(engine_.entries_.type);
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
 }
 
 }  // namespace bliss
