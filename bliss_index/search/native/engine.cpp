@@ -73,7 +73,7 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
       panel_bytes_(layout_.panel * layout_.depth * steps_), capacity_(tuning.capacity + 8 * k),
       first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)) {
   // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
-  const std::size_t fitting = (std::size_t(8) << 20) / (8 * capacity_);
+  const std::size_t fitting = (std::size_t(8) << 20) / (12 * capacity_);
   query_block_ = tuning.query_block ? tuning.query_block : kernel.block;
   query_block_ = std::min(query_block_, std::max(fitting, layout_.group));
   query_block_ = std::max(layout_.group, query_block_ / layout_.group * layout_.group);
@@ -161,7 +161,8 @@ void Engine::pack(std::size_t threads) {
   codes_ = code_storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(code_storage_.get()) % 64) % 64;
   correction_.assign(slots, 0);
   step_.assign(slots, 0.0f);
-  bounds_.assign(slots, Bound{0, 0});
+  centred_norm_.assign(slots, 0.0f);
+  residual_.assign(slots, 0.0f);
   panel_bounds_.assign(panels_, Bound{0, 0});
   norms_.assign(entries_.count, 0.0f);
   std::vector<std::vector<double>> work(threads);
@@ -206,9 +207,10 @@ void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
     norms_[id] = above(std::sqrt(raw));
     // The rotation runs in float64: 2^-45 of all that goes in covers its rounding many times.
     const double rounding = 0x1p-45 * (std::sqrt(raw) + mean_norm_ + std::sqrt(centred));
-    bounds_[id] = {above(std::sqrt(centred) + rounding), above(std::sqrt(left) + rounding)};
-    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, bounds_[id].norm);
-    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, bounds_[id].residual);
+    centred_norm_[id] = above(std::sqrt(centred) + rounding);
+    residual_[id] = above(std::sqrt(left) + rounding);
+    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, centred_norm_[id]);
+    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, residual_[id]);
   }
 }
 
@@ -253,6 +255,8 @@ Panel Engine::panel(std::size_t index, std::size_t next, const Centre& centre) c
           correction_.data() + first,
           step_.data() + first,
           centre.bias.data() + first,
+          centred_norm_.data() + first,
+          residual_.data() + first,
           panel_bounds_[index].norm,
           panel_bounds_[index].residual,
           std::uint32_t(first),
@@ -317,9 +321,9 @@ double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
 
 std::size_t Engine::memory_bytes(std::size_t threads) const {
   const std::size_t slots = panels_ * layout_.panel;
-  const std::size_t packed = panels_ * panel_bytes_ + slots * (sizeof(float) * 3 + sizeof(Bound)) +
+  const std::size_t packed = panels_ * panel_bytes_ + slots * sizeof(float) * 5 +
                              entries_.count * sizeof(float);
-  const std::size_t per_query = row_stride() * 8 + steps_ * layout_.depth + 128;
+  const std::size_t per_query = row_stride() * 12 + steps_ * layout_.depth + 128;
   // A row searched in full keeps a candidate per entry.
   return packed + threads * (query_block_ * per_query + entries_.count * sizeof(Candidate));
 }

@@ -109,7 +109,7 @@ class Engine {
   std::int8_t* codes_ = nullptr;
   std::vector<std::int32_t> correction_;
   std::vector<float> step_;
-  std::vector<Bound> bounds_;
+  std::vector<float> centred_norm_, residual_;  // of the entries, from above
   std::vector<Bound> panel_bounds_;
   Bound largest_{0, 0};
   std::vector<float> norms_;  // |entry| * 2^-exponent_, from above

@@ -40,6 +40,8 @@ struct Panel {
   const std::int32_t* correction;  // start value that undoes the offset of the query's codes
   const float* step;               // size of an entry's quantisation step
   const float* bias;               // <query centre, centred entry>
+  const float* norm;               // |entry| after centring, from above
+  const float* residual;           // |entry - quantised entry|, from above
   float largest_norm;              // over the entries of the panel
   float largest_residual;
   std::uint32_t first_id;
@@ -53,12 +55,14 @@ struct Block {
   const float* step;
   const float* alpha;         // multiple of the query centre that was taken away
   const float* threshold;     // a score plus its bound must reach this
-  const float* per_norm;      // bound = per_norm * |entry| + per_residual * |entry's residual|
+  const float* per_norm;  // bound = per_norm * |entry| + per_residual * |entry's residual| + slack
   const float* per_residual;
+  const float* slack;
   std::uint32_t* candidates;     // how many there are
   const std::uint32_t* trigger;  // how many are enough for a selection
   std::uint32_t* ids;            // `stride` for a query, room for a panel and 16 more than any count
-  float* scores;
+  float* lower;                  // score less bound
+  float* upper;                  // score plus bound
   std::size_t stride;
   std::uint32_t* due;  // queries whose candidates have reached their trigger
   std::uint32_t due_count;
@@ -78,18 +82,13 @@ struct Bound {
   float residual;
 };
 
-// The candidates of one query, to be selected from.
+// The candidates of one query, to be selected from. There is room for 16 more than `count`.
 struct Selection {
-  std::uint32_t* ids;  // room for 16 more than `count`, as in `scores`, `lower` and `upper`
-  float* scores;
+  std::uint32_t* ids;
+  float* lower;
+  float* upper;
   std::uint32_t count;  // at least k
   std::size_t k;
-  const Bound* bounds;
-  float per_norm;
-  float per_residual;
-  float slack;
-  float* lower;  // for the work
-  float* upper;  // of those kept: scores plus bounds
 };
 
 enum class Content { numbers, zeros, not_finite };
@@ -134,9 +133,8 @@ struct Kernel {
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
   std::size_t lanes;  // of float32; a dot product keeps four accumulators of this many
-  // The k-th largest of `count` >= k numbers, or a little less where values crowd. Room for 16 more.
-  float (*about_kth_largest)(float*, std::size_t count, std::size_t k);
-  // Raise `threshold` to the k-th largest lower bound, drop what is below; returns the new count.
+  // Raise `threshold` to the k-th largest lower end or little less, drop what ends below it, and
+  // return the new count.
   std::uint32_t (*select)(const Selection&, float& threshold);
 };
 

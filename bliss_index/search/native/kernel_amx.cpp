@@ -63,10 +63,8 @@ class Test {
     }
     for (; __builtin_expect(pending != 0, 0); pending &= pending - 1) {
       const std::size_t q = std::size_t(__builtin_ctz(pending));
-      alignas(64) float scores[kPanel];
-      store(scores, score(q, 0));
-      store(scores + 16, score(q, 1));
-      append<2>(panel_, block_, first_ + q, hits_[q], scores);
+      append<2>(panel_, block_, first_ + q, hits_[q],
+                [&](std::uint32_t half) { return score(q, half); });
     }
   }
 
@@ -156,7 +154,7 @@ const Kernel amx_kernel = {
     "amx-int8", {kPanel, kTile, kGroup, kDepth}, 512, 127, 0, score, enter, leave,
     load_query, widen_query, prepare_query<127, 0>,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
-    kLanes, about_kth_largest, select,
+    kLanes, select,
 };
 
 }  // namespace bliss

@@ -18,13 +18,19 @@ void test_query(const Panel& panel, Block& block, std::size_t q, std::size_t par
   const int left = int(panel.valid) - int(8 * part);
   if (left < 8) mask &= left <= 0 ? 0 : (1u << left) - 1;
   if (__builtin_expect(mask == 0, 1)) return;
-  alignas(32) float lane[8];
-  _mm256_store_ps(lane, score);
+  const __m256 own = _mm256_fmadd_ps(
+      _mm256_set1_ps(block.per_norm[q]), _mm256_loadu_ps(panel.norm + 8 * part),
+      _mm256_fmadd_ps(_mm256_set1_ps(block.per_residual[q]),
+                      _mm256_loadu_ps(panel.residual + 8 * part), _mm256_set1_ps(block.slack[q])));
+  alignas(32) float lower[8], upper[8];
+  _mm256_store_ps(lower, _mm256_sub_ps(score, own));
+  _mm256_store_ps(upper, _mm256_add_ps(score, own));
   std::uint32_t count = block.candidates[q];
   for (; mask; mask &= mask - 1, ++count) {
     const unsigned i = unsigned(__builtin_ctz(mask));
     block.ids[q * block.stride + count] = panel.first_id + std::uint32_t(8 * part) + i;
-    block.scores[q * block.stride + count] = lane[i];
+    block.lower[q * block.stride + count] = lower[i];
+    block.upper[q * block.stride + count] = upper[i];
   }
   set_candidates(block, q, count);
 }
@@ -72,7 +78,7 @@ const Kernel avx2_kernel = {
     "avx2", {kPanel, kPanel, kGroup, 4}, 128, 63, 64, score, nothing, nothing,
     load_query, widen_query, prepare_query<63, 64>,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
-    kLanes, about_kth_largest, select,
+    kLanes, select,
 };
 
 }  // namespace bliss

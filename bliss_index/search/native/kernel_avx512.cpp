@@ -76,7 +76,9 @@ void score_group(const Panel& panel, Block& block, std::size_t first, std::size_
   BLISS_ALL(BLISS_TEST)
   for (; pending; pending &= pending - 1) {
     const std::size_t q = std::size_t(__builtin_ctz(pending));
-    append<3>(panel, block, first + q, hits[q], scores + q * kPanel);
+    append<3>(panel, block, first + q, hits[q], [&](std::uint32_t j) {
+      return _mm512_load_ps(scores + q * kPanel + 16 * j);
+    });
   }
 }
 
@@ -100,7 +102,7 @@ const Kernel avx512_kernel = {
     "avx512-vnni", {kPanel, kPanel, kGroup, 4}, 128, 127, 128, score, nothing, nothing,
     load_query, widen_query, prepare_query<127, 128>,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
-    kLanes, about_kth_largest, select,
+    kLanes, select,
 };
 
 }  // namespace bliss

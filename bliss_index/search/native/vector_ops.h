@@ -54,17 +54,14 @@ inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline unsigned reaching_mask(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
 }
-inline Floats gather_pairs(const float* base, const std::uint32_t* index) {
-  return _mm512_i32gather_ps(_mm512_slli_epi32(_mm512_loadu_si512(index), 1), base, 4);
-}
 // Move the lanes in `mask` of candidates i.. to position `kept`.. ; returns the position after them.
 inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
                                 unsigned mask) {
   const __m512i ids = _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_loadu_si512(s.ids + i));
-  const Floats scores = _mm512_maskz_compress_ps(__mmask16(mask), load(s.scores + i));
-  _mm512_storeu_si512(s.ids + kept, ids);
+  const Floats lower = _mm512_maskz_compress_ps(__mmask16(mask), load(s.lower + i));
   const Floats upper = _mm512_maskz_compress_ps(__mmask16(mask), load(s.upper + i));
-  store(s.scores + kept, scores);
+  _mm512_storeu_si512(s.ids + kept, ids);
+  store(s.lower + kept, lower);
   store(s.upper + kept, upper);
   return kept + std::uint32_t(__builtin_popcount(mask));
 }
@@ -81,17 +78,12 @@ inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline unsigned reaching_mask(Floats a, Floats b) {
   return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
-inline Floats gather_pairs(const float* base, const std::uint32_t* index) {
-  alignas(32) float lane[kLanes];
-  for (std::size_t i = 0; i < kLanes; ++i) lane[i] = base[2 * std::size_t(index[i])];
-  return load(lane);
-}
 inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
                                 unsigned mask) {
   for (; mask; mask &= mask - 1, ++kept) {
     const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
     s.ids[kept] = s.ids[from];
-    s.scores[kept] = s.scores[from];
+    s.lower[kept] = s.lower[from];
     s.upper[kept] = s.upper[from];
   }
   return kept;
@@ -256,8 +248,16 @@ Content load_query(const void* row, Type type, std::size_t dim, float* room, int
   return Content::numbers;
 }
 
-// By halving the range: far cheaper than a selection for the hundred numbers or so there are.
-float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
+inline std::size_t count_reaching(const float* numbers, std::size_t padded, float least) {
+  std::size_t reaching = 0;
+  for (std::size_t i = 0; i < padded; i += kLanes)
+    reaching += std::size_t(__builtin_popcount(reaching_mask(load(numbers + i), spread(least))));
+  return reaching;
+}
+
+// The k-th largest of `count` >= k numbers, or a little less. By halving the range: far cheaper than
+// a selection for the hundred numbers or so there are.
+float about_kth_largest(float* numbers, std::size_t count, std::size_t k, float least) {
   const std::size_t padded = (count + kLanes - 1) / kLanes * kLanes;
   for (std::size_t i = count; i < padded; ++i) numbers[i] = numbers[0];
   Floats lows = load(numbers), highs = lows;
@@ -267,14 +267,14 @@ float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
   }
   float low = -largest_lane(-lows), high = largest_lane(highs);
   for (std::size_t i = count; i < padded; ++i) numbers[i] = -INFINITY;
+  if (least > low) low = least;  // k numbers reach it
+  const std::size_t enough = k + k / 8;
   for (int round = 0; round < 24; ++round) {
     const float middle = 0.5f * low + 0.5f * high;
-    std::size_t reaching = 0;
-    for (std::size_t i = 0; i < padded; i += kLanes)
-      reaching += std::size_t(__builtin_popcount(reaching_mask(load(numbers + i), spread(middle))));
+    const std::size_t reaching = count_reaching(numbers, padded, middle);
     if (reaching >= k) {
       low = middle;
-      if (reaching == k) break;
+      if (reaching <= enough) break;
     } else {
       high = middle;
     }
@@ -283,18 +283,8 @@ float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
 }
 
 std::uint32_t select(const Selection& s, float& threshold) {
-  for (std::uint32_t i = s.count; i % kLanes; ++i) s.ids[i] = s.ids[0], s.scores[i] = -INFINITY;
-  const float* const pairs = &s.bounds->norm;
-  for (std::uint32_t i = 0; i < s.count; i += kLanes) {
-    const Floats bound =
-        fma(spread(s.per_norm), gather_pairs(pairs, s.ids + i),
-            fma(spread(s.per_residual), gather_pairs(pairs + 1, s.ids + i), spread(s.slack)));
-    const Floats score = load(s.scores + i);
-    store(s.upper + i, score + bound);
-    store(s.lower + i, score - bound);
-  }
-  const float least = about_kth_largest(s.lower, s.count, s.k);
-  threshold = least > threshold ? least : threshold;
+  for (std::uint32_t i = s.count; i % kLanes; ++i) s.upper[i] = -INFINITY;
+  threshold = about_kth_largest(s.lower, s.count, s.k, threshold);
   std::uint32_t kept = 0;
   for (std::uint32_t i = 0; i < s.count; i += kLanes)
     kept = keep_lanes(s, i, kept, reaching_mask(load(s.upper + i), spread(threshold)));

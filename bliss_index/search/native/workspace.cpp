@@ -28,16 +28,17 @@ Workspace::Workspace(const Engine& engine)
     : engine_(engine), queries_(engine.query_block_),
       code_storage_(queries_.size() * engine.steps_ * engine.layout_.depth + 63),
       step_(queries_.size()), alpha_(step_.size()), threshold_(step_.size(), kInfinity),
-      per_norm_(step_.size()), per_residual_(step_.size()), candidates_(step_.size()),
-      trigger_(step_.size()), due_(step_.size() + 1),
+      per_norm_(step_.size()), per_residual_(step_.size()), slack_(step_.size()),
+      candidates_(step_.size()), trigger_(step_.size()), due_(step_.size() + 1),
       ids_(new std::uint32_t[step_.size() * engine.row_stride()]),
-      scores_(new float[step_.size() * engine.row_stride()]), lower_(engine.row_stride()),
-      upper_(lower_.size()), x32_(engine.padded_), work_(engine.padded_), others_(lower_.size()),
-      code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
+      lower_(new float[step_.size() * engine.row_stride()]),
+      upper_(new float[step_.size() * engine.row_stride()]), x32_(engine.padded_),
+      work_(engine.padded_), code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
   codes_ = aligned(code_storage_.data());
-  block_ = {step_.size(), codes_, step_.data(), alpha_.data(), threshold_.data(),
-            per_norm_.data(), per_residual_.data(), candidates_.data(), trigger_.data(),
-            ids_.get(), scores_.get(), engine.row_stride(), due_.data(), 0};
+  block_ = {step_.size(),         codes_,          step_.data(),       alpha_.data(),
+            threshold_.data(),    per_norm_.data(), per_residual_.data(), slack_.data(),
+            candidates_.data(),   trigger_.data(), ids_.get(),         lower_.get(),
+            upper_.get(),         engine.row_stride(), due_.data(),    0};
   exact_ = [this](std::uint32_t id) {
     read_row(engine_.entries_, id, t64_.data());
     const bool exact_products = !rounded_ && engine_.entries_.type != Type::float64;
@@ -80,8 +81,8 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::si
     candidates_[slot] = 0;
     trigger_[slot] = std::uint32_t(engine_.first_trigger_);
     threshold_[slot] = kInfinity;  // nothing passes, unless it is set below
-    step_[slot] = alpha_[slot] = per_norm_[slot] = per_residual_[slot] = 0;
-    query = {State::zero, 0, 0, 0, -kInfinity};
+    step_[slot] = alpha_[slot] = per_norm_[slot] = per_residual_[slot] = slack_[slot] = 0;
+    query = {State::zero, 0, 0, -kInfinity};
     if (row >= last) continue;
     const float* x;
     const Content content = engine_.kernel_.load(queries.row(row), queries.type, queries.dim,
@@ -104,14 +105,16 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::si
     query.norm = prepared.norm;
     step_[slot] = prepared.step;
     alpha_[slot] = prepared.alpha;
-    per_norm_[slot] = prepared.deviation;
-    per_residual_[slot] = prepared.code_norm;
+    // Bounds in float32 carry a relative error of 2^-22 at most.
+    const float wider = 1 + 0x1p-20f;
+    per_norm_[slot] = prepared.deviation * wider;
+    per_residual_[slot] = prepared.code_norm * wider;
     threshold_[slot] = -kInfinity;
     // Scores are a few float32 operations on numbers below `largest`.
     const double largest =
         double(prepared.code_norm) * (double(engine_.largest_.norm) + engine_.largest_.residual) +
         std::fabs(double(prepared.alpha)) * centre.largest_bias;
-    query.slack = 16 * double(kUnit32) * largest + 0x1p-90;
+    slack_[slot] = float(32 * double(kUnit32) * largest + 0x1p-89);
   }
 }
 
@@ -139,22 +142,17 @@ void Workspace::score_only(const Engine::Centre& centre) {
   engine_.kernel_.leave();
 }
 
-// Raise the threshold to the k-th largest lower bound, and drop what is below it.
+// Raise the threshold to the k-th largest lower end, and drop what lies below it.
 void Workspace::select(std::size_t slot) {
   Query& query = queries_[slot];
   if (candidates_[slot] >= engine_.k_) {
-    // Bounds in float32 carry a relative error of 2^-22 at most, which the slack covers twice.
-    const float before = query.threshold, wider = 1 + 0x1p-20f;
-    const Selection selection{ids_.get() + slot * block_.stride,
-                              scores_.get() + slot * block_.stride, candidates_[slot], engine_.k_,
-                              engine_.bounds_.data(), per_norm_[slot] * wider,
-                              per_residual_[slot] * wider, float(query.slack * 2),
-                              lower_.data(), upper_.data()};
+    const float before = query.threshold;
+    const std::size_t at = slot * block_.stride;
+    const Selection selection{ids_.get() + at, lower_.get() + at, upper_.get() + at,
+                              candidates_[slot], engine_.k_};
     candidates_[slot] = engine_.kernel_.select(selection, query.threshold);
-    if (query.threshold > before)
-      threshold_[slot] = query.threshold - 4 * float(query.slack) -
-                         0x1p-20f * (per_norm_[slot] * engine_.largest_.norm +
-                                     per_residual_[slot] * engine_.largest_.residual);
+    // The test adds a bound without the slack, and rounds.
+    if (query.threshold > before) threshold_[slot] = query.threshold - 2 * slack_[slot];
   }
   const std::size_t limit = engine_.capacity_, kept = candidates_[slot];
   if (kept > limit / 4 * 3) {
@@ -166,28 +164,23 @@ void Workspace::select(std::size_t slot) {
   trigger_[slot] = std::uint32_t(std::min(limit, std::max(2 * kept, engine_.first_trigger_)));
 }
 
-// Select a last time. The k best scores come first, then, in any order, the other candidates with the
-// upper ends of their intervals.
+// Select a last time, and put the k largest lower ends first, the other candidates behind them.
 void Workspace::arrange(std::size_t slot) {
   if (queries_[slot].state == State::searched) select(slot);
   const std::size_t k = engine_.k_, count = candidates_[slot];
   if (queries_[slot].state != State::searched || count <= k) return;
   std::uint32_t* const ids = ids_.get() + slot * block_.stride;
-  float* const scores = scores_.get() + slot * block_.stride;
-  std::copy(scores, scores + count, lower_.begin());
-  const float kth = engine_.kernel_.about_kth_largest(lower_.data(), count, k);
-  std::size_t best = 0, others = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    const bool first = scores[i] >= kth && best < k;
-    const std::uint32_t id = ids[i];
-    others_[others] = id;
-    lower_[others] = upper_[i];
-    ids[best] = id;
+  float* const lower = lower_.get() + slot * block_.stride;
+  float* const upper = upper_.get() + slot * block_.stride;
+  const float kth = queries_[slot].threshold;
+  std::size_t best = 0;
+  for (std::size_t i = 0; best < k; ++i) {
+    const bool first = lower[i] >= kth;
+    std::swap(ids[i], ids[best]);
+    std::swap(lower[i], lower[best]);
+    std::swap(upper[i], upper[best]);
     best += first;
-    others += !first;
   }
-  std::copy(others_.begin(), others_.begin() + others, ids + best);
-  std::copy(lower_.begin(), lower_.begin() + others, scores + best);
 }
 
 void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
@@ -228,7 +221,7 @@ void Workspace::rescore_candidates(const float* x, std::size_t slot, double norm
                                    double error64) {
   const std::size_t k = engine_.k_, count = candidates_[slot];
   const std::uint32_t* ids = ids_.get() + slot * block_.stride;
-  const float* uppers = scores_.get() + slot * block_.stride;
+  const float* upper = upper_.get() + slot * block_.stride;
   const bool narrow = engine_.entries_.type != Type::float64;
   double least = std::numeric_limits<double>::infinity();
   for (std::size_t i = 0; i < k; ++i) {
@@ -243,7 +236,7 @@ void Workspace::rescore_candidates(const float* x, std::size_t slot, double norm
     const double reach = least - shift - (error32_ + 3 * double(kUnit32)) * norm * engine_.mean_norm_ -
                          std::fabs(least) * 1e-15 - 0x1p-90;
     for (std::size_t i = k; i < count; ++i) {
-      if (double(uppers[i]) < reach) continue;
+      if (double(upper[i]) < reach) continue;
       ++counts_.candidates;
       if (narrow) {
         const Candidate c = rescore32(x, ids[i], norm);

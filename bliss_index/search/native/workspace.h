@@ -27,8 +27,7 @@ class Workspace {
     State state;
     int exponent;
     double norm;      // |query| * 2^-exponent, from above
-    double slack;     // rounding of the scores themselves, from above
-    float threshold;  // k-th best lower bound so far, without the test's margin
+    float threshold;  // k-th best lower end so far, without the test's margin
   };
 
   void begin(const Engine::Centre& centre, const Rows& queries, std::size_t first,
@@ -51,14 +50,12 @@ class Workspace {
   std::vector<Query> queries_;
   std::vector<std::uint8_t> code_storage_;
   std::uint8_t* codes_;  // aligned to a cache line
-  std::vector<float> step_, alpha_, threshold_, per_norm_, per_residual_;
+  std::vector<float> step_, alpha_, threshold_, per_norm_, per_residual_, slack_;
   std::vector<std::uint32_t> candidates_, trigger_, due_;
-  // A row for every query, of which few pages are ever touched. Arranged, the k best scores come
-  // first; behind them, scores have given way to upper ends.
+  // A row for every query, of which few pages are ever touched.
   std::unique_ptr<std::uint32_t[]> ids_;
-  std::unique_ptr<float[]> scores_;
-  std::vector<float> lower_, upper_, x32_, work_;
-  std::vector<std::uint32_t> others_;
+  std::unique_ptr<float[]> lower_, upper_;
+  std::vector<float> x32_, work_;
   std::vector<std::uint8_t> code_;
   std::vector<double> x64_, t64_, bounds_;
   std::vector<Candidate> found_;
