@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from bliss_index.thresholds import threshold_at
 if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
 
-_GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 EXACT_SEARCHES = ("auto", "native", "torch", "faiss")
 INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
 
@@ -238,9 +236,6 @@ def _torch_device(device: str) -> str | None:
         return None
     if device != "auto":
         return device
-    # Importing torch takes a second and 200 MB: only where the system has a GPU's driver at all.
-    if sys.platform == "linux" and not any(Path(node).exists() for node in _GPU_NODES):
-        return None
-    import torch
+    from bliss_index.search.device.choice import find_gpu
 
-    return "cuda" if torch.cuda.is_available() else None
+    return find_gpu()[0]

@@ -15,25 +15,22 @@ import torch
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.device.codes import EntryCodes, QueryCodes, padded_dim
-from bliss_index.search.device.ordering import Rescored, best_in_order, value_error
 from bliss_index.search.device.engine import DeviceEngine, choose_engine
-from bliss_index.search.device.proposals import BLOCK
+from bliss_index.search.device.ordering import Rescored, best_in_order, value_error
+from bliss_index.search.device.proposals import block_size, expand
 from bliss_index.search.inputs import bad_rows_error, checked_rows
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
 _LOGGER = logging.getLogger("bliss_index")
-_SAMPLED = 16  # one in so many entries says how high the threshold must be
-_BLOCKS_PER_RESULT = 2
-_LEAST_SAMPLE = 8192
-_SPARE = 512
-_CANDIDATES_PER_RESULT = 64
+_BLOCKS_PER_RESULT = 4  # below that, float64 products of all entries are no slower
+_SPARE = 128
 _CENTRE_AT_LEAST = 32
 _CENTRE_ROWS = 4096
 _ROWS = 65536
 _LEAST_ROWS = 64
 _SHARE = 0.6  # of the device's free memory for entries
-_CANDIDATE_BYTES = 512 << 20
+_PROPOSAL_BYTES = 1 << 30
 _FULL_ELEMENTS = 1 << 26
 _FULL_ENTRIES = 65536
 
@@ -50,24 +47,19 @@ class DeviceOptions:
         Queries at once, halved when memory runs out.
     block
         Entries on the device at once; None for all if they fit, else as many as do.
-    tile
-        Entries that share a bound.
     capacity
-        Candidates kept per query; None for what the vocabulary and k suggest.
+        Blocks of entries that a query may have to look into; None for what k suggests.
     """
 
     rows: int = _ROWS
     block: int | None = None
-    tile: int = 256
     capacity: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "block", "tile", "capacity"):
+        for name in ("rows", "block", "capacity"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {value}")
-        if self.tile % BLOCK:
-            raise InvalidInputError(f"tile must be a multiple of {BLOCK}, got {self.tile}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +132,7 @@ class DeviceBackend:
         """Bytes on the device: entries, their codes, and the candidates of a batch."""
         dim, item = self._vocabulary.shape[1], self._vocabulary.itemsize
         entries = self._block_size * (dim * item + padded_dim(dim) + 24)
-        capacity = self._capacity(self._block_size)
-        return int(entries + 5 * 8 * self._rows_at_once(self._block_size) * capacity)
+        return int(entries + 2 * _PROPOSAL_BYTES)
 
     def search(
         self, queries: npt.NDArray[Any], first_row: int
@@ -203,7 +194,7 @@ class DeviceBackend:
             part = slice(start, min(n, start + at_once))
             try:
                 values[part], ids[part], more = self._search_rows(
-                    block, queries[part], k, lambda row, start=start: host_row(start + row)
+                    block, queries[part], k, _from_row(host_row, start)
                 )
             except torch.cuda.OutOfMemoryError:
                 if at_once <= _LEAST_ROWS:
@@ -252,53 +243,26 @@ class DeviceBackend:
 
         Returns
         -------
-        row and entry (P,) of the candidates, by row; and which queries (n,) have too many.
+        row and entry (P,) of the candidates, by row; and which queries (n,) are left: those with
+        more blocks than there is room for.
         """
-        threshold = self._threshold(entries, queries, k)
-        capacity = self._capacity(entries.size)
-        found = self._engine.proposals.collect(queries, entries, threshold, capacity)
-        overflowed = (found.count > capacity) & ~queries.zero
-        columns = int(found.count.max().clamp(max=capacity))
-        place = found.positions[:, :columns].long()
-        there = torch.arange(columns, device=self._device) < found.count[:, None]
-        place = torch.where(there, place, 0)
-        bound = queries.per_norm[:, None] * entries.norm[place]
-        bound += queries.per_residual[:, None] * entries.residual[place]
-        bound += 2 * queries.slack[:, None]
-        scores = torch.where(there, found.scores[:, :columns], -torch.inf)
-        reached = (scores - bound).topk(k, dim=1).values[:, -1]
-        needed = torch.maximum(reached, threshold) - queries.slack
-        kept = there & (scores + bound >= needed[:, None])
-        kept &= ~(overflowed | queries.zero)[:, None]
-        row, column = kept.nonzero(as_tuple=True)
-        return row, entries.ids[place[row, column]], overflowed
+        capacity = self._capacity()
+        if entries.codes.shape[0] // entries.block < _BLOCKS_PER_RESULT * k:
+            none = torch.empty(0, dtype=torch.int64, device=self._device)
+            return none, none, ~queries.zero
+        hits = self._engine.proposals.find(queries, entries, k, capacity)
+        overflowed = (hits.count > capacity) & ~queries.zero
+        row, entry = expand(hits, entries, ~(overflowed | queries.zero))
+        return row, entry, overflowed
 
-    def _threshold(self, entries: EntryCodes, queries: QueryCodes, k: int) -> torch.Tensor:
-        """Return what the k-th best entry of a query certainly reaches: (n,) float32."""
-        sample = self._sample(entries.size)
-        if sample == 0:
-            return torch.full_like(queries.slack, -torch.inf)
-        maxima = self._engine.proposals.maxima(queries, entries, sample)
-        return maxima.topk(k, dim=1).values[:, -1]
-
-    def _sample(self, size: int) -> int:
-        """Entries whose block maxima give the threshold: whole tiles; 0 where it is not worth it.
-
-        The number of candidates grows with what is left out, the work with what is not.
-        """
-        wanted = max(size // _SAMPLED, _LEAST_SAMPLE, _BLOCKS_PER_RESULT * BLOCK * self._k)
-        sample = min(wanted, size // 2) // self._options.tile * self._options.tile
-        return sample if sample // BLOCK >= _BLOCKS_PER_RESULT * self._k else 0
-
-    def _capacity(self, size: int) -> int:
-        if self._options.capacity is not None:
-            return max(self._k, self._options.capacity)
-        if self._sample(size) == 0:
-            return size
-        return min(size, _SPARE + _CANDIDATES_PER_RESULT * self._k)
+    def _capacity(self) -> int:
+        """Blocks kept per query."""
+        return self._options.capacity or _SPARE + 4 * self._k
 
     def _rows_at_once(self, size: int) -> int:
-        fitting = _CANDIDATE_BYTES // (8 * self._capacity(size))
+        proposals = self._engine.proposals
+        blocks = size // block_size(size, proposals.tile) + 1
+        fitting = _PROPOSAL_BYTES // (proposals.bytes_per_block * blocks)
         return int(max(_LEAST_ROWS, min(self._rows, fitting)))
 
     def _search_in_full(
@@ -307,7 +271,7 @@ class DeviceBackend:
         """Score some queries against every entry in float64; keep what can be in their k best."""
         found = []
         size = block.entries.shape[0]
-        for part in rows.split(max(1, _FULL_ELEMENTS // size)):
+        for part in torch.split(rows, max(1, _FULL_ELEMENTS // size)):
             wide = queries[part].double()
             scores = torch.empty((part.shape[0], size), dtype=torch.float64, device=self._device)
             for start in range(0, size, _FULL_ENTRIES):
@@ -361,7 +325,8 @@ class DeviceBackend:
         """Bring a block of entries to the device and make its codes."""
         rows = self._vocabulary[first : first + self._block_size]
         entries = upload(rows, self._device)
-        codes = EntryCodes(entries, self._options.tile)
+        tile = self._engine.proposals.tile
+        codes = EntryCodes(entries, tile, block_size(entries.shape[0], tile))
         if self._centre is not None:
             codes.set_centre(self._centre)
         return _Block(first, entries, codes, codes.longest)
@@ -372,7 +337,13 @@ class DeviceBackend:
         if self._device.type != "cuda":
             return size
         free = torch.cuda.mem_get_info(self._device)[0]
-        return int(free * _SHARE / (dim * self._vocabulary.itemsize + padded_dim(dim) + 24))
+        each = dim * self._vocabulary.itemsize + padded_dim(dim) + 24
+        fitting: int = int(free * _SHARE) // each
+        return fitting
+
+
+def _from_row(host_row: HostRow, start: int) -> HostRow:
+    return lambda row: host_row(start + row)
 
 
 def upload(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

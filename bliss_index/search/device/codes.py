@@ -67,7 +67,7 @@ class Rotation:
         A product with an a x a matrix of signs, of norm sqrt(a), sums a terms: its error is at most
         a u times the product of magnitudes, of norm a. Relative to what comes out that is a^1.5 u.
         """
-        return (self._inner**1.5 + self._outer**1.5 + 6) * 1.01
+        return float(self._inner**1.5 + self._outer**1.5 + 6) * 1.01
 
     def apply(self, vectors: torch.Tensor) -> torch.Tensor:
         """Rotate (n, dim) vectors, in their own precision."""
@@ -83,14 +83,12 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class QueryCodes:
-    """Queries for the integer product.
+    """Queries for the integer product, each measured in the unit of its own codes.
 
     Attributes
     ----------
     codes
         (n, D) int8.
-    step
-        (n,) float32, size of a code's unit.
     alpha
         (n,) float32, the multiple of the centre that was taken away.
     per_norm, per_residual
@@ -103,7 +101,6 @@ class QueryCodes:
     """
 
     codes: torch.Tensor
-    step: torch.Tensor
     alpha: torch.Tensor
     per_norm: torch.Tensor
     per_residual: torch.Tensor
@@ -122,8 +119,8 @@ class EntryCodes:
     ----------
     entries
         (W, d) floating-point tensor, finite, on the device.
-    tile
-        Entries of a tile.
+    tile, block
+        Entries of a tile, over which bounds are shared, and of a block within it.
 
     Attributes
     ----------
@@ -139,10 +136,10 @@ class EntryCodes:
         An upper bound of the entries' norms, as they came.
     """
 
-    def __init__(self, entries: torch.Tensor, tile: int) -> None:
+    def __init__(self, entries: torch.Tensor, tile: int, block: int) -> None:
         self.size, self.dim = entries.shape
         self.device = entries.device
-        self.tile = tile
+        self.tile, self.block = tile, block
         self._entries = entries
         padded = padded_dim(self.dim)
         self.rotation = Rotation(padded, self.device)
@@ -211,25 +208,25 @@ class EntryCodes:
         rest = x - alpha[:, None] * self._centre
         turned = self.rotation.apply(rest)
         step = turned.abs().amax(1) / LEVELS
-        inverse = torch.where(step > 2.0**-100, 1 / step, 0.0)
-        step = torch.where(step > 2.0**-100, step, 0.0)
-        values = (turned * inverse[:, None]).round_().clamp_(-LEVELS, LEVELS)
+        step = torch.where(step > 2.0**-100, step, 1.0)
+        values = (turned / step[:, None]).round_().clamp_(-LEVELS, LEVELS)
         left = turned - step[:, None] * values
         margin = 1 + (x.shape[1] + 16) * UNIT_32
         norm, code_norm, deviation, kept = (
             row.square().sum(1).sqrt() * margin + 2.0**-60 for row in (x, values, left, rest)
         )
-        code_norm = code_norm * step * margin + 2.0**-60
         away = alpha.abs() * math.sqrt(self._centre_square) * margin
         roundings = (self.rotation.growth + 2 * _factor_roundings(self.device)) * kept
-        rounding = UNIT_32 * 1.01 * (roundings + 3 * (norm + away) + 3 * code_norm)
-        largest = code_norm * self._bound + alpha.abs() * self._largest_bias
+        roundings += 3 * (norm + away) + 3 * code_norm * step
+        deviation += UNIT_32 * 1.01 * roundings
+        # From here on in units of the step: a factor of the query changes no order.
+        alpha = alpha / step
         wider = 1 + 2.0**-20
+        largest = code_norm * self._bound + alpha.abs() * self._largest_bias
         return QueryCodes(
             values.to(torch.int8),
-            step,
             alpha,
-            (deviation + rounding) * wider,
+            deviation / step * wider,
             code_norm * wider,
             16 * UNIT_32 * largest + _TINY,
             zero,
@@ -262,7 +259,7 @@ class EntryCodes:
         self.residual[part] = _above(left + rounding)
 
     def _parts(self) -> list[torch.Tensor]:
-        return list(self._entries.split(self._at_once))
+        return list(torch.split(self._entries, self._at_once))
 
     def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows in float64, the largest coordinate of all entries about 1."""

@@ -54,7 +54,7 @@ def choose_engine(device: torch.device) -> DeviceEngine:
 def why_no_triton(device: torch.device) -> str:
     """Say why Triton's kernels do not run on a device; empty where they do."""
     if device.type != "cuda":
-        return ""if device.type == "cpu" else f"no Triton kernels for {device.type}"
+        return "" if device.type == "cpu" else f"no Triton kernels for {device.type}"
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
     capability = torch.cuda.get_device_capability(device)
@@ -65,7 +65,7 @@ def why_no_triton(device: torch.device) -> str:
 
 def triton_engine() -> DeviceEngine:
     """Triton's kernels."""
-    from bliss_index.search.device import triton_kernels as kernels
+    from bliss_index.search.device import triton_engine as kernels
 
     return DeviceEngine(kernels.TritonProposals(), kernels.pair_products, kernels.score_tail)
 

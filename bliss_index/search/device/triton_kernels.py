@@ -1,137 +1,121 @@
-"""Triton kernels: proposals by int8 products, rescoring in float64, and the scoring tail.
+"""Triton kernels: block maxima of int8 products, selection, float64 rescoring, scoring tail.
 
-With TRITON_INTERPRET=1, set before the first import, they run on CPU tensors, slowly.
+With TRITON_INTERPRET=1, set before the first import, they run on CPU tensors, slowly. All arrays
+are contiguous.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 
-from bliss_index.search.device.codes import EntryCodes, QueryCodes
-from bliss_index.search.device.proposals import BLOCK, Collected
-
-_PAIRS = 16
-_CHUNK = 128
-_MOST_CLASSES = 1024
-
-
-@dataclass(frozen=True)
-class TileShape:
-    """How the integer product is cut up; changes speed, never results.
-
-    Attributes
-    ----------
-    queries, entries, depth
-        Rows, columns and coordinates of a tile. Entries must divide the codes' own tile.
-    warps, stages
-        Of one program: warps, and tiles in flight.
-    group
-        Tiles of queries that share entries while those are in the cache.
-    """
-
-    queries: int = 128
-    entries: int = 128
-    depth: int = 128
-    warps: int = 8
-    stages: int = 3
-    group: int = 8
+_NOTHING = tl.constexpr(-(2**31) + (1 << 23))  # the key of the least float32 number
 
 
 @triton.jit
-def _place(queries, entries, n, first_tiles, BM: tl.constexpr, GROUP: tl.constexpr):
-    """Numbers of this program's tiles: a few tiles of queries meet all entries before the next."""
-    program = tl.program_id(0)
-    rows = tl.cdiv(n, BM)
-    share = GROUP * first_tiles
-    first = (program // share) * GROUP
-    height = tl.minimum(rows - first, GROUP)
-    inside = program % share
-    return first + inside % height, inside // height
-
-
-@triton.jit
-def _tile_scores(
-    query_codes, query_step, query_alpha, entry_codes, entry_step, entry_bias,
-    row, column, n,
-    DIM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
-    """Scores (BM, BN) of queries ``row`` (rows past n repeat the last) and entries ``column``."""
-    depth = tl.arange(0, BK)
-    at_query = query_codes + tl.minimum(row, n - 1).to(tl.int64)[:, None] * DIM + depth[None, :]
-    at_entry = entry_codes + column.to(tl.int64)[None, :] * DIM + depth[:, None]
-    sums = tl.zeros((BM, BN), dtype=tl.int32)
-    for start in range(0, DIM, BK):
-        left = tl.load(at_query + start)
-        right = tl.load(at_entry + start)
-        sums = tl.dot(left, right, sums, out_dtype=tl.int32)
-    known = row < n
-    step = tl.load(query_step + row, mask=known, other=0.0)
-    alpha = tl.load(query_alpha + row, mask=known, other=0.0)
-    scale = step[:, None] * tl.load(entry_step + column)[None, :]
-    return sums.to(tl.float32) * scale + alpha[:, None] * tl.load(entry_bias + column)[None, :]
-
-
-@triton.jit(do_not_specialize=["n", "tiles"])
-def maxima_kernel(
-    query_codes, query_step, query_alpha, per_norm, per_residual, slack,
-    entry_codes, entry_step, entry_bias, tile_norm, tile_residual,
-    maxima, n, tiles, blocks,
-    DIM: tl.constexpr, TILE: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
-):  # fmt: skip
-    """Write the lower bound that the best entry of every block reaches."""
-    m, t = _place(query_codes, entry_codes, n, tiles, BM, GROUP)
-    row = m * BM + tl.arange(0, BM)
-    column = t * BN + tl.arange(0, BN)
-    scores = _tile_scores(
-        query_codes, query_step, query_alpha, entry_codes, entry_step, entry_bias,
-        row, column, n, DIM, BM, BN, BK,
-    )  # fmt: skip
-    best = tl.max(tl.reshape(scores, (BM, BN // BLOCK_SIZE, BLOCK_SIZE)), axis=2)
-    known = row < n
-    number = t * BN // TILE
-    bound = tl.load(per_norm + row, mask=known, other=0.0) * tl.load(tile_norm + number)
-    bound += tl.load(per_residual + row, mask=known, other=0.0) * tl.load(tile_residual + number)
-    bound += 2 * tl.load(slack + row, mask=known, other=0.0)
-    block = t * (BN // BLOCK_SIZE) + tl.arange(0, BN // BLOCK_SIZE)
-    to = maxima + row.to(tl.int64)[:, None] * blocks + block[None, :]
-    tl.store(to, best - bound[:, None], mask=known[:, None])
+def _ordered(bits):
+    """Integers that are ordered as the float32 numbers are whose bits these are; and back."""
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit(do_not_specialize=["n", "size", "tiles"])
-def collect_kernel(
-    query_codes, query_step, query_alpha, per_norm, per_residual, slack, threshold,
-    entry_codes, entry_step, entry_bias, tile_norm, tile_residual,
-    count, positions, kept, n, size, tiles, capacity,
-    DIM: tl.constexpr, TILE: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+def block_best_kernel(
+    query_codes, query_alpha, entry_codes, entry_step, entry_bias, best, n, size, tiles,
+    DIM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    GROUP: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Append the entries of a tile that can reach their query's threshold to its candidates."""
-    m, t = _place(query_codes, entry_codes, n, tiles, BM, GROUP)
-    row = m * BM + tl.arange(0, BM)
-    column = t * BN + tl.arange(0, BN)
-    scores = _tile_scores(
-        query_codes, query_step, query_alpha, entry_codes, entry_step, entry_bias,
-        row, column, n, DIM, BM, BN, BK,
-    )  # fmt: skip
-    known = row < n
-    number = t * BN // TILE
-    cut = tl.load(threshold + row, mask=known, other=float("inf"))
-    cut -= tl.load(per_norm + row, mask=known, other=0.0) * tl.load(tile_norm + number)
-    cut -= tl.load(per_residual + row, mask=known, other=0.0) * tl.load(tile_residual + number)
-    cut -= 4 * tl.load(slack + row, mask=known, other=0.0)
-    hit = (scores >= cut[:, None]) & known[:, None] & (column < size)[None, :]
-    counters = tl.broadcast_to((count + row)[:, None], (BM, BN))
-    place = tl.atomic_add(counters, 1, mask=hit, sem="relaxed")
-    inside = hit & (place < capacity)
-    at = row.to(tl.int64)[:, None] * capacity + place
-    tl.store(positions + at, tl.broadcast_to(column[None, :], (BM, BN)), mask=inside)
-    tl.store(kept + at, scores, mask=inside)
+    """Write the best two scores of every block: the upper and the lower half of an int64.
+
+    A score is an integer ordered as its float32 bits; its last bits are replaced by the place of
+    the entry in the block, which takes away a share of at most 2^-16 of its magnitude.
+    """
+    COUNT: tl.constexpr = BN // SIZE
+    PARTS: tl.constexpr = COUNT // 4
+    program = tl.program_id(0)
+    share = GROUP * tiles
+    first_row = (program // share) * GROUP
+    height = tl.minimum(tl.cdiv(n, BM) - first_row, GROUP)
+    tile = (program % share) // height
+    row = (first_row + (program % share) % height) * BM + tl.arange(0, BM)
+    column = tl.arange(0, BN)
+    entry = tile * BN + column
+    depth = tl.arange(0, BK)
+    at_query = query_codes + tl.minimum(row, n - 1).to(tl.int64)[:, None] * DIM + depth[None, :]
+    at_entry = entry_codes + entry.to(tl.int64)[None, :] * DIM + depth[:, None]
+    sums = tl.zeros((BM, BN), dtype=tl.int32)
+    for start in range(0, DIM, BK):
+        sums = tl.dot(
+            tl.load(at_query + start), tl.load(at_entry + start), sums, out_dtype=tl.int32
+        )
+    alpha = tl.load(query_alpha + row, mask=row < n, other=0.0)
+    step, bias = tl.load(entry_step + entry), tl.load(entry_bias + entry)
+    scores = sums.to(tl.float32) * step[None, :] + alpha[:, None] * bias[None, :]
+    key = _ordered(scores.to(tl.int32, bitcast=True))
+    index = (column // 8) % (SIZE // 2) * 2 + column % 2
+    key = (key & -SIZE) | index[None, :]
+    key = tl.where((entry < size)[None, :], key, _NOTHING)
+    # Columns 8 i + 2 b and the next, for a range of i, are a block: one thread holds all of them.
+    key = tl.reshape(key, (BM, PARTS, SIZE // 2, 4, 2))
+    first = tl.max(tl.max(key, 4), 2)
+    rest = tl.where(key == first[:, :, None, :, None], _NOTHING, key)
+    second = tl.max(tl.max(rest, 4), 2)
+    first, second = tl.reshape(first, (BM, COUNT)), tl.reshape(second, (BM, COUNT))
+    pair = (first.to(tl.int64) << 32) | (second.to(tl.int64) & 0xFFFFFFFF)
+    block = tile * COUNT + tl.arange(0, COUNT)
+    to = best + row.to(tl.int64)[:, None] * (tiles * COUNT) + block[None, :]
+    tl.store(to, pair, mask=(row < n)[:, None])
+
+
+@triton.jit
+def _score_of(key, SIZE: tl.constexpr):
+    """The score that a key stands for, rounded down."""
+    return _ordered(key & -SIZE).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["blocks", "k", "capacity"])
+def select_kernel(
+    best, per_norm, per_residual, slack, tile_norm, tile_residual, count, hits,
+    blocks, k, capacity,
+    SIZE: tl.constexpr, COUNT: tl.constexpr, GROUPS: tl.constexpr, HALVINGS: tl.constexpr,
+):  # fmt: skip
+    """Find the threshold of one query, and the blocks that can reach it."""
+    query = tl.program_id(0).to(tl.int64)
+    norm, residual = tl.load(per_norm + query), tl.load(per_residual + query)
+    rounding = 4 * tl.load(slack + query)
+    lane = tl.arange(0, GROUPS)
+    largest = tl.full((GROUPS,), float("-inf"), dtype=tl.float32)
+    for start in range(0, blocks, GROUPS):
+        block = start + lane
+        known = block < blocks
+        pair = tl.load(best + query * blocks + block, mask=known, other=0)
+        score = _score_of((pair >> 32).to(tl.int32), SIZE)
+        bound = norm * tl.load(tile_norm + block // COUNT, mask=known, other=0.0)
+        bound += residual * tl.load(tile_residual + block // COUNT, mask=known, other=0.0)
+        largest = tl.maximum(largest, tl.where(known, score - bound - rounding, float("-inf")))
+    # Halve the range that holds the k-th largest; at least k groups always reach `low`.
+    low = tl.min(tl.where(largest > -1e38, largest, float("inf")))
+    high = tl.max(largest)
+    low = tl.where(tl.sum((largest >= low).to(tl.int32)) >= k, low, float("-inf"))
+    for _ in range(HALVINGS):
+        middle = 0.5 * low + 0.5 * high
+        enough = tl.sum((largest >= middle).to(tl.int32)) >= k
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    filled = 0
+    for start in range(0, blocks, GROUPS):
+        block = start + lane
+        known = block < blocks
+        pair = tl.load(best + query * blocks + block, mask=known, other=0)
+        key = (pair >> 32).to(tl.int32)
+        first, second = _score_of(key, SIZE), _score_of(pair.to(tl.int32), SIZE)
+        bound = norm * tl.load(tile_norm + block // COUNT, mask=known, other=0.0)
+        bound += residual * tl.load(tile_residual + block // COUNT, mask=known, other=0.0)
+        bound += rounding
+        hit = known & (first + tl.abs(first) * 0.0000153 + bound >= low)
+        whole = second + tl.abs(second) * 0.0000153 + bound >= low
+        code = block * (2 * SIZE) + tl.where(whole, SIZE, 0) + (key & (SIZE - 1))
+        slot = filled + tl.cumsum(hit.to(tl.int32), 0) - 1
+        tl.store(hits + query * capacity + slot, code, mask=hit & (slot < capacity))
+        filled += tl.sum(hit.to(tl.int32))
+    tl.store(count + query, filled)
 
 
 @triton.jit(do_not_specialize=["pairs"])
@@ -175,7 +159,7 @@ def tail_kernel(
         column = start + tl.arange(0, CLASSES)
         known = column < classes
         total = tl.zeros((CLASSES,), dtype=tl.float64)
-        for j in range(0, k):
+        for j in range(k):
             at = tl.load(ids + row * k + j) * classes + column
             similarity = tl.load(similarities + row * k + j).to(tl.float64)
             slope = tl.load(scale + at, mask=known, other=0.0).to(tl.float64)
@@ -197,103 +181,3 @@ def tail_kernel(
     tl.store(nearest + row, best)
     tl.store(nearest_internal + row, best_internal)
     tl.store(nearest_external + row, best_external)
-
-
-class TritonProposals:
-    """Int8 products whose scores never leave the multiprocessor, unless they are candidates."""
-
-    name = "triton int8"
-
-    def __init__(self, shape: TileShape | None = None) -> None:
-        self._shape = shape or TileShape()
-
-    def maxima(self, queries: QueryCodes, entries: EntryCodes, count: int) -> torch.Tensor:
-        """See :class:`bliss_index.search.device.proposals.Proposals`."""
-        n = queries.step.shape[0]
-        maxima = torch.empty((n, count // BLOCK), device=entries.device)
-        tiles = count // self._shape.entries
-        maxima_kernel[(self._rows(n) * tiles,)](
-            queries.codes, queries.step, queries.alpha,
-            queries.per_norm, queries.per_residual, queries.slack,
-            entries.codes, entries.step, entries.bias, entries.tile_norm, entries.tile_residual,
-            maxima, n, tiles, count // BLOCK,
-            BLOCK_SIZE=BLOCK, **self._constants(entries),
-        )  # fmt: skip
-        return maxima
-
-    def collect(
-        self, queries: QueryCodes, entries: EntryCodes, threshold: torch.Tensor, capacity: int
-    ) -> Collected:
-        """See :class:`bliss_index.search.device.proposals.Proposals`."""
-        n = threshold.shape[0]
-        count = torch.zeros(n, dtype=torch.int32, device=entries.device)
-        positions = torch.empty((n, capacity), dtype=torch.int32, device=entries.device)
-        kept = torch.empty((n, capacity), dtype=torch.float32, device=entries.device)
-        tiles = -(-entries.size // self._shape.entries)
-        collect_kernel[(self._rows(n) * tiles,)](
-            queries.codes, queries.step, queries.alpha,
-            queries.per_norm, queries.per_residual, queries.slack, threshold.contiguous(),
-            entries.codes, entries.step, entries.bias, entries.tile_norm, entries.tile_residual,
-            count, positions, kept, n, entries.size, tiles, capacity,
-            **self._constants(entries),
-        )  # fmt: skip
-        return Collected(count, positions, kept)
-
-    def _rows(self, n: int) -> int:
-        return -(-n // self._shape.queries)
-
-    def _constants(self, entries: EntryCodes) -> dict[str, Any]:
-        shape, dim = self._shape, entries.codes.shape[1]
-        return {
-            "DIM": dim,
-            "TILE": entries.tile,
-            "BM": shape.queries,
-            "BN": shape.entries,
-            "BK": shape.depth if dim % shape.depth == 0 else 64,
-            "GROUP": shape.group,
-            "num_warps": shape.warps,
-            "num_stages": shape.stages,
-        }
-
-
-def pair_products(
-    queries: torch.Tensor, entries: torch.Tensor, row: torch.Tensor, entry: torch.Tensor
-) -> torch.Tensor:
-    """Inner products (P,) float64 of pairs: rows of (n, d) queries and of (W, d) entries."""
-    values = torch.empty(row.shape[0], dtype=torch.float64, device=row.device)
-    if row.shape[0]:
-        pairs_kernel[(-(-row.shape[0] // _PAIRS),)](
-            queries.contiguous(), entries.contiguous(), row.contiguous(), entry.contiguous(),
-            values, row.shape[0], queries.shape[1],
-            PAIRS=_PAIRS, CHUNK=_CHUNK,
-        )  # fmt: skip
-    return values
-
-
-def score_tail(
-    similarities: torch.Tensor,
-    ids: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
-    internal: torch.Tensor,
-    lam: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the class of the smallest total; :func:`bliss_index.search.native_tail.score_tail`.
-
-    Returns
-    -------
-    Anomaly scores (n,) float64, nearest classes (n,) int64, their internal and external scores.
-    """
-    n, k = ids.shape
-    classes = scale.shape[1]
-    single = {"device": ids.device, "dtype": torch.float64}
-    anomaly, inner, outer = (torch.empty(n, **single) for _ in range(3))
-    nearest = torch.empty(n, dtype=torch.int64, device=ids.device)
-    if n:
-        tail_kernel[(n,)](
-            similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
-            internal.contiguous(), torch.tensor([lam, k], **single), anomaly, nearest, inner, outer, k, classes,
-            CLASSES=min(_MOST_CLASSES, triton.next_power_of_2(classes)),
-            enable_fp_fusion=False,
-        )  # fmt: skip
-    return anomaly, nearest, inner, outer
