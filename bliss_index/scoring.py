@@ -13,6 +13,7 @@ class c. The k entries are chosen by raw similarity, once per image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,8 @@ from bliss_index.search.protocol import TopKSearch
 
 BLOCK_ROWS = 1024
 _ENTRY_ROWS = 256
+
+Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,18 +133,7 @@ class BlissScorer:
         threads: int | None = None,
         native: bool | None = None,
     ) -> None:
-        if not (np.isfinite(lam) and lam >= 0):
-            raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
-        if vocabulary.shape != (search.size, search.dim):
-            raise InvalidInputError(
-                f"the search is over {search.size} x {search.dim} entries, the vocabulary is "
-                f"{' x '.join(map(str, vocabulary.shape))}"
-            )
-        if calibration.dim != search.dim:
-            raise InvalidInputError(
-                f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
-                "were they encoded by the same model?"
-            )
+        require_fitting(search, vocabulary, calibration, lam)
         self.search = search
         self.calibration = calibration
         self.lam = float(lam)
@@ -155,6 +147,19 @@ class BlissScorer:
     def k(self) -> int:
         """Vocabulary entries per image."""
         return self.search.k
+
+    def stage(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Bring images to where they are scored: they are there."""
+        return images
+
+    def find(self, images: npt.NDArray[Any]) -> Found:
+        """Search (n, d) images: similarities and ids (n, k) of the entries nearest to them."""
+        return self.search.search(images)
+
+    def join(self, pieces: Sequence[Found]) -> Found:
+        """Put the results of successive images together."""
+        similarities, ids = zip(*pieces, strict=True)
+        return np.concatenate(similarities), np.concatenate(ids)
 
     def score(self, images: npt.NDArray[Any]) -> Scores:
         """Score (n, d) unit image embeddings.
@@ -248,6 +253,24 @@ class BlissScorer:
     ) -> npt.NDArray[np.float64]:
         scale = self.tables.scale[ids].astype(np.float64)
         return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
+
+
+def require_fitting(
+    search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
+) -> None:
+    """Raise InvalidInputError, naming both, unless these can be scored with together."""
+    if not (np.isfinite(lam) and lam >= 0):
+        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
+    if vocabulary.shape != (search.size, search.dim):
+        raise InvalidInputError(
+            f"the search is over {search.size} x {search.dim} entries, the vocabulary is "
+            f"{' x '.join(map(str, vocabulary.shape))}"
+        )
+    if calibration.dim != search.dim:
+        raise InvalidInputError(
+            f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
+            "were they encoded by the same model?"
+        )
 
 
 def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:

@@ -200,6 +200,11 @@ class ExactSearch:
         return self._backend.name
 
     @property
+    def device(self) -> Any:
+        """The torch device of the cuda backend; "cpu" for the others."""
+        return self._backend.device if isinstance(self._backend, TensorBackend) else "cpu"
+
+    @property
     def statistics(self) -> SearchStatistics:
         """Counters over all searches since this object was built."""
         return self._statistics

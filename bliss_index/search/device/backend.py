@@ -338,8 +338,7 @@ class DeviceBackend:
             return size
         free = torch.cuda.mem_get_info(self._device)[0]
         each = dim * self._vocabulary.itemsize + padded_dim(dim) + 24
-        fitting: int = int(free * _SHARE) // each
-        return fitting
+        return int(int(free * _SHARE) // each)
 
 
 def _from_row(host_row: HostRow, start: int) -> HostRow:
