@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-for folder in ("tests", "benchmarks"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from bulk_fixtures import kill_at_random, make_job, outputs, score_command
 from machine import describe_machine

@@ -199,8 +199,9 @@ def _open_tiny(directory: Path) -> ImageDataset:
     # The first of several synonyms names the class.
     classes = tuple(words[wnid].split(",")[0].strip() for wnid in wnids)
     number = {wnid: c for c, wnid in enumerate(wnids)}
-    train = FolderSource(directory / "train")
-    test = FolderSource(directory / "val")
+    train, test = FolderSource(directory / "train"), FolderSource(directory / "val")
+    # What the images are does not depend on where they are.
+    train.name, test.name = f"{_TINY_FOLDER}: train", f"{_TINY_FOLDER}: val"
     annotations = directory / "val" / "val_annotations.txt"
     of_file: dict[str, str] = {}
     if annotations.is_file():
