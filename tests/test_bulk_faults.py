@@ -25,9 +25,9 @@ from bulk_fixtures import (
     write_text,
 )
 
-from bliss_index.bulk import JobOptions, run_job, verify_scores
+from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.bulk.job import JobListener
-from bliss_index.errors import JobError, OutputError
+from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.store import EmbeddingStore
 
 
@@ -412,6 +412,22 @@ def test_verify_finds_what_was_changed(job, tmp_path):
     record.write_text(kept)
     (tmp_path / "s" / ".shard-00002.parquet.9.tmp").write_bytes(b"x")
     assert "is a temporary file of a job that was killed" in problems()
+
+
+def test_scores_that_lack_a_column(job, tmp_path):
+    run_job(job.images, tmp_path / "s", job.settings())
+    path = tmp_path / "s" / "shard-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["status"]), path)
+    with pytest.raises(CorruptStoreError, match="has no column 'status'; it has .*'key'"):
+        ScoresDirectory.open(tmp_path / "s").table()
+    with pytest.raises(CorruptStoreError, match="status"):
+        ScoresDirectory.open(tmp_path / "s").table(["key", "status"])
+    pq.write_table(table, path)
+    damaged = path.read_bytes().replace(b"nearest_class", b"nea\xf1est_class")
+    path.write_bytes(damaged)
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
+        ScoresDirectory.open(tmp_path / "s").table()
 
 
 def test_keys_that_occur_in_two_parts_are_found_by_verify(job, tmp_path):

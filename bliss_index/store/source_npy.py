@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from bliss_index.store.source_parquet import MetadataTable
 
 _ARRAY_NAME = "embeddings"
+# What damaged archives raise besides: unknown compression, a password, an absurd size.
+_ARCHIVE_ERRORS = (
+    *NPY_ERRORS,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def read_npz(file: SourceFile) -> ArrayPart:
                     f"{file.name} has no array {_ARRAY_NAME!r}; it has {', '.join(arrays.files)}"
                 )
             array = arrays[_ARRAY_NAME]
-    except (*NPY_ERRORS, AttributeError, zlib.error, zipfile.BadZipFile) as error:
+    except _ARCHIVE_ERRORS as error:
         raise InvalidInputError(f"{file.name} cannot be read as .npz: {error}") from error
     if array.ndim != 2:
         raise InvalidInputError(
