@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +54,32 @@ class Scores:
     external: npt.NDArray[np.float64]
     similarities: npt.NDArray[np.float32]
     ids: npt.NDArray[np.int64]
+
+
+class Scorer(Protocol):
+    """What a bulk job asks of a scorer; images and results may stay where they are computed."""
+
+    calibration: Calibration
+
+    def stage(self, images: npt.NDArray[Any], /) -> Any:
+        """Bring (n, d) images to where they are scored; the result has a shape and can be cut."""
+        ...
+
+    def find(self, images: Any, /) -> tuple[Any, Any]:
+        """Search staged images: similarities and ids (n, k)."""
+        ...
+
+    def join(self, pieces: Sequence[Any], /) -> tuple[Any, Any]:
+        """Put the results of successive images together."""
+        ...
+
+    def combine(self, images: Any, similarities: Any, ids: Any, /) -> Scores:
+        """Score staged images whose search is done."""
+        ...
+
+    def contributions(self, scores: Scores, /) -> npt.NDArray[np.float64]:
+        """What each entry adds to the anomaly score: (n, k)."""
+        ...
 
 
 class ExternalTables:

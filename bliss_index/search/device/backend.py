@@ -335,10 +335,10 @@ class DeviceBackend:
         """How many entries fit onto the device beside the work on a batch."""
         size, dim = self._vocabulary.shape
         if self._device.type != "cuda":
-            return size
-        free = torch.cuda.mem_get_info(self._device)[0]
+            return int(size)
+        free = int(torch.cuda.mem_get_info(self._device)[0])
         each = dim * self._vocabulary.itemsize + padded_dim(dim) + 24
-        return int(int(free * _SHARE) // each)
+        return int(free * _SHARE / each)
 
 
 def _from_row(host_row: HostRow, start: int) -> HostRow:
