@@ -16,7 +16,7 @@ import torch
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.device.codes import EntryCodes, QueryCodes, padded_dim
 from bliss_index.search.device.engine import DeviceEngine, choose_engine
-from bliss_index.search.device.ordering import Rescored, best_in_order, value_error
+from bliss_index.search.device.ordering import Rescored, best_in_order, row_errors, search_in_full
 from bliss_index.search.device.proposals import block_size, expand
 from bliss_index.search.inputs import bad_rows_error, checked_rows
 from bliss_index.search.ordering import exact_dot
@@ -31,8 +31,6 @@ _ROWS = 65536
 _LEAST_ROWS = 64
 _SHARE = 0.6  # of the device's free memory for entries
 _PROPOSAL_BYTES = 1 << 30
-_FULL_ELEMENTS = 1 << 26
-_FULL_ENTRIES = 65536
 
 HostRow = Callable[[int], npt.NDArray[Any]]
 
@@ -175,7 +173,7 @@ class DeviceBackend:
             counted += more
             best.append((values, ids))
             if len(best) > 1:
-                values, ids, resolved = self._merge(best, self._error(queries, longest), host_row)
+                values, ids, resolved = self._merge(best, row_errors(queries, longest), host_row)
                 counted += SearchStatistics(resolved=resolved)
                 best = [(values, ids)]
         return *best[0], counted
@@ -223,12 +221,12 @@ class DeviceBackend:
             parts.append((zero.repeat_interleave(k), first, nothing))
         full = overflowed.nonzero()[:, 0]
         if full.shape[0]:
-            parts += self._search_in_full(block, queries, full, k)
+            parts += search_in_full(block.entries, queries, full, k, block.longest)
         row, entry, value = (torch.cat(column) for column in zip(*parts, strict=True))
         if len(parts) > 1:
             row, order = row.sort(stable=True)
             entry, value = entry[order], value[order]
-        error = self._error(queries, block.longest)
+        error = row_errors(queries, block.longest)
         values, ids, resolved = best_in_order(
             Rescored(row, entry, value, error), k, self._exact(host_row, block.first)
         )
@@ -265,24 +263,6 @@ class DeviceBackend:
         fitting = _PROPOSAL_BYTES // (proposals.bytes_per_block * blocks)
         return int(max(_LEAST_ROWS, min(self._rows, fitting)))
 
-    def _search_in_full(
-        self, block: _Block, queries: torch.Tensor, rows: torch.Tensor, k: int
-    ) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Score some queries against every entry in float64; keep what can be in their k best."""
-        found = []
-        size = block.entries.shape[0]
-        for part in torch.split(rows, max(1, _FULL_ELEMENTS // size)):
-            wide = queries[part].double()
-            scores = torch.empty((part.shape[0], size), dtype=torch.float64, device=self._device)
-            for start in range(0, size, _FULL_ENTRIES):
-                texts = block.entries[start : start + _FULL_ENTRIES].double()
-                scores[:, start : start + _FULL_ENTRIES] = wide @ texts.T
-            error = self._error(queries[part], block.longest)
-            reached = scores.topk(k, dim=1).values[:, -1] - 2 * error
-            row, entry = (scores >= reached[:, None]).nonzero(as_tuple=True)
-            found.append((part[row], entry, scores[row, entry]))
-        return found
-
     def _merge(
         self,
         results: list[tuple[torch.Tensor, torch.Tensor]],
@@ -295,11 +275,6 @@ class DeviceBackend:
         row = torch.arange(n, device=self._device).repeat_interleave(width)
         found = Rescored(row, ids.view(-1), values.view(-1), error)
         return best_in_order(found, self._k, self._exact(host_row, 0))
-
-    def _error(self, queries: torch.Tensor, longest: float) -> torch.Tensor:
-        """Bound (n,) of the error of any float64 product of these queries."""
-        lengths = queries.double().square().sum(1).sqrt() * (1 + 1e-9)
-        return value_error(queries.shape[1], lengths, longest)
 
     def _exact(self, host_row: HostRow, first: int) -> Callable[[int, int], float]:
         return lambda row, entry: exact_dot(host_row(row), self._vocabulary[first + entry])

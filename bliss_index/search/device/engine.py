@@ -54,7 +54,7 @@ def choose_engine(device: torch.device) -> DeviceEngine:
 def why_no_triton(device: torch.device) -> str:
     """Say why Triton's kernels do not run on a device; empty where they do."""
     if device.type != "cuda":
-        return "" if device.type == "cpu" else f"no Triton kernels for {device.type}"
+        return "Triton's kernels are for CUDA"
     if find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
     capability = torch.cuda.get_device_capability(device)

@@ -17,6 +17,8 @@ from bliss_index.search.ordering import ROUNDING_64, order_candidates
 
 _LAST = torch.iinfo(torch.int64).max
 _WIDE = 64
+_FULL_ELEMENTS = 1 << 26
+_FULL_ENTRIES = 65536
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +84,48 @@ def best_in_order(
     return values, ids, resolved
 
 
-def value_error(dim: int, lengths: torch.Tensor, longest: float) -> torch.Tensor:
-    """Bound of |float64 sum - correctly rounded inner product| for queries of these lengths.
+def row_errors(queries: torch.Tensor, longest: float) -> torch.Tensor:
+    """Bound (n,) of |float64 sum - correctly rounded inner product| for queries (n, d).
 
     :func:`bliss_index.search.ordering.dot_error` of the longest entry.
     """
-    return (dim + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+    lengths = queries.double().square().sum(1).sqrt() * (1 + 1e-9)
+    return (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+
+
+def search_in_full(
+    entries: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, k: int, longest: float
+) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Score some queries against every entry in float64; keep what can be in their k best.
+
+    Parameters
+    ----------
+    entries, queries
+        (W, d) and (n, d).
+    rows
+        (m,) which queries.
+    k
+        Results per query, at most W.
+    longest
+        Upper bound of the entries' norms.
+
+    Returns
+    -------
+    Pieces of row, entry and value (P,), by row.
+    """
+    found = []
+    size = entries.shape[0]
+    for part in torch.split(rows, max(1, _FULL_ELEMENTS // size)):
+        wide = queries[part].double()
+        scores = torch.empty((part.shape[0], size), dtype=torch.float64, device=entries.device)
+        for start in range(0, size, _FULL_ENTRIES):
+            texts = entries[start : start + _FULL_ENTRIES].double()
+            scores[:, start : start + _FULL_ENTRIES] = wide @ texts.T
+        error = row_errors(queries[part], longest)
+        reached = scores.topk(k, dim=1).values[:, -1] - 2 * error
+        row, entry = (scores >= reached[:, None]).nonzero(as_tuple=True)
+        found.append((part[row], entry, scores[row, entry]))
+    return found
 
 
 def _doubtful(values: torch.Tensor, error: torch.Tensor, k: int) -> torch.Tensor:
