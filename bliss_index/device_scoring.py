@@ -184,11 +184,13 @@ class DeviceScorer:
 
         Called from the thread that reads ahead, so the search of other images does not wait.
         """
-        rows = upload(images, torch.device("cpu"))
         if self._copies is None:
-            return rows
+            return upload(images, self._device)
+        kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
+        pinned = torch.empty(images.shape, dtype=kind, pin_memory=True)
+        pinned.numpy()[:] = images
         with torch.cuda.stream(self._copies):
-            there = rows.pin_memory().to(self._device, non_blocking=True)
+            there = pinned.to(self._device, non_blocking=True)
         self._copies.synchronize()
         return there
 

@@ -127,7 +127,7 @@ class FaissTensorSearch:
         wide = queries.double()
         exponent = torch.frexp(wide.abs().amax(1)).exponent
         scaled = torch.ldexp(wide, -exponent[:, None]).float().contiguous()
-        scores, ids = self._propose(scaled, count)
+        scores, ids = self.propose(scaled, count)
         found = ids >= 0
         row, column = found.nonzero(as_tuple=True)
         value = self._engine.pair_products(queries, self._entries, row, ids[row, column])
@@ -154,7 +154,7 @@ class FaissTensorSearch:
         )
         return best.float(), chosen
 
-    def _propose(self, scaled: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def propose(self, scaled: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Let faiss write its own ``count`` best straight into tensors.
 
         faiss.contrib.torch_utils would do so too, but replaces methods of all of faiss's classes
