@@ -332,7 +332,7 @@ def stages(suite: Suite) -> dict[str, float]:
     everyone = torch.ones(count, dtype=torch.bool, device=suite.device)
     row, entry = expand(hits, codes, everyone)
     value = suite.engine.pair_products(queries, entries, row, entry)
-    found = Rescored(row, entry, value, row_errors(queries, codes.longest))
+    found = Rescored(row, entry, value, row_errors(queries, entries, codes.longest))
     timed = {
         "prepare queries": lambda: codes.prepare(queries),
         "find blocks": lambda: proposals.find(prepared, codes, k, 256),

@@ -25,7 +25,7 @@ from bliss_index.search.device.choice import find_gpu
 from bliss_index.search.device.codes import EntryCodes, Rotation
 from bliss_index.search.device.engine import DeviceEngine, torch_engine, torch_score_tail
 from bliss_index.search.device.proposals import Hits, TorchProposals, expand
-from bliss_index.search.ordering import to_float32
+from bliss_index.search.ordering import exact_dot, to_float32
 from bliss_index.synthetic import clip_like
 
 CPU = torch.device("cpu")
@@ -228,6 +228,27 @@ def test_no_setting_changes_a_result(
     options = DeviceOptions(rows=rows, block=block)
     backend = DeviceBackend(entries, k, device="cpu", options=options, engine=torch_engine())
     assert_exact(backend, entries, rows_, k)
+
+
+def test_sums_of_half_precision_products_are_exact() -> None:
+    """So that nothing of float16 stores is ever left to the host to decide."""
+    rng = np.random.default_rng(1)
+    entries = (rng.standard_normal((400, 96)) / 8).astype(np.float16)
+    entries[200:300] = entries[100:200, ::-1]  # the same products in another order
+    queries = np.repeat((rng.standard_normal((30, 48)) / 8).astype(np.float16), 2, axis=1)
+    queries[:, :48] = queries[:, :47:-1]
+    backend = DeviceBackend(entries, 20, device="cpu", engine=torch_engine())
+    counted = assert_exact(backend, entries, queries, 20)
+    assert counted.resolved == 0
+    values, ids, _ = backend.search(queries, 0)
+    assert (values[:, 1:] == values[:, :-1]).any()  # ties there are
+    for row in range(30):
+        exact = [exact_dot(queries[row], entries[w]) for w in ids[row]]
+        assert values[row].tolist() == exact
+    long = (entries * 100).astype(np.float16)
+    assert_exact(
+        DeviceBackend(long, 5, device="cpu", engine=torch_engine()), long, queries * 100, 5
+    )
 
 
 def test_places_in_blocks_are_entries() -> None:

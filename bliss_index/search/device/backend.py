@@ -173,7 +173,9 @@ class DeviceBackend:
             counted += more
             best.append((values, ids))
             if len(best) > 1:
-                values, ids, resolved = self._merge(best, row_errors(queries, longest), host_row)
+                values, ids, resolved = self._merge(
+                    best, row_errors(queries, block.entries, longest), host_row
+                )
                 counted += SearchStatistics(resolved=resolved)
                 best = [(values, ids)]
         return *best[0], counted
@@ -226,7 +228,7 @@ class DeviceBackend:
         if len(parts) > 1:
             row, order = row.sort(stable=True)
             entry, value = entry[order], value[order]
-        error = row_errors(queries, block.longest)
+        error = row_errors(queries, block.entries, block.longest)
         values, ids, resolved = best_in_order(
             Rescored(row, entry, value, error), k, self._exact(host_row, block.first)
         )

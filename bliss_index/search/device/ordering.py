@@ -17,6 +17,7 @@ from bliss_index.search.ordering import ROUNDING_64, order_candidates
 
 _LAST = torch.iinfo(torch.int64).max
 _WIDE = 64
+_EXACT_BELOW = 31.0
 _FULL_ELEMENTS = 1 << 26
 _FULL_ENTRIES = 65536
 
@@ -84,13 +85,24 @@ def best_in_order(
     return values, ids, resolved
 
 
-def row_errors(queries: torch.Tensor, longest: float) -> torch.Tensor:
-    """Bound (n,) of |float64 sum - correctly rounded inner product| for queries (n, d).
+def row_errors(queries: torch.Tensor, entries: torch.Tensor, longest: float) -> torch.Tensor:
+    """Bound (n,) of |float64 sum - correctly rounded inner product|, for any entry.
 
-    :func:`bliss_index.search.ordering.dot_error` of the longest entry.
+    :func:`bliss_index.search.ordering.dot_error` of the longest entry. Of float16 vectors all
+    products are multiples of 2^-48, and sums of them below 2^5 are exact in float64, in any order.
+
+    Parameters
+    ----------
+    queries, entries
+        (n, d) and (W, d).
+    longest
+        Upper bound of the entries' norms.
     """
     lengths = queries.double().square().sum(1).sqrt() * (1 + 1e-9)
-    return (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+    error = (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+    if queries.dtype == entries.dtype == torch.float16:
+        return torch.where(lengths * longest < _EXACT_BELOW, 0.0, error)
+    return error
 
 
 def search_in_full(
@@ -121,7 +133,7 @@ def search_in_full(
         for start in range(0, size, _FULL_ENTRIES):
             texts = entries[start : start + _FULL_ENTRIES].double()
             scores[:, start : start + _FULL_ENTRIES] = wide @ texts.T
-        error = row_errors(queries[part], longest)
+        error = row_errors(queries[part], entries, longest)
         reached = scores.topk(k, dim=1).values[:, -1] - 2 * error
         row, entry = (scores >= reached[:, None]).nonzero(as_tuple=True)
         found.append((part[row], entry, scores[row, entry]))
