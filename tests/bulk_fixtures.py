@@ -81,8 +81,12 @@ def score_command(job: Job, out: Path, *more) -> list[str]:
     ]  # fmt: skip
 
 
-def kill_at_random(command: list[str], rng, *, least=0.3, most=1.5, kills=5) -> int:
+def kill_at_random(
+    command: list[str], rng, *, least=0.3, most=1.5, kills=5, killed=lambda: None
+) -> int:
     """Run a command and kill it at random moments, `kills` times at most; then to its end.
+
+    Calls `killed` after every kill.
 
     Returns
     -------
@@ -99,6 +103,7 @@ def kill_at_random(command: list[str], rng, *, least=0.3, most=1.5, kills=5) -> 
             # The parent alone: its workers must not outlive it by themselves.
             process.send_signal(signal.SIGKILL)
             process.communicate()
+            killed()
             continue
         assert process.returncode == 0, errors.decode()
         return number

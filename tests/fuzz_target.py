@@ -11,11 +11,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from bulk_fixtures import make_job
 
-from bliss_index.bulk import ScoresDirectory, verify_scores
+from bliss_index.bulk import ScoresDirectory, run_job, verify_scores
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.labels import Labels
 from bliss_index.errors import BlissError
+from bliss_index.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.search.faiss_index import index_records
 from bliss_index.store import EmbeddingStore, verify_store
 from bliss_index.store.sources import open_source
@@ -58,9 +62,35 @@ TARGETS = {
     "npy": ("t.npy", read_source, "t.npy"),
     "npz": ("t.npz", read_source, "t.npz"),
     "labels": ("labels.csv", Labels.read, "labels.csv"),
+    "labels text": ("labels.txt", Labels.read, "labels.txt"),
+    "labels npy": ("labels.npy", Labels.read, "labels.npy"),
     "labels parquet": ("labels.parquet", Labels.read, "labels.parquet"),
+    "normal scores": ("normal.parquet", NormalScores.read, "normal.parquet"),
     "index": ("corpus/index/index.json", read_index, "corpus"),
 }
+
+
+def make_files(folder: Path) -> None:
+    """Write one of every kind of file that is mutated."""
+    job = make_job(folder, shards=2, rows=20)
+    run_job(job.images, folder / "scores", job.settings(explain=True))
+    rows = EmbeddingStore.open(job.images).embeddings("float32")
+    np.save(folder / "t.npy", rows)
+    np.savez(folder / "t.npz", embeddings=rows)
+    keys = [f"k{i}" for i in range(40)]
+    pq.write_table(pa.table({"embedding": pa.array(list(rows)), "key": keys}), folder / "t.parquet")
+    lines = [f"k{i},{i % 3}\n" for i in range(40)]
+    (folder / "labels.csv").write_text("key,label\n" + "".join(lines))
+    (folder / "labels.txt").write_text("".join(f"class {i % 3}\n" for i in range(40)))
+    np.save(folder / "labels.npy", np.arange(40) % 3)
+    pq.write_table(pa.table({"label": [i % 3 for i in range(40)]}), folder / "labels.parquet")
+    identity = ScoreIdentity(5, 0.5, "corpus", "calibration")
+    NormalScores(np.linspace(0, 1, 40), identity, 5).write(folder / "normal.parquet")
+    from bliss_index.search.faiss_build import build_index
+    from bliss_index.search.faiss_index import save_index
+
+    corpus = EmbeddingStore.open(job.corpus)
+    save_index(build_index(corpus.embeddings(), "flat"), corpus)
 
 
 def mutate(content: bytes, rng: np.random.Generator) -> bytes:

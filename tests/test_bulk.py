@@ -142,6 +142,19 @@ def test_killed_at_random_moments(tmp_path, workers):
     assert verify_scores(tmp_path / "b").ok
 
 
+@pytest.mark.slow
+def test_killed_at_random_moments_with_ray(tmp_path):
+    """SIGKILL to the driver, while Ray starts and while its actors score; then to the end."""
+    pytest.importorskip("ray")
+    slow = make_job(tmp_path / "slow", shards=60, rows=2000, entries=20_000, dim=128)
+    run_job(slow.images, tmp_path / "a", slow.settings())
+    command = score_command(slow, tmp_path / "b", "--engine", "ray", "--workers", 2)
+    kills = kill_at_random(command, np.random.default_rng(3), least=5, most=14, kills=3)
+    assert kills > 0
+    assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
+    assert verify_scores(tmp_path / "b").ok
+
+
 def test_workers_end_with_their_parent(tmp_path):
     slow = make_job(tmp_path, shards=40, rows=4000, entries=4000, dim=64)
     process = subprocess.Popen(

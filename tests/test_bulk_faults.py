@@ -5,18 +5,29 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk_fixtures import make_job, outputs, write_images
+from bulk_fixtures import (
+    children_of,
+    make_job,
+    outputs,
+    score_command,
+    wait_for,
+    write_images,
+    write_text,
+)
 
-from bliss_index.bulk import JobOptions, run_job, verify_scores
-from bliss_index.errors import JobError, OutputError
+from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
+from bliss_index.bulk.job import JobListener
+from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.store import EmbeddingStore
 
 
@@ -38,12 +49,70 @@ def copy(job, tmp_path):
     return type(job)(job.folder, job.corpus, job.calibration, tmp_path / "images")
 
 
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, and a function that mounts it again with other options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> int:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        return subprocess.run(command, capture_output=True, check=False).returncode
+
+    if os.geteuid() != 0 or mount("size=40k") != 0:
+        pytest.skip("only root may mount a small disk")
+    try:
+        yield place, lambda options: mount(f"remount,{options}")
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_small_disk_that_fills_up(job, whole, small_disk, workers):
+    """A real one: one clear error, no file left half, what was done kept; space, and it goes on."""
+    place, remount = small_disk
+    options = JobOptions(workers=workers)
+    message = "cannot write .*shard.*No space left on device; free some space and run the same"
+    with pytest.raises(OutputError, match=message):
+        run_job(job.images, place / "s", job.settings(), options)
+    done = {p.name: p.read_bytes() for p in (place / "s").glob("shard-*.parquet")}
+    records = {p.stem for p in (place / "s" / "_records").iterdir()}
+    assert 0 < len(done) < 6
+    assert records <= {name.removesuffix(".parquet") for name in done}
+    assert not list((place / "s").rglob(".*.tmp"))
+    assert all(whole[name] == content for name, content in done.items())
+    (place / "filler").write_bytes(b"")
+    with pytest.raises(OutputError, match="No space left on device"):  # still full
+        run_job(job.images, place / "s", job.settings(), options)
+    assert remount("size=10m") == 0
+    summary = run_job(job.images, place / "s", job.settings(), options)
+    assert (summary.complete, summary.parts_earlier) == (True, len(records))
+    assert outputs(place / "s") == whole
+
+
+def test_a_disk_that_becomes_read_only(job, whole, small_disk, tmp_path):
+    place, remount = small_disk
+    assert remount("size=10m") == 0
+    run_job(job.images, place / "s", job.settings(), JobOptions(task="0/2"))
+    assert remount("ro") == 0
+    done = subprocess.run(
+        score_command(job, place / "s"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: cannot write into")
+    assert "Traceback" not in done.stderr
+    assert remount("rw") == 0
+    assert run_job(job.images, place / "s", job.settings()).parts_earlier == 3
+    assert outputs(place / "s") == whole
+
+
 def test_a_full_disk(job, whole, tmp_path):
     """A limit on the size of files stands for the full disk: writing fails half way."""
     script = textwrap.dedent(
         """
         import pathlib, resource, signal, sys
         from bliss_index.bulk import run_job
+        from bliss_index.errors import OutputError
         from bulk_fixtures import Job
         folder, out = map(pathlib.Path, sys.argv[1:])
         job = Job(folder, folder / "corpus", folder / "calibration", folder / "images")
@@ -51,7 +120,10 @@ def test_a_full_disk(job, whole, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         out.mkdir()
         resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
-        print(run_job(job.images, out, settings).failed[0][1])
+        try:
+            run_job(job.images, out, settings)
+        except OutputError as error:
+            print(error)
         """
     )
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
@@ -59,18 +131,124 @@ def test_a_full_disk(job, whole, tmp_path):
         [sys.executable, "-c", script, str(job.folder), str(tmp_path / "s")],
         env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert "OutputError: cannot write" in done.stdout
+    assert "cannot write" in done.stdout
     assert "File too large" in done.stdout
     assert not list((tmp_path / "s").glob(".*.tmp"))
     assert run_job(job.images, tmp_path / "s", job.settings()).complete
     assert outputs(tmp_path / "s") == whole
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_output(job, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="make it writable or choose another output"):
-        run_job(job.images, tmp_path / "s", job.settings())
+    """For those who are not root, whom a directory's mode stops."""
+    script = textwrap.dedent(
+        """
+        import os, pathlib, sys
+        from bliss_index.bulk import run_job
+        from bliss_index.errors import OutputError
+        from bulk_fixtures import Job
+        folder, out = map(pathlib.Path, sys.argv[1:])
+        job = Job(folder, folder / "corpus", folder / "calibration", folder / "images")
+        settings = job.settings()
+        os.chdir(folder)  # whose parents others may not pass
+        job = Job(pathlib.Path("."), *map(pathlib.Path, ("corpus", "calibration", "images")))
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setuid(65534)
+        try:
+            run_job(job.images, pathlib.Path("locked/s"), job.settings())
+        except OutputError as error:
+            print(error)
+        """
+    )
+    (job.folder / "locked").mkdir()
+    (job.folder / "locked").chmod(0o500)
+    job.folder.chmod(0o755)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(job.folder), str(tmp_path / "s")],
+            env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+            check=False, capture_output=True, text=True,
+        )  # fmt: skip
+    finally:
+        (job.folder / "locked").rmdir()
+    assert "make it writable or choose another output" in done.stdout, done.stderr
+
+
+def test_a_corpus_that_is_replaced_between_runs(job, tmp_path):
+    """The same path, other entries: refused with both hashes; the first one back, it goes on."""
+    shutil.copytree(job.corpus, tmp_path / "corpus")
+    mine = type(job)(job.folder, tmp_path / "corpus", job.calibration, job.images)
+    run_job(job.images, tmp_path / "s", mine.settings(), JobOptions(task="0/2"))
+    before = EmbeddingStore.open(mine.corpus)
+    rows = before.embeddings("float32")[::-1]
+    shutil.rmtree(mine.corpus)
+    write_text(mine.corpus, rows)
+    after = EmbeddingStore.open(mine.corpus)
+    with pytest.raises(
+        JobError,
+        match=f"corpus content hash '{before.content_hash}', now it is '{after.content_hash}'",
+    ):
+        run_job(job.images, tmp_path / "s", mine.settings())
+    shutil.rmtree(mine.corpus)
+    shutil.copytree(job.corpus, mine.corpus)
+    assert run_job(job.images, tmp_path / "s", mine.settings()).complete
+
+
+@pytest.mark.parametrize("replaced", ["corpus", "images"])
+def test_what_is_replaced_while_the_job_runs_is_noticed(job, tmp_path, replaced):
+    """Workers open everything anew; what they find must be what the job began with."""
+    for name in ("corpus", "images"):
+        shutil.copytree(job.folder / name, tmp_path / name)
+    mine = type(job)(job.folder, tmp_path / "corpus", job.calibration, tmp_path / "images")
+    rows = EmbeddingStore.open(mine.folder / replaced).embeddings("float32")[::-1]
+
+    class Replacing(JobListener):
+        def planned(self, plan, rows_in_all, rows_done):
+            shutil.rmtree(tmp_path / replaced)
+            if replaced == "corpus":
+                write_text(tmp_path / replaced, rows)
+            else:
+                write_images(tmp_path / replaced, rows, 50)
+
+    # One worker fails while it opens, of two each does in its own process.
+    with pytest.raises(JobError, match=f"was begun with {replaced} .*now it is"):
+        run_job(mine.images, tmp_path / "s1", mine.settings(), listener=Replacing())
+    assert not list((tmp_path / "s1").glob("shard-*"))
+    for name in ("corpus", "images"):
+        shutil.rmtree(tmp_path / name)
+        shutil.copytree(job.folder / name, tmp_path / name)
+    with pytest.raises(JobError, match=f"was begun with {replaced} .*now it is"):
+        run_job(mine.images, tmp_path / "s2", mine.settings(), JobOptions(workers=2), Replacing())
+
+
+def test_a_part_whose_process_dies_twice_is_given_up(job, tmp_path):
+    """As the memory killer would: SIGKILL to the worker, then to the one in its place."""
+    (tmp_path / "one").mkdir()
+    write_images(tmp_path / "images", EmbeddingStore.open(job.images).embeddings("float32"), 300)
+    mine = type(job)(job.folder, job.corpus, job.calibration, tmp_path / "images")
+    process = subprocess.Popen(
+        score_command(mine, tmp_path / "s", "--workers", 2), stderr=subprocess.PIPE, text=True
+    )
+    killed = set()
+
+    def kill_a_worker():
+        for pid in set(children_of(process.pid)) - killed:
+            try:
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"spawn_main" in command:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        return len(killed) == 2
+
+    wait_for(kill_a_worker)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "its process ended twice (SIGKILL)" in errors
+    assert "run the same command again to try them once more" in errors
+    assert not list((tmp_path / "s").glob(".*.tmp"))
+    assert run_job(mine.images, tmp_path / "s", mine.settings()).complete
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "missing", "other bytes"])
@@ -124,6 +302,18 @@ def test_a_clock_that_is_set_back_changes_nothing(job, tmp_path):
     summary = run_job(tmp_path / "a.npy", tmp_path / "s", job.settings())
     assert (summary.rows_now, summary.parts_earlier) == (0, 1)
     assert outputs(tmp_path / "s") == before
+
+
+def test_a_job_begun_in_the_future_continues_now(job, whole, tmp_path, monkeypatch):
+    """The first run's clock was years ahead; nothing that it wrote may look too new to go on."""
+    with monkeypatch.context() as ahead:
+        ahead.setattr("time.time", lambda: 4_000_000_000.0)
+        run_job(job.images, tmp_path / "s", job.settings(), JobOptions(task="0/2"))
+    for path in (tmp_path / "s").rglob("*"):
+        os.utime(path, (4_000_000_000, 4_000_000_000))
+    summary = run_job(job.images, tmp_path / "s", job.settings())
+    assert (summary.complete, summary.parts_earlier) == (True, 3)
+    assert outputs(tmp_path / "s") == whole
 
 
 def test_every_kind_of_bad_row_100000_times(job, tmp_path):
@@ -222,6 +412,22 @@ def test_verify_finds_what_was_changed(job, tmp_path):
     record.write_text(kept)
     (tmp_path / "s" / ".shard-00002.parquet.9.tmp").write_bytes(b"x")
     assert "is a temporary file of a job that was killed" in problems()
+
+
+def test_scores_that_lack_a_column(job, tmp_path):
+    run_job(job.images, tmp_path / "s", job.settings())
+    path = tmp_path / "s" / "shard-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.drop_columns(["status"]), path)
+    with pytest.raises(CorruptStoreError, match="has no column 'status'; it has .*'key'"):
+        ScoresDirectory.open(tmp_path / "s").table()
+    with pytest.raises(CorruptStoreError, match="status"):
+        ScoresDirectory.open(tmp_path / "s").table(["key", "status"])
+    pq.write_table(table, path)
+    damaged = path.read_bytes().replace(b"nearest_class", b"nea\xf1est_class")
+    path.write_bytes(damaged)
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
+        ScoresDirectory.open(tmp_path / "s").table()
 
 
 def test_keys_that_occur_in_two_parts_are_found_by_verify(job, tmp_path):

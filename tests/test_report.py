@@ -36,6 +36,7 @@ from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreE
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.gallery import PictureFolder
+from bliss_index.report.make import percent
 
 HOSTILE = "<script>alert('x')</script>\u202e\x00"
 
@@ -203,6 +204,30 @@ def test_few_or_no_scores(tmp_path, rows, explain):
     assert summary.rows == len(rows)
     assert ("No image has a score." in page) == (rows[0][1] is None)
     assert ("The first 100 are listed." in page) == (len(rows) == 300)
+
+
+def test_names_of_any_script(tmp_path):
+    """Fonts may lack them; that is no warning to a person, and the page has the names."""
+    names = ("\u65e5\u672c\u8a9e", "\u0639\u0631\u0628\u064a", "$x^2_{$")
+    rows = [(f"{name}.png", float(i), name) for i, name in enumerate(names)]
+    scores = write_scores(tmp_path / "s", [rows], names)
+    page = Path(make_report(scores, options=ReportOptions(plots=tmp_path)).path).read_text()
+    assert all(page.count(html.escape(name)) >= 2 for name in names)
+
+
+def test_small_shares_are_not_nothing(tmp_path):
+    assert [percent(s) for s in (0, 1e-6, 0.5e-4, 0.0001, 0.5)] == [
+        "0.00%", "0.0001%", "0.005%", "0.01%", "50.00%",
+    ]  # fmt: skip
+
+
+def test_what_is_below_a_picture_adds_up(tmp_path):
+    scores = write_scores(tmp_path / "s", [[("k", 2.0, "a")]], ("a",))
+    page = html.unescape(Path(make_report(scores).path).read_text())
+    assert re.search(
+        r"2\.0000</strong>.*\s*<small>= internal 1\.5000 \+ 0\.5 \u00d7 external 1", page
+    )
+    assert "the vocabulary entries that move its score most" in page
 
 
 def test_its_size_does_not_grow_with_the_rows(tmp_path):

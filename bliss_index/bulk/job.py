@@ -31,6 +31,7 @@ from bliss_index.bulk.workers import (
     PartResult,
     PartWorker,
     WorkerTask,
+    job_identity,
     score_in_processes,
 )
 from bliss_index.errors import (
@@ -38,6 +39,7 @@ from bliss_index.errors import (
     InvalidInputError,
     JobError,
     ModelMismatchError,
+    OutputError,
     StoreError,
 )
 from bliss_index.store import require_same_model
@@ -214,6 +216,7 @@ def run_job(
             threads=settings.threads or 1,
             workers=options.workers,
             budget=options.memory,
+            on_gpu=settings.on_gpu,
         )
         listener.planned(plan, manifest.rows, state.rows)
         state.require_few_bad()
@@ -223,7 +226,10 @@ def run_job(
             settings, reason = inputs.chosen(queries, manifest.rows - state.rows)
             if reason:
                 listener.notice(reason)
-        task = WorkerTask(str(location), options.columns, str(directory), settings, plan.batch_rows)
+        task = WorkerTask(
+            str(location), options.columns, str(directory), settings, plan.batch_rows,
+            manifest.settings,
+        )  # fmt: skip
         with contextlib.closing(_results(task, pending, options, listener)) as results:
             for result in results:
                 state.take(result)
@@ -291,7 +297,15 @@ class _State:
         ]
 
     def take(self, result: PartResult) -> None:
-        """Note what became of a part."""
+        """Note what became of a part.
+
+        Raises
+        ------
+        OutputError
+            It could not be written.
+        """
+        if result.stops:
+            raise OutputError(result.reason)
         if result.record is None:
             self._failed[result.index] = result.reason
             self._listener.notice(
@@ -422,7 +436,7 @@ def _tidy(directory: Path) -> None:
 
 def _begin(directory: Path, images: JobInput, inputs: ScoringInputs) -> JobManifest:
     """Read the job that stands there and check that it is this one, or begin it."""
-    settings = {**inputs.result_settings(), "images": images.identity}
+    settings = job_identity(inputs, images)
     paths = {"corpus": inputs.settings.corpus, "calibration": inputs.settings.calibration}
     parts = tuple((part.name, part.rows) for part in images.parts)
     wanted = new_manifest(settings, images.location, parts, paths, inputs.calibration.classes)

@@ -103,15 +103,15 @@ class _Actor:
             else:
                 result = self._worker.score(int(index))
             record = None if result.record is None else asdict(result.record)
-            results.append(json.dumps([result.index, record, result.reason]))
+            results.append(json.dumps([result.index, record, result.reason, result.stops]))
         return {"result": results}
 
 
 def _from_row(row: dict[str, Any]) -> PartResult:
     import json
 
-    index, record, reason = json.loads(row["result"])
-    return PartResult(index, None if record is None else PartRecord(**record), reason)
+    index, record, reason, stops = json.loads(row["result"])
+    return PartResult(index, None if record is None else PartRecord(**record), reason, stops)
 
 
 def _start(ray: Any) -> None:

@@ -144,13 +144,24 @@ class JobManifest:
 
     def require_same(self, other: JobManifest, directory: Path) -> None:
         """Refuse to continue a job with other settings, naming both values."""
-        for name in sorted({*self.settings, *other.settings}):
-            before, now = self.settings.get(name), other.settings.get(name)
-            if before != now:
-                raise JobError(
-                    f"{directory} was begun with {name} {before!r}, now it is {now!r}; continue "
-                    "with what it was begun with, or choose another output"
-                )
+        require_same(self.settings, other.settings, directory)
+
+
+def require_same(begun: dict[str, Any], now: dict[str, Any], directory: str | Path) -> None:
+    """Refuse what differs from what a job was begun with, naming both values.
+
+    Raises
+    ------
+    JobError
+        A setting differs.
+    """
+    for name in sorted({*begun, *now}):
+        before, after = begun.get(name), now.get(name)
+        if before != after:
+            raise JobError(
+                f"{directory} was begun with {name} {before!r}, now it is {after!r}; continue "
+                "with what it was begun with, or choose another output"
+            )
 
 
 def new_manifest(

@@ -12,6 +12,11 @@ import pyarrow.parquet as pq
 from bliss_index.bulk.records import JobManifest, PartRecord, output_name, record_path
 from bliss_index.errors import CorruptStoreError, StoreError
 
+SCORE_COLUMNS = (
+    "key", "anomaly_score", "nearest_class", "internal_score", "external_score", "status", "error",
+)  # fmt: skip
+"""Columns that all scores have."""
+
 
 @dataclass(frozen=True)
 class ScoresDirectory:
@@ -93,8 +98,12 @@ def read_scores(path: Path, rows: int, columns: Sequence[str] | None = None) -> 
     """Read one Parquet file of scores and check its number of rows."""
     try:
         table = pq.read_table(path, columns=None if columns is None else list(columns))
+        names = table.column_names  # of a damaged file they may be no UTF-8
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptStoreError(f"{path} cannot be read: {error}") from error
     if table.num_rows != rows:
         raise CorruptStoreError(f"{path} holds {table.num_rows} rows, its record says {rows}")
+    missing = set(columns or SCORE_COLUMNS) - set(names)
+    if missing:
+        raise CorruptStoreError(f"{path} has no column {sorted(missing)[0]!r}; it has {names}")
     return table

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from bliss_index.bulk.blas import one_blas_thread
-from bliss_index.bulk.inputs import open_input
-from bliss_index.bulk.records import PartRecord
+from bliss_index.bulk.inputs import JobInput, open_input
+from bliss_index.bulk.records import PartRecord, require_same
 from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
-from bliss_index.errors import BlissError
+from bliss_index.errors import BlissError, OutputError
 from bliss_index.store.sources import ColumnNames
 
 _ATTEMPTS = 2
@@ -29,22 +29,35 @@ _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 @dataclass(frozen=True)
 class WorkerTask:
-    """All that a process needs to score parts of a job."""
+    """All that a process needs to score parts of a job.
+
+    `identity` is what must not change while it runs: a process opens everything anew.
+    """
 
     location: str
     columns: ColumnNames
     directory: str
     settings: ScoreSettings
     batch_rows: int
+    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of a part: a record, or the reason why there is none."""
+    """What became of a part: a record, or the reason why there is none.
+
+    `stops` says that the reason is not the part's own, so that others would fare no better.
+    """
 
     index: int
     record: PartRecord | None
     reason: str = ""
+    stops: bool = False
+
+
+def job_identity(inputs: ScoringInputs, images: JobInput) -> dict[str, Any]:
+    """Everything that decides the scores of a job."""
+    return {**inputs.result_settings(), "images": images.identity}
 
 
 class PartWorker:
@@ -59,8 +72,9 @@ class PartWorker:
         inputs = ScoringInputs.open(task.settings)
         entries = inputs.corpus.texts() if task.settings.explain else None
         self._input = open_input(task.location, task.columns)
+        require_same(task.identity, job_identity(inputs, self._input), task.directory)
         self._scorer = PartScorer(
-            inputs.make_scorer(),
+            inputs.job_scorer(),
             Path(task.directory),
             batch_rows=task.batch_rows,
             entries=entries,
@@ -76,6 +90,8 @@ class PartWorker:
         try:
             with one_blas_thread():
                 return PartResult(index, self._scorer.score_part(part, index))
+        except OutputError as error:
+            return PartResult(index, None, str(error), stops=True)
         except (BlissError, OSError, MemoryError) as error:
             return PartResult(index, None, f"{type(error).__name__}: {error}")
 

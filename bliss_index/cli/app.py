@@ -63,3 +63,9 @@ def run() -> None:
         # Whoever read our output had enough of it. Nothing more can be written there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(EXIT_ERROR)
+    except OSError as error:
+        # A file that may not be read, a disk that fails: the system's own words say what.
+        if error.filename is None:
+            raise
+        say(f"error: {error.filename}: {error.strerror}")
+        sys.exit(EXIT_ERROR)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from bliss_index.cli.console import print_json, print_table, progress_line, say
-from bliss_index.cli.options import JsonOption, ThreadsOption
+from bliss_index.cli.options import DeviceOption, JsonOption, ThreadsOption
+
+if TYPE_CHECKING:
+    from bliss_index.evaluation.protocol_run import ProtocolReport
 
 _TITLES = {
     "auroc": "AUROC",
@@ -24,16 +27,19 @@ _TITLES = {
 def evaluate(
     target: Annotated[
         Path,
-        typer.Argument(help="Scores directory; with --protocol, the image store to test on."),
+        typer.Argument(
+            help="Scores directory; with --protocol, the image store to test on; with --encoded, "
+            "the folder of torchvision's data sets."
+        ),
     ],
     labels: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             "--labels",
             help="1 = anomaly, 0 = normal; with --protocol, classes. A file .npy, .txt, .csv or "
             ".parquet, in row order or with a column 'key'.",
         ),
-    ],
+    ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=0, help="Bootstrap resamples for intervals.")
     ] = 1000,
@@ -59,6 +65,19 @@ def evaluate(
     corpus: Annotated[
         Path | None, typer.Option("--corpus", help="Text store of the vocabulary (--protocol).")
     ] = None,
+    encoded: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoded",
+            help="TARGET holds cifar-10-batches-py, cifar-100-python or tiny-imagenet-200: encode "
+            "it into this directory, once, with the model of --corpus (--protocol).",
+        ),
+    ] = None,
+    preprocess: Annotated[
+        str,
+        typer.Option("--preprocess", help="'model', or 'authors' as in the paper (--encoded)."),
+    ] = "model",
+    device: DeviceOption = "auto",
     detectors: Annotated[
         str, typer.Option("--detectors", help="Of bliss, label, raw, mcm, neglabel, knn.")
     ] = "bliss,label,raw",
@@ -67,44 +86,74 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Say how well scores tell anomalies from normal images, or evaluate a whole protocol."""
+    own = {"--labels": labels, "--normal": normal, "--normal-labels": normal_labels,
+           "--classes": classes}  # fmt: skip
     if protocol is None:
-        _evaluate_scores(target, labels, resamples, as_json)
+        strangers = {**own, "--corpus": corpus, "--encoded": encoded}
+        del strangers["--labels"]
+        _forbid("without --protocol", strangers)
+        _require("TARGET", {"--labels": labels})
+        _evaluate_scores(target, cast(Path, labels), resamples, as_json)
         return
-    needed = {
-        "--normal": normal, "--normal-labels": normal_labels, "--classes": classes,
-        "--corpus": corpus,
-    }  # fmt: skip
-    if normal is None or normal_labels is None or classes is None or corpus is None:
-        missing = ", ".join(name for name, value in needed.items() if value is None)
-        raise typer.BadParameter(f"--protocol needs {missing}")
-    from bliss_index.calibration.class_texts import ClassTexts
-    from bliss_index.evaluation.from_stores import evaluate_stores
-    from bliss_index.store import EmbeddingStore
+    common: dict[str, Any] = {"detectors": detectors, "k": k, "threads": threads}
+    if encoded is not None:
+        _forbid("with --encoded, which takes it from the data set", own)
+        _require("--encoded", {"--corpus": corpus})
+        from bliss_index.evaluation.from_dataset import evaluate_dataset
 
-    store = EmbeddingStore.open(target, kind="image")
-    if classes.is_dir():
-        texts = ClassTexts.of_store(classes)
+        with progress_line("encoding") as progress:
+            report = evaluate_dataset(
+                target, protocol, cast(Path, corpus), encoded, preprocess=preprocess,
+                device=device, notify=say, progress=progress, **common,
+            )  # fmt: skip
     else:
-        texts = ClassTexts.of_file(classes, store.model)
-    with progress_line("scoring", store.rows) as progress:
-        report = evaluate_stores(
-            target,
-            labels,
-            normal,
-            normal_labels,
-            texts,
-            corpus,
-            protocol,
-            detectors=detectors,
-            k=k,
-            threads=threads,
-            progress=progress,
-        )
+        _require("--protocol", {**own, "--corpus": corpus})
+        report = _evaluate_stores(target, protocol, corpus, own, common)
     say(f"{report.runs} runs of {report.images} images in {report.seconds:.1f} s")
     if as_json:
         print_json(report.to_json())
     else:
         sys.stdout.write(report.to_markdown())
+
+
+def _require(what: str, options: dict[str, Path | None]) -> None:
+    missing = [name for name, value in options.items() if value is None]
+    if missing:
+        raise typer.BadParameter(f"{what} needs {', '.join(missing)}")
+
+
+def _forbid(when: str, options: dict[str, Path | None]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise typer.BadParameter(f"{given[0]} means nothing {when}")
+
+
+def _evaluate_stores(
+    target: Path, protocol: str, corpus: Any, own: dict[str, Any], common: dict[str, Any]
+) -> ProtocolReport:
+    from bliss_index.calibration.class_texts import ClassTexts
+    from bliss_index.calibration.labels import Labels
+    from bliss_index.evaluation.from_stores import evaluate_stores
+    from bliss_index.store import EmbeddingStore
+
+    store = EmbeddingStore.open(target, kind="image")
+    classes = own["--classes"]
+    if classes.is_dir():
+        texts = ClassTexts.of_store(classes)
+    else:
+        texts = ClassTexts.of_file(classes, store.model)
+    with progress_line("scoring", store.rows) as progress:
+        return evaluate_stores(
+            target,
+            Labels.read(own["--labels"]),
+            own["--normal"],
+            Labels.read(own["--normal-labels"]),
+            texts,
+            corpus,
+            protocol,
+            progress=progress,
+            **common,
+        )
 
 
 def _evaluate_scores(scores: Path, labels: Path, resamples: int, as_json: bool) -> None:

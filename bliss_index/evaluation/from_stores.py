@@ -34,9 +34,9 @@ def protocol_for(name: str, classes: int) -> EvaluationProtocol:
 
 def evaluate_stores(
     test: str | Path,
-    test_labels: str | Path,
+    test_labels: Labels,
     normal: str | Path,
-    normal_labels: str | Path,
+    normal_labels: Labels,
     classes: ClassTexts,
     corpus: str | Path,
     protocol: str,
@@ -85,11 +85,11 @@ def evaluate_stores(
 
 
 def _labelled(
-    path: str | Path, labels: str | Path, classes: ClassTexts
+    path: str | Path, labels: Labels, classes: ClassTexts
 ) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]:
     store = EmbeddingStore.open(path, kind="image")
     require_same_model(store.model, classes.model, f"images {path}", classes.source)
-    numbers = class_numbers(Labels.read(labels), store, classes.names).numbers
+    numbers = class_numbers(labels, store, classes.names).numbers
     kept = numbers != NO_CLASS
     rows = []
     for shard in store.iter_shards(check_hash=True):

@@ -12,12 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bliss_index.bulk.records import output_name
-from bliss_index.bulk.scores import ScoresDirectory, read_scores
+from bliss_index.bulk.scores import SCORE_COLUMNS, ScoresDirectory, read_scores
 from bliss_index.errors import CorruptStoreError
 from bliss_index.store.schema import OK
 
-_COLUMNS = ("key", "anomaly_score", "nearest_class", "internal_score", "external_score", "status",
-            "error")  # fmt: skip
 _QUANTILES = (0.05, 0.5, 0.95)
 _BORDER_QUANTILE = 0.99
 
@@ -129,7 +127,7 @@ def aggregate(directory: ScoresDirectory, most_bad: int) -> Aggregate:
     parts = np.zeros((2, len(position)))
     bad: list[BadRow] = []
     start = 0
-    for table in directory.iter_tables(_COLUMNS):
+    for table in directory.iter_tables(SCORE_COLUMNS):
         rows = slice(start, start + table.num_rows)
         start += table.num_rows
         scores[rows] = _floats(table, "anomaly_score")

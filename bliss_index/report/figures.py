@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,12 @@ _SHOWN = (0.001, 0.999)  # quantiles; few images far off would squeeze all other
 _MOST_CLASSES = 30
 _NAME_LENGTH = 28
 _DPI = 200
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Noto Sans KR",
+    "WenQuanYi Zen Hei", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Yu Gothic",
+    "Microsoft YaHei", "Malgun Gothic", "Noto Sans Devanagari", "Noto Sans Thai", "Nirmala UI",
+    "Arial Unicode MS",
+)  # fmt: skip
 _NORMAL, _ANOMALY, _BORDER = "#4878a8", "#d1603d", "#333333"
 
 
@@ -52,6 +59,7 @@ def score_histogram(found: Aggregate, anomaly: npt.NDArray[np.bool_] | None = No
         axes.legend(frameon=False)
     axes.set_xlabel("anomaly score (outermost bars hold all images beyond)")
     axes.set_ylabel("images")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 
@@ -62,7 +70,7 @@ def class_distributions(found: Aggregate) -> Figure:
     places = np.arange(len(classes))[::-1]
     axes.hlines(places, [c.low for c in classes], [c.high for c in classes], _NORMAL, linewidth=3)
     axes.plot([c.median for c in classes], places, "o", color=_BORDER, markersize=4)
-    axes.set_yticks(places, [shortened(c.name) for c in classes])
+    axes.set_yticks(places, [shortened(c.name) for c in classes], fontfamily=font_families())
     axes.set_ylim(-0.7, len(classes) - 0.3)
     if found.threshold is not None:
         axes.axvline(found.threshold, color=_BORDER, linestyle="--", linewidth=1)
@@ -73,8 +81,19 @@ def class_distributions(found: Aggregate) -> Figure:
 def to_png(figure: Figure) -> bytes:
     """Draw a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": ""})
+    with warnings.catch_warnings():
+        # A script that no font here has is drawn as boxes; the page's table has the names.
+        warnings.filterwarnings("ignore", r"Glyph .* missing from", UserWarning)
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": ""})
     return buffer.getvalue()
+
+
+def font_families() -> list[str]:
+    """matplotlib's own font, and after it those installed here that know other scripts."""
+    from matplotlib import font_manager
+
+    installed = set(font_manager.get_font_names())
+    return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in installed)]
 
 
 def shortened(name: str) -> str:

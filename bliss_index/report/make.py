@@ -143,6 +143,8 @@ def make_report(
         extremes=extremes,
         border=border,
         with_pictures=options.images is not None,
+        with_entries=any(picture.entries for picture in extremes),
+        lam=directory.manifest.settings["lam"],
         metrics=_metric_rows(metrics),
         settings=_settings(directory),
     )
@@ -179,8 +181,13 @@ def _template() -> Any:
     environment.filters["readable"] = readable
     environment.filters["count"] = lambda value: f"{value:,}"
     environment.filters["fixed"] = lambda value: "" if value is None else f"{value:.4f}"
-    environment.filters["percent"] = lambda value: f"{value:.2%}"
+    environment.filters["percent"] = percent
     return environment.get_template("template.html.j2")
+
+
+def percent(share: float) -> str:
+    """Write a share; a small one does not look like none."""
+    return f"{share:.2%}" if share == 0 or share >= 0.0001 else f"{100 * share:.1g}%"
 
 
 def readable(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,18 @@ import pyarrow.parquet as pq
 from bliss_index.errors import InvalidInputError
 
 _SUFFIXES = ".txt, .csv, .tsv, .npy or .parquet"
+
+# What numpy's parser of headers raises on damaged ones.
+NPY_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    SyntaxError,
+    RecursionError,
+    tokenize.TokenError,
+    OSError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,10 @@ def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[
 
 
 def _array(file: Path) -> list[Any]:
-    array = np.load(file, allow_pickle=False, mmap_mode="r")
+    try:
+        array = np.load(file, allow_pickle=False, mmap_mode="r")
+    except NPY_ERRORS as error:
+        raise InvalidInputError(f"{file} is no readable .npy file: {error}") from error
     if array.ndim != 1:
         raise InvalidInputError(
             f"{file} holds an array of shape {array.shape}, expected one value a row"

@@ -198,8 +198,10 @@ class DirectoryLock:
             else:  # its last owner removed the file between our open and our lock
                 os.close(descriptor)
         owner = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}"
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, owner.encode(), 0)
+        # Who holds it is said for people only; on a full disk the lock holds all the same.
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, owner.encode(), 0)
         return self
 
     def _is_current(self, descriptor: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,22 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.sources import BATCH_ROWS, EmbeddingBatch, SourceFile, as_float
 
 if TYPE_CHECKING:
     from bliss_index.store.source_parquet import MetadataTable
 
 _ARRAY_NAME = "embeddings"
-# What numpy's parser of headers raises on damaged ones.
-_HEADER_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    SyntaxError,
-    RecursionError,
-    tokenize.TokenError,
-    OSError,
-    EOFError,
+# What damaged archives raise besides: unknown compression, a password, an absurd size.
+_ARCHIVE_ERRORS = (
+    *NPY_ERRORS,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    MemoryError,
+    zlib.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -145,7 +144,7 @@ def read_npz(file: SourceFile) -> ArrayPart:
                     f"{file.name} has no array {_ARRAY_NAME!r}; it has {', '.join(arrays.files)}"
                 )
             array = arrays[_ARRAY_NAME]
-    except (*_HEADER_ERRORS, AttributeError, zlib.error, zipfile.BadZipFile) as error:
+    except _ARCHIVE_ERRORS as error:
         raise InvalidInputError(f"{file.name} cannot be read as .npz: {error}") from error
     if array.ndim != 2:
         raise InvalidInputError(
@@ -166,7 +165,7 @@ def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any]
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
             raise ValueError(f"format version {version} is not known")
-    except _HEADER_ERRORS as error:
+    except NPY_ERRORS as error:
         raise InvalidInputError(f"{name} cannot be read as .npy: {error}") from error
     if fortran or len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
         order = "column by column" if fortran else "row by row"
