@@ -11,6 +11,7 @@ do not do, the row is searched in full. What is in reach is rescored in float64,
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ _TILE_ENTRIES = 4096
 _PAIRS_AT_ONCE = 512
 _ROWS_AT_ONCE = 4096
 # Candidates kept beyond k: at first, and for the rows where those were too few.
-_SPARE, _SPARE_AT_MOST = 22, 512
+_SPARE, _SPARE_AT_MOST = 16, 512
 
 
 class TorchBackend:
@@ -57,7 +58,9 @@ class TorchBackend:
 
         self._torch = torch
         self._vocabulary = vocabulary
-        self._entries = torch.from_dlpack(vocabulary)
+        with warnings.catch_warnings():  # read-only arrays are welcome: nothing writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._entries = torch.from_numpy(vocabulary)
         self._k = k
         self._device = torch.device(device or "cpu")
         self._tile_rows, self._tile_entries = tile or (_TILE_ROWS, _TILE_ENTRIES)
@@ -136,7 +139,7 @@ class TorchBackend:
         self, proposal: Proposal, spare: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Rows and entries of all candidates, and the rows whose candidates are not all known."""
-        torch = self._torch
+        lib = self._torch
         k, size = self._k, self._vocabulary.shape[0]
         keep = min(size, k + spare)
         best: torch.Tensor | None = None
@@ -146,13 +149,13 @@ class TorchBackend:
             top, places = scores.topk(min(keep, scores.shape[1]), dim=1)
             places += first
             if best is not None and ids is not None:
-                top, places = torch.cat([best, top], 1), torch.cat([ids, places], 1)
+                top, places = lib.cat([best, top], 1), lib.cat([ids, places], 1)
                 top, order = top.topk(min(keep, top.shape[1]), dim=1)
                 places = places.gather(1, order)
             best, ids = top, places
         if best is None or ids is None:
             raise RuntimeError("a vocabulary without entries")
-        reach = reachable(torch, proposal, best[:, k - 1].float())
+        reach = reachable(lib, proposal, best[:, k - 1].float())
         passing = best.float() >= reach[:, None]
         overflowed = passing[:, -1] & (keep < size)
         row, column = (passing & ~overflowed[:, None]).nonzero(as_tuple=True)
@@ -191,7 +194,7 @@ class TorchBackend:
         return ids, scores[ids], errors[ids]
 
 
-def reachable(torch: Any, proposal: Proposal, kth: torch.Tensor) -> torch.Tensor:
+def reachable(lib: Any, proposal: Proposal, kth: torch.Tensor) -> torch.Tensor:
     """From the k-th best scores (n,) to the least scores that can still be among the k best.
 
     With b the bound and u the unit of rounding, a true score is at least s - u |s| - b and at most
@@ -199,11 +202,11 @@ def reachable(torch: Any, proposal: Proposal, kth: torch.Tensor) -> torch.Tensor
     with s; an entry is out of reach when its latter is below.
     """
     unit = proposal.unit
-    bounds = torch.from_numpy((proposal.bounds * (1 + 1e-6)).astype(np.float32)).to(kth.device)
+    bounds = lib.from_numpy((proposal.bounds * (1 + 1e-6)).astype(np.float32)).to(kth.device)
     # The last factor covers the roundings of these lines, in float32.
     loss = (unit + 2.0**-20) * kth.abs() + (2 + 2.0**-20) * bounds
     target = kth - loss
     above = target / (1 + 1.01 * unit)
     below = target / (1 - 1.01 * unit)
-    result: torch.Tensor = torch.where(target >= 0, above, below)
+    result: torch.Tensor = lib.where(target >= 0, above, below)
     return result
