@@ -310,7 +310,7 @@ void Workspace::prefetch_next() {
   const char* row = static_cast<const char*>(engine_.entries_.row(*next_++));
   --next_count_;
   const std::size_t bytes = engine_.dim_ * type_bytes(engine_.entries_.type);
-  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  for (std::size_t at = 0; at < std::min<std::size_t>(bytes, 256); at += 64) __builtin_prefetch(row + at);
 }
 
 }  // namespace bliss
