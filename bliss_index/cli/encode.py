@@ -61,7 +61,6 @@ def encode_text(
     from bliss_index.spooled_vocabulary import spool_vocabulary
     from bliss_index.vocabulary import (
         DEFAULT_TEMPLATE,
-        list_sources,
         load_vocabulary,
         render_prompts,
     )
@@ -69,15 +68,18 @@ def encode_text(
     templates = template or [DEFAULT_TEMPLATE]
     for one in templates:
         render_prompts([], one)
-    list_sources(words)
     unwanted = load_vocabulary([exclude]).entries if exclude is not None else ()
-    encoder = load_encoder(
-        model, _tag(model, pretrained), device=device, precision=precision, batch_size=batch_size
-    )
     with progress_line("reading the vocabulary") as progress:
         spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)
     with spooled as vocabulary:
         say(f"vocabulary: {vocabulary.describe()}")
+        encoder = load_encoder(
+            model,
+            _tag(model, pretrained),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+        )
         with timed() as seconds, progress_line("encoding text", len(vocabulary)) as progress:
             summary = encode_text_store(
                 encoder,
