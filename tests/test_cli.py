@@ -13,6 +13,7 @@ import pytest
 from bliss_reference import clip_like, reference_scores
 
 from bliss_index.calibration.labels import Labels
+from bliss_index.cli import console
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 
@@ -326,6 +327,18 @@ COMMANDS = ["demo", "encode-text", "encode-images", "import", "build", "calibrat
 def test_every_command_has_help(command):
     out, _ = run(command, "--help")
     assert "Usage" in out
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    with console.progress_line("encoding text", 1000) as progress:
+        for _ in range(8):
+            progress(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("encoding text: ")
+    assert all(" of 1,000, " in line and " rows/s, 0:0" in line for line in lines)
+    assert 2 <= len(lines) <= 4
 
 
 def test_the_start_imports_nothing_heavy():
