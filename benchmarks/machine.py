@@ -62,9 +62,8 @@ def describe_machine(threads: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
         "commit": _commit(),
-        "command": " ".join(
-            ["python", *(Path(a).name if a == sys.argv[0] else a for a in sys.argv)]
-        ),
+        # Files outside this directory by their name: where they lie is no part of the figure.
+        "command": " ".join(["python", *(Path(a).name if a[0:1] == "/" else a for a in sys.argv)]),
     }
 
 

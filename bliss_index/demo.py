@@ -17,11 +17,7 @@ from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.from_store import calibrate_store
 from bliss_index.calibration.labels import Labels
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import (
-    encode_image_store,
-    encode_text_store,
-    finished_store,
-)
+from bliss_index.encode.encode_store import encode_image_store, encode_text_store
 from bliss_index.encode.images import open_images
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.scenes import OBJECT_KINDS, draw_scene, scene_vocabulary
@@ -102,9 +98,8 @@ def run_demo(
     encoder = load_encoder(MODEL)
     say(f"encoding with {encoder.identity.describe()}")
     corpus = folder / "corpus"
-    if finished_store(corpus, "text") is None:
-        entries = load_vocabulary([vocabulary_file]).entries
-        encode_text_store(encoder, entries, corpus, templates=[DEFAULT_TEMPLATE])
+    entries = load_vocabulary([vocabulary_file]).entries
+    encode_text_store(encoder, entries, corpus, templates=[DEFAULT_TEMPLATE])
     calibration_store = _encode(encoder, folder, "calibration")
     test_store = _encode(encoder, folder, "test")
     say(f"{EmbeddingStore.open(corpus).rows} vocabulary entries, {test_store.rows} test images")
@@ -150,8 +145,6 @@ def run_demo(
 
 def _encode(encoder: Encoder, folder: Path, split: str) -> EmbeddingStore:
     output = folder / f"{split}-embeddings"
-    if (done := finished_store(output, "image")) is not None:
-        return done
     encode_image_store(encoder, open_images(folder / "images" / split), output, workers=0)
     return EmbeddingStore.open(output, kind="image")
 

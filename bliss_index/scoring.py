@@ -13,8 +13,9 @@ class c. The k entries are chosen by raw similarity, once per image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from bliss_index.search.protocol import TopKSearch
 
 BLOCK_ROWS = 1024
 _ENTRY_ROWS = 256
+
+Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,32 @@ class Scores:
     external: npt.NDArray[np.float64]
     similarities: npt.NDArray[np.float32]
     ids: npt.NDArray[np.int64]
+
+
+class Scorer(Protocol):
+    """What a bulk job asks of a scorer; images and results may stay where they are computed."""
+
+    calibration: Calibration
+
+    def stage(self, images: npt.NDArray[Any], /) -> Any:
+        """Bring (n, d) images to where they are scored; the result has a shape and can be cut."""
+        ...
+
+    def find(self, images: Any, /) -> tuple[Any, Any]:
+        """Search staged images: similarities and ids (n, k)."""
+        ...
+
+    def join(self, pieces: Sequence[Any], /) -> tuple[Any, Any]:
+        """Put the results of successive images together."""
+        ...
+
+    def combine(self, images: Any, similarities: Any, ids: Any, /) -> Scores:
+        """Score staged images whose search is done."""
+        ...
+
+    def contributions(self, scores: Scores, /) -> npt.NDArray[np.float64]:
+        """What each entry adds to the anomaly score: (n, k)."""
+        ...
 
 
 class ExternalTables:
@@ -130,18 +159,7 @@ class BlissScorer:
         threads: int | None = None,
         native: bool | None = None,
     ) -> None:
-        if not (np.isfinite(lam) and lam >= 0):
-            raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
-        if vocabulary.shape != (search.size, search.dim):
-            raise InvalidInputError(
-                f"the search is over {search.size} x {search.dim} entries, the vocabulary is "
-                f"{' x '.join(map(str, vocabulary.shape))}"
-            )
-        if calibration.dim != search.dim:
-            raise InvalidInputError(
-                f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
-                "were they encoded by the same model?"
-            )
+        require_fitting(search, vocabulary, calibration, lam)
         self.search = search
         self.calibration = calibration
         self.lam = float(lam)
@@ -155,6 +173,19 @@ class BlissScorer:
     def k(self) -> int:
         """Vocabulary entries per image."""
         return self.search.k
+
+    def stage(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Bring images to where they are scored: they are there."""
+        return images
+
+    def find(self, images: npt.NDArray[Any]) -> Found:
+        """Search (n, d) images: similarities and ids (n, k) of the entries nearest to them."""
+        return self.search.search(images)
+
+    def join(self, pieces: Sequence[Found]) -> Found:
+        """Put the results of successive images together."""
+        similarities, ids = zip(*pieces, strict=True)
+        return np.concatenate(similarities), np.concatenate(ids)
 
     def score(self, images: npt.NDArray[Any]) -> Scores:
         """Score (n, d) unit image embeddings.
@@ -248,6 +279,24 @@ class BlissScorer:
     ) -> npt.NDArray[np.float64]:
         scale = self.tables.scale[ids].astype(np.float64)
         return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
+
+
+def require_fitting(
+    search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
+) -> None:
+    """Raise InvalidInputError, naming both, unless these can be scored with together."""
+    if not (np.isfinite(lam) and lam >= 0):
+        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
+    if vocabulary.shape != (search.size, search.dim):
+        raise InvalidInputError(
+            f"the search is over {search.size} x {search.dim} entries, the vocabulary is "
+            f"{' x '.join(map(str, vocabulary.shape))}"
+        )
+    if calibration.dim != search.dim:
+        raise InvalidInputError(
+            f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
+            "were they encoded by the same model?"
+        )
 
 
 def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:

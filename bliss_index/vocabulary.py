@@ -54,16 +54,15 @@ class Vocabulary:
 
     def describe(self) -> str:
         """One line for a summary."""
-        return (
-            f"{len(self.entries)} entries of {self.read} read "
-            f"({self.empty} empty, {self.duplicate} duplicate, {self.excluded} excluded)"
-        )
+        return describe_counts(len(self), self.read, self.empty, self.duplicate, self.excluded)
 
 
 def load_vocabulary(
     sources: Sequence[str | Path] | str | Path, *, exclude: Iterable[str] = ()
 ) -> Vocabulary:
-    """Read and clean a vocabulary.
+    """Read and clean a vocabulary that fits into memory.
+
+    :func:`~bliss_index.spooled_vocabulary.spool_vocabulary` does the same for one that does not.
 
     Parameters
     ----------
@@ -81,16 +80,12 @@ def load_vocabulary(
     InvalidInputError
         A source that is missing, of unknown type or not UTF-8, an unclear column, nothing left.
     """
-    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
-    if not listed:
-        raise InvalidInputError("no vocabulary source given; name a file, or 'imagenet'")
-    if isinstance(exclude, str):
-        raise InvalidInputError(f"exclude must be a list of entries, got one string {exclude!r}")
-    unwanted = {clean_entry(name).casefold() for name in exclude}
+    listed = list_sources(sources)
+    unwanted = excluded_names(exclude)
     seen: dict[str, None] = {}
     read = empty = duplicate = excluded = 0
     for source in listed:
-        for raw in _rows(source):
+        for raw in iter_rows(source):
             read += 1
             entry = clean_entry(raw)
             if not entry:
@@ -101,13 +96,42 @@ def load_vocabulary(
                 excluded += 1
             else:
                 seen[entry] = None
-    if not seen:
-        raise InvalidInputError(
-            f"no vocabulary entries in {', '.join(map(str, listed))}: {read} rows read, {empty} "
-            f"empty, {excluded} excluded"
-        )
+    require_entries(listed, len(seen), read, empty, excluded)
     return Vocabulary(
         tuple(seen), read, empty, duplicate, excluded, tuple(str(source) for source in listed)
+    )
+
+
+def list_sources(sources: Sequence[str | Path] | str | Path) -> list[str | Path]:
+    """One source or several as a list; at least one."""
+    listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not listed:
+        raise InvalidInputError("no vocabulary source given; name a file, or 'imagenet'")
+    return listed
+
+
+def excluded_names(exclude: Iterable[str]) -> set[str]:
+    """Entries to leave out, cleaned, without regard to case."""
+    if isinstance(exclude, str):
+        raise InvalidInputError(f"exclude must be a list of entries, got one string {exclude!r}")
+    return {clean_entry(name).casefold() for name in exclude}
+
+
+def require_entries(
+    sources: Sequence[str | Path], kept: int, read: int, empty: int, excluded: int
+) -> None:
+    """Refuse a vocabulary of which nothing is left."""
+    if not kept:
+        raise InvalidInputError(
+            f"no vocabulary entries in {', '.join(map(str, sources))}: {read} rows read, {empty} "
+            f"empty, {excluded} excluded"
+        )
+
+
+def describe_counts(kept: int, read: int, empty: int, duplicate: int, excluded: int) -> str:
+    """One line on what became of the rows."""
+    return (
+        f"{kept} entries of {read} read ({empty} empty, {duplicate} duplicate, {excluded} excluded)"
     )
 
 
@@ -151,8 +175,8 @@ def render_prompts(entries: Iterable[str], template: str = DEFAULT_TEMPLATE) -> 
     return [template.format(entry) for entry in entries]
 
 
-def _rows(source: str | Path) -> Iterator[str]:
-    """Raw rows of one source."""
+def iter_rows(source: str | Path) -> Iterator[str]:
+    """Raw rows of one source, as :func:`load_vocabulary` takes it, read as they are asked for."""
     path = Path(source)
     if isinstance(source, str) and source in BUILT_IN and not path.exists():
         yield from _imagenet()

@@ -9,6 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bliss_index.search.device.choice import find_gpu
+
+if find_gpu()[0] is None:  # Triton's kernels then run on CPU tensors; read when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _interruptible() -> None:

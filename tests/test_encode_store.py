@@ -25,28 +25,26 @@ if find_spec("open_clip") is None:
 from bulk_fixtures import kill_at_random
 
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import encode_image_store, encode_text_store, finished_store
+from bliss_index.encode.encode_store import encode_image_store, encode_text_store
 from bliss_index.encode.images import open_images
 from bliss_index.encode.scenes import draw_scene
 from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.spooled_vocabulary import spool_vocabulary
 from bliss_index.store import EmbeddingStore, verify_store
-from bliss_index.vocabulary import render_prompts
+from bliss_index.vocabulary import load_vocabulary, render_prompts
 
 SCRIPT = """
 import pathlib, sys
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import (
-    encode_image_store, encode_text_store, finished_store,
-)
+from bliss_index.encode.encode_store import encode_image_store, encode_text_store
 from bliss_index.encode.images import open_images
+from bliss_index.spooled_vocabulary import spool_vocabulary
 if __name__ == "__main__":
     kind, source, out = sys.argv[1:]
-    if finished_store(out, kind):  # killed between its last commit and its end
-        sys.exit(0)
     encoder = load_encoder("bliss-tiny", device="cpu", batch_size=64)
     if kind == "text":
-        entries = [f"word number {i}" for i in range(16_000)]
-        encode_text_store(encoder, entries, out, templates=["a {}"], rows_per_shard=500)
+        with spool_vocabulary(source, out) as entries:
+            encode_text_store(encoder, entries, out, templates=["a {}"], rows_per_shard=500)
     else:
         encode_image_store(encoder, open_images(source), out, rows_per_shard=64, workers=1)
 """
@@ -84,9 +82,76 @@ def test_a_text_store_holds_the_encoders_embeddings(encoder, tmp_path):
     assert store.model == encoder.identity
     expected = encoder.encode_text(render_prompts(entries, "a photo of a {}"))
     np.testing.assert_allclose(store.embeddings(), expected, atol=2e-6)
-    assert finished_store(tmp_path / "s", "text").rows == 50
-    with pytest.raises(StoreError, match="complete store of text embeddings"):
-        finished_store(tmp_path / "s", "image")
+
+
+def test_a_list_on_disk_gives_the_same_bytes_as_one_in_memory(encoder, tmp_path):
+    lines = ["cat", " cat", "", "long " * 90, *(f"thing {i % 70}" for i in range(100)), "a\u0301"]
+    (tmp_path / "words.txt").write_text("\n".join(lines), encoding="utf-8")
+    options = {"templates": ["a {}", "one more {}"], "rows_per_shard": 16}
+    loaded = load_vocabulary(tmp_path / "words.txt")
+    first = encode_text_store(encoder, loaded.entries, tmp_path / "memory", **options)
+    with spool_vocabulary(tmp_path / "words.txt", tmp_path, block_rows=7) as spooled:
+        second = encode_text_store(encoder, spooled, tmp_path / "disk", **options)
+        third = encode_text_store(encoder, spooled, tmp_path / "disk", **options)
+    assert bytes_of(tmp_path / "disk") == bytes_of(tmp_path / "memory")
+    assert (first.rows, first.truncated) == (second.rows, second.truncated) == (73, 1)
+    assert (second.rows_now, third.rows_now, third.truncated) == (73, 0, 1)
+
+
+def test_a_complete_store_of_something_else_is_not_taken_for_done(encoder, pictures, tmp_path):
+    store, images = tmp_path / "text", tmp_path / "image"
+    encode_text_store(encoder, ["cat", "dog"], store, templates=["a {}"])
+    other = load_encoder("bliss-tiny", device="cpu", preprocess="authors")
+    refused = [
+        (lambda: encode_text_store(encoder, ["cat", "owl"], store, templates=["a {}"]), "entries_"),
+        (lambda: encode_text_store(encoder, ["cat", "dog"], store, templates=["the {}"]), "'the {"),
+        (
+            lambda: encode_text_store(
+                encoder, ["cat", "dog"], store, templates=["a {}"], dtype="float32"
+            ),
+            "dtype 'float16', asked for is 'float32'",
+        ),
+        (
+            lambda: encode_image_store(encoder, open_images(pictures), store),
+            "kind 'text', asked for is 'image'",
+        ),
+    ]
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(3):
+        draw_scene(np.random.default_rng(number), size=32).image.save(folder / f"{number}.png")
+    source = open_images(folder)
+    encode_image_store(encoder, source, images, workers=0)
+    assert encode_image_store(encoder, source, images, workers=0).rows_now == 0
+    refused.append((lambda: encode_image_store(other, source, images), "preprocess"))
+    for ask, message in refused:
+        with pytest.raises(StoreError) as caught:
+            ask()
+        assert message in str(caught.value)
+        assert "choose another output" in str(caught.value)
+    (folder / "3.png").write_bytes((folder / "2.png").read_bytes())
+    with pytest.raises(StoreError, match="complete with 3 images, .*pictures now has 4"):
+        encode_image_store(encoder, source, images)
+
+
+def test_a_folder_that_changed_is_not_continued(encoder, pictures, tmp_path, monkeypatch):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(4):
+        draw_scene(np.random.default_rng(number), size=32).image.save(folder / f"b{number}.png")
+    source = open_images(folder)
+
+    def stop(rows):
+        raise KeyboardInterrupt
+
+    options = {"workers": 0, "rows_per_shard": 2, "batch_size": 2}
+    with pytest.raises(KeyboardInterrupt):
+        encode_image_store(encoder, source, tmp_path / "s", progress=stop, **options)
+    (folder / "a.png").write_bytes((folder / "b0.png").read_bytes())
+    with pytest.raises(StoreError, match=r"row 1 was 'b1.png', now it is 'b0.png'"):
+        encode_image_store(encoder, source, tmp_path / "s", **options)
+    (folder / "a.png").unlink()
+    assert encode_image_store(encoder, source, tmp_path / "s", **options).rows_now == 2
 
 
 def test_an_ensemble_of_prompts(encoder, tmp_path):
@@ -133,7 +198,11 @@ def test_a_folder_a_tar_and_a_parquet_give_the_same(encoder, pictures, tmp_path)
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_killed_and_continued(pictures, tmp_path, kind):
     """SIGKILL at random moments: the finished store is the uninterrupted one, byte for byte."""
-    if kind == "image":
+    source = tmp_path / "many.txt"
+    if kind == "text":
+        lines = [f"word number {row % 16_000}\n" for row in range(16_500)]
+        source.write_text("".join(lines))
+    else:
         source = tmp_path / "many"
         source.mkdir()
         files = sorted(pictures.rglob("*.png"))
@@ -141,7 +210,7 @@ def test_killed_and_continued(pictures, tmp_path, kind):
             os.link(files[number % len(files)], source / f"{number:05}.png")
     script = tmp_path / "encode.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, str(script), kind, str(tmp_path / "many")]
+    command = [sys.executable, str(script), kind, str(source)]
     began = time.monotonic()
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
     whole = time.monotonic() - began
@@ -192,4 +261,4 @@ def test_bad_files_through_the_command_line(pictures, tmp_path):
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert again.returncode == 3
-    assert "is complete already: 11 images" in again.stderr
+    assert "was complete already: 11 images" in again.stderr

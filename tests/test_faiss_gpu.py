@@ -15,6 +15,7 @@ faiss = pytest.importorskip("faiss")
 from bliss_index.search.faiss_gpu import gpu_count, place_index, require_gpus  # noqa: E402
 from bliss_index.search.faiss_index import build_index  # noqa: E402
 from bliss_index.search.faiss_search import FaissSearch  # noqa: E402
+from bliss_index.synthetic import clip_like  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(gpu_count(faiss) == 0, reason="no GPU, or faiss for the CPU alone")
 
@@ -94,3 +95,57 @@ def test_gpu_indexes_against_brute_force(kind: str, storage: str, device: str) -
     np.testing.assert_allclose(similarities, np.take_along_axis(scores, ids, axis=1), rtol=2.0**-23)
     if kind == "flat":
         np.testing.assert_array_equal(ids, np.argsort(-scores, axis=1, kind="stable")[:, :10])
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_tensors_in_and_out(kind: str) -> None:
+    """On the CPU, where tensors are searched by the same calls."""
+    torch = pytest.importorskip("torch")
+    from bliss_index.search import TensorSearch, reference_search
+    from bliss_index.search.device.faiss_tensors import FaissTensorSearch
+
+    entries = clip_like(3000, 48, "text", 1, np.float16)
+    queries = clip_like(70, 48, "image", 2, np.float16)
+    entries[40:200] = entries[3]  # more equal entries than proposals
+    search = FaissTensorSearch(build_index(entries, kind, k=10, threads=1))
+    assert isinstance(search, TensorSearch)
+    similarities, ids = search.search_tensors(torch.from_numpy(queries))
+    scores = queries.astype(np.float64) @ entries.astype(np.float64).T
+    np.testing.assert_allclose(
+        similarities.numpy(), np.take_along_axis(scores, ids.numpy(), axis=1), rtol=2.0**-23
+    )
+    assert (np.diff(similarities.numpy(), axis=1) <= 0).all()
+    expected = reference_search(entries, queries, 10)
+    if kind == "flat":
+        np.testing.assert_array_equal(ids.numpy(), expected[1])
+        np.testing.assert_array_equal(similarities.numpy(), expected[0])
+        assert search.statistics.queries == 70
+    else:
+        found = [
+            len(set(a) & set(b)) for a, b in zip(ids.tolist(), expected[1].tolist(), strict=True)
+        ]
+        assert np.mean(found) > 5
+    with pytest.raises(InvalidInputError, match=r"row\(s\) 2"):
+        search.search_tensors(torch.tensor([[0.0] * 48, [1.0] * 48, [float("nan")] * 48]))
+    with pytest.raises(InvalidInputError, match="shape .2, 47. on cpu do not fit .* dimension 48"):
+        search.search_tensors(torch.zeros((2, 47)))
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_tensors_on_a_gpu(storage: str) -> None:
+    torch = pytest.importorskip("torch")
+    from bliss_index.search import reference_search
+    from bliss_index.search.device.faiss_tensors import FaissTensorSearch
+
+    entries = clip_like(20_000, 128, "text", 1, np.float16)
+    queries = clip_like(300, 128, "image", 2, np.float16)
+    index, placement = place_index(
+        build_index(entries, "flat", k=10).index, "flat", "cuda:0", storage=storage
+    )
+    search = FaissTensorSearch(FaissSearch(index, entries, 10, kind="flat", placement=placement))
+    similarities, ids = search.search_tensors(torch.from_numpy(queries).cuda())
+    expected = reference_search(entries, queries, 10)
+    np.testing.assert_array_equal(ids.cpu().numpy(), expected[1])
+    np.testing.assert_array_equal(similarities.cpu().numpy(), expected[0])

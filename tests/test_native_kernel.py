@@ -18,7 +18,9 @@ from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 
 native, found_kernel = load_native()
-KERNELS = [k for k in ("avx512-vnni", "avx2") if native is not None and native.has_kernel(k)]
+KERNELS = [
+    k for k in ("amx-int8", "avx512-vnni", "avx2") if native is not None and native.has_kernel(k)
+]
 Array = npt.NDArray[Any]
 
 

@@ -219,6 +219,7 @@ def run_job(
             threads=settings.threads or 1,
             workers=options.workers,
             budget=options.memory,
+            on_gpu=settings.on_gpu,
         )
         listener.planned(plan, manifest.rows, state.rows)
         state.require_few_bad()

@@ -11,6 +11,7 @@ from bliss_index.errors import InvalidInputError, JobError
 from bliss_index.scoring import BLOCK_ROWS
 
 MOST_BATCH_ROWS = 8192
+MOST_BATCH_ROWS_ON_GPU = 65536
 LEAST_BATCH_ROWS = 64
 _BASE_BYTES = 512 << 20  # the interpreter and its libraries
 _THREAD_BYTES = 12 << 20
@@ -74,6 +75,7 @@ def plan_memory(
     threads: int,
     workers: int,
     budget: int | None = None,
+    on_gpu: bool = False,
 ) -> MemoryPlan:
     """Choose the largest batch that keeps a job within its budget.
 
@@ -86,7 +88,9 @@ def plan_memory(
     workers
         Processes.
     budget
-        Bytes; by default 80 % of what is available now.
+        Bytes of the host; by default 80 % of what is available now.
+    on_gpu
+        Whether batches go to a GPU, which wants larger ones.
 
     Raises
     ------
@@ -108,7 +112,8 @@ def plan_memory(
             f"memory for {entries} entries and {classes} classes, the budget is "
             f"{format_bytes(allowed)}; raise --memory, lower --workers, or use a smaller vocabulary"
         )
-    batch_rows = int(min(MOST_BATCH_ROWS, rows))
+    most = MOST_BATCH_ROWS_ON_GPU if on_gpu else MOST_BATCH_ROWS
+    batch_rows = int(min(most, rows))
     batch = block + batch_rows * row
     return MemoryPlan(vocabulary, search, tables, batch, workers, batch_rows, allowed)
 

@@ -18,7 +18,7 @@ from bliss_index.bulk.inputs import InputPart, InputRows
 from bliss_index.bulk.memory import is_out_of_memory
 from bliss_index.bulk.prefetch import prefetched
 from bliss_index.bulk.records import PartRecord, output_name, record_path
-from bliss_index.scoring import BlissScorer, Scores
+from bliss_index.scoring import Scorer, Scores
 from bliss_index.store.files import atomic_file
 from bliss_index.store.schema import OK
 from bliss_index.thresholds import conformal_p_values
@@ -27,7 +27,7 @@ ROW_GROUP_ROWS = 16384
 _BATCHES_BEHIND = 2
 _LEAST_BATCH_ROWS = 16
 
-Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+Found = tuple[Any, Any]  # similarities and ids (n, k), arrays or tensors
 
 
 def scores_schema(*, explain: bool, flag: bool, p_values: bool = False) -> pa.Schema:
@@ -77,7 +77,7 @@ class PartScorer:
 
     def __init__(
         self,
-        scorer: BlissScorer,
+        scorer: Scorer,
         directory: Path,
         *,
         batch_rows: int,
@@ -149,17 +149,22 @@ class PartScorer:
         """
         with ThreadPoolExecutor(1, thread_name_prefix="write") as pool:
             pending: deque[Future[InputRows]] = deque()
-            for rows in prefetched(part.read(self._batch_rows)):
-                found = self._search(_good_rows(rows))
-                pending.append(pool.submit(self._finish, rows, found, output))
+            for rows, images in prefetched(self._staged(part)):
+                found = self._search(images)
+                pending.append(pool.submit(self._finish, rows, images, found, output))
                 while len(pending) > _BATCHES_BEHIND:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
 
-    def _finish(self, rows: InputRows, found: Found, output: _Output) -> InputRows:
+    def _staged(self, part: InputPart) -> Iterator[tuple[InputRows, Any]]:
+        """Read batches and bring their good rows to where they are scored."""
+        for rows in part.read(self._batch_rows):
+            yield rows, self._scorer.stage(_good_rows(rows))
+
+    def _finish(self, rows: InputRows, images: Any, found: Found, output: _Output) -> InputRows:
         """Score rows whose search is done, and write them."""
-        scores = self._scorer.combine(_good_rows(rows), *found)
+        scores = self._scorer.combine(images, *found)
         output.add(self._table(rows, scores))
         return rows
 
@@ -203,14 +208,14 @@ class PartScorer:
             columns.append(lists(contributions, pa.float32()))
         return pa.Table.from_arrays(columns, schema=self._schema)
 
-    def _search(self, images: npt.NDArray[Any]) -> Found:
+    def _search(self, images: Any) -> Found:
         """Find the nearest entries of rows, in halves when memory runs out."""
         pieces: list[Found] = []
         start = 0
         while start < images.shape[0] or not pieces:
             piece = images[start : start + self._batch_rows]
             try:
-                pieces.append(self._scorer.search.search(piece))
+                pieces.append(self._scorer.find(piece))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or self._batch_rows <= _LEAST_BATCH_ROWS:
                     raise
@@ -218,9 +223,7 @@ class PartScorer:
                 self._notify(f"out of memory: going on with batches of {self._batch_rows} images")
                 continue
             start += max(1, piece.shape[0])
-        if len(pieces) == 1:
-            return pieces[0]
-        return np.concatenate([p[0] for p in pieces]), np.concatenate([p[1] for p in pieces])
+        return pieces[0] if len(pieces) == 1 else self._scorer.join(pieces)
 
 
 class _Output:

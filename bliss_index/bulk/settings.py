@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,16 @@ import numpy.typing as npt
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.normal_scores import NormalScores, ScoreIdentity
-from bliss_index.scoring import BlissScorer
+from bliss_index.scoring import BlissScorer, Scorer
+from bliss_index.search.protocol import TensorSearch
 from bliss_index.store import EmbeddingStore, require_same_model
 from bliss_index.thresholds import threshold_at
 
 if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
 
-_GPU_NODES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-EXACT_SEARCHES = ("auto", "native", "torch", "faiss")
+EXACT_SEARCHES = ("auto", "native", "torch", "cuda", "faiss")
+_TORCH_SEARCHES = ("auto", "torch", "cuda")  # those that a device says something to
 INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
 
 
@@ -36,8 +36,8 @@ class ScoreSettings:
     k, lam
         Entries per image, and the weight of the external score.
     search
-        "auto" takes the fastest exact search, "native", "torch" and "faiss" name one, and "flat",
-        "ivf", "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
+        "auto" takes the fastest exact search, "native", "torch", "cuda" and "faiss" name one, and
+        "flat", "ivf", "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
     device
         "auto", "cpu", or a torch device such as "cuda:0".
     threads
@@ -92,6 +92,12 @@ class ScoreSettings:
     def is_exact(self) -> bool:
         """Whether the search finds the true top k, however it does it."""
         return self.search in EXACT_SEARCHES or self.search == "flat"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether scores are computed on a GPU, and not only entries found there."""
+        on_device = _torch_device(self.device) or ""
+        return self.search in _TORCH_SEARCHES and on_device.startswith("cuda")
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -157,6 +163,7 @@ class ScoringInputs:
             "lam": settings.lam,
             "search": search,
             "explain": settings.explain,
+            "scores computed on": "GPU" if settings.on_gpu else "processor",
             "threshold": self.threshold,
             "normal scores": None if self.normal is None else self.normal.content_hash,
             "corpus content hash": self.corpus.content_hash,
@@ -179,9 +186,8 @@ class ScoringInputs:
         settings = self.settings
         if settings.search != "auto":
             return settings, ""
-        device = _torch_device(settings.device)
-        if device is not None:
-            return settings, f"exact search on {device}"
+        if settings.on_gpu:
+            return settings, f"exact search on {_torch_device(settings.device)}"
         from bliss_index.search.choice import choose_search
 
         choice = choose_search(
@@ -192,6 +198,18 @@ class ScoringInputs:
             threads=settings.threads,
         )
         return replace(settings, search=choice.name), choice.reason
+
+    def job_scorer(self) -> Scorer:
+        """Prepare what scores a job's images: on a GPU where the settings name one."""
+        if not self.settings.on_gpu:
+            return self.make_scorer()
+        from bliss_index.device_scoring import DeviceScorer
+
+        entries = self.corpus.embeddings()
+        search = self._open_search(entries)
+        if not isinstance(search, TensorSearch):
+            raise InvalidInputError(f"search {search.name!r} does not keep tensors on a GPU")
+        return DeviceScorer(search, entries, self.calibration, lam=self.settings.lam)
 
     def make_scorer(self) -> BlissScorer:
         """Prepare the search and the tables; takes memory and time."""
@@ -221,7 +239,7 @@ class ScoringInputs:
             entries,
             settings.k,
             threads=settings.threads,
-            device=_torch_device(settings.device),
+            device=_torch_device(settings.device) if settings.search in _TORCH_SEARCHES else None,
         )
 
     def _index_sha256(self) -> str:
@@ -243,9 +261,6 @@ def _torch_device(device: str) -> str | None:
         return None
     if device != "auto":
         return device
-    # Importing torch takes a second and 200 MB: only where the system has a GPU's driver at all.
-    if sys.platform == "linux" and not any(Path(node).exists() for node in _GPU_NODES):
-        return None
-    import torch
+    from bliss_index.search.device.choice import find_gpu
 
-    return "cuda" if torch.cuda.is_available() else None
+    return find_gpu()[0]

@@ -74,7 +74,7 @@ class PartWorker:
         self._input = open_input(task.location, task.columns)
         require_same(task.identity, job_identity(inputs, self._input), task.directory)
         self._scorer = PartScorer(
-            inputs.make_scorer(),
+            inputs.job_scorer(),
             Path(task.directory),
             batch_rows=task.batch_rows,
             entries=entries,

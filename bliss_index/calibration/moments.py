@@ -117,7 +117,7 @@ class ClassMoments:
         m = rows.shape[0]
         mu, sigma = np.empty(m), np.empty(m)
         few = self.images
-        spread = self._scatter() if few is None else (few - self.mean).T
+        spread = self.spread()
         for start in range(0, m, _ENTRY_BLOCK):
             # Blocks of one size: a matrix product's last bits may depend on its shape.
             block = np.zeros((_ENTRY_BLOCK, self.dim))
@@ -129,6 +129,13 @@ class ClassMoments:
             mu[start : start + _ENTRY_BLOCK] = (block @ self.mean)[: part.shape[0]]
             sigma[start : start + _ENTRY_BLOCK] = np.sqrt(np.maximum(square, 0.0) / self.count)
         return mu, sigma + SIGMA_FLOOR
+
+    def spread(self) -> npt.NDArray[np.float64]:
+        """What deviations follow from: the scatter (d, d); centred images (d, n) of a small class.
+
+        The sum of squares of <x - mean, t> is t' scatter t, or that of the products with t.
+        """
+        return self._scatter() if self.images is None else (self.images - self.mean).T
 
     def _scatter(self) -> npt.NDArray[np.float64]:
         if self.scatter is not None:

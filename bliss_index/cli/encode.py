@@ -57,29 +57,34 @@ def encode_text(
 ) -> None:
     """Encode a vocabulary into a corpus. Run again after an interruption, it continues."""
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_text_store, finished_store
+    from bliss_index.encode.encode_store import encode_text_store
+    from bliss_index.spooled_vocabulary import spool_vocabulary
     from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary
 
     unwanted = load_vocabulary([exclude]).entries if exclude is not None else ()
-    vocabulary = load_vocabulary(words, exclude=unwanted)
-    say(f"vocabulary: {vocabulary.describe()}")
-    if (done := finished_store(out, "text")) is not None:
-        say(f"{out} is complete already: {done.rows} entries ({done.model.describe()})")
-        _report(out, {"path": str(out), "rows": done.rows, "rows_now": 0}, as_json)
-        return
-    encoder = load_encoder(
-        model, _tag(model, pretrained), device=device, precision=precision, batch_size=batch_size
-    )
-    with timed() as seconds, progress_line("encoding text", len(vocabulary)) as progress:
-        summary = encode_text_store(
-            encoder,
-            vocabulary.entries,
-            out,
-            templates=template or [DEFAULT_TEMPLATE],
-            dtype=dtype,
-            progress=progress,
+    with progress_line("reading the vocabulary") as progress:
+        spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)
+    with spooled as vocabulary:
+        say(f"vocabulary: {vocabulary.describe()}")
+        encoder = load_encoder(
+            model,
+            _tag(model, pretrained),
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
         )
-        facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
+        with timed() as seconds, progress_line("encoding text", len(vocabulary)) as progress:
+            summary = encode_text_store(
+                encoder,
+                vocabulary,
+                out,
+                templates=template or [DEFAULT_TEMPLATE],
+                dtype=dtype,
+                progress=progress,
+            )
+            facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
+    if not summary.rows_now:
+        say(f"{out} was complete already: {summary.rows} entries")
     if summary.truncated:
         say(
             f"{summary.truncated} entries are longer than the model's {encoder.context_length} "
@@ -118,15 +123,10 @@ def encode_images(
 ) -> None:
     """Encode images into a store. Images that cannot be decoded keep their row, with a reason."""
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_image_store, finished_store
+    from bliss_index.encode.encode_store import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.pipeline import PipelineTimes
 
-    if (done := finished_store(out, "image")) is not None:
-        say(f"{out} is complete already: {done.rows} images ({done.model.describe()})")
-        facts = {"path": str(out), "rows": done.rows, "bad_rows": done.bad_rows, "rows_now": 0}
-        _report(out, facts, as_json)
-        raise typer.Exit(EXIT_QUARANTINED if done.bad_rows else 0)
     source = open_images(images)
     encoder = load_encoder(
         model,
@@ -149,6 +149,8 @@ def encode_images(
             times=times,
         )
         facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
+    if not summary.rows_now:
+        say(f"{out} was complete already: {summary.rows} images")
     facts["encoder_busy"] = round(times.busy, 3)
     facts["model"] = encoder.identity.describe()
     if source.skipped:

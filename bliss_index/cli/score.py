@@ -44,8 +44,8 @@ def score(
         str,
         typer.Option(
             "--search",
-            help="'auto' (fastest exact), 'native', 'torch', 'faiss', or the corpus's index: "
-            "'flat', 'ivf', 'ivfpq', 'hnsw', 'cagra'.",
+            help="'auto' (fastest exact), 'native', 'torch', 'cuda', 'faiss', or the corpus's "
+            "index: 'flat', 'ivf', 'ivfpq', 'hnsw', 'cagra'.",
         ),
     ] = "auto",
     devices: Annotated[

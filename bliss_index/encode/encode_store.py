@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bliss_index.encode.images import ImageSource
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.pipeline import iter_encoded
 from bliss_index.errors import InvalidInputError, StoreError
-from bliss_index.store import EmbeddingStore, StoreWriter
+from bliss_index.spooled_vocabulary import SpooledVocabulary
+from bliss_index.store import ModelIdentity, StoreWriter, require_same_model
 from bliss_index.store.manifest import MANIFEST_NAME, StoreManifest
 from bliss_index.vocabulary import render_prompts
 
 Progress = Callable[[int], None]
 TEXT_ROWS_PER_SHARD = 16384
 IMAGE_ROWS_PER_SHARD = 4096
+_INCIDENTAL = ("device", "text_positions")  # they change the last digits at most
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class EncodeSummary:
     rows_now
         Rows that this run encoded; fewer than `rows` after a continuation.
     truncated
-        Texts longer than the model's context, of which the end was cut off.
+        Entries with a prompt longer than the model's context, of which the end was cut off.
     """
 
     path: str
@@ -46,7 +51,7 @@ class EncodeSummary:
 
 def encode_text_store(
     encoder: Encoder,
-    entries: Sequence[str],
+    entries: Sequence[str] | SpooledVocabulary,
     output: str | Path,
     *,
     templates: Sequence[str],
@@ -56,12 +61,15 @@ def encode_text_store(
 ) -> EncodeSummary:
     """Encode entries into a text store, or go on where an earlier run stopped.
 
+    A complete store of the same entries, model and settings is left as it is.
+
     Parameters
     ----------
     encoder
         The model.
     entries
-        W different texts; they become the keys too.
+        W different texts; they become the keys too. Of a
+        :class:`~bliss_index.spooled_vocabulary.SpooledVocabulary` one shard's are held in memory.
     output
         Directory of the store.
     templates
@@ -73,42 +81,75 @@ def encode_text_store(
 
     Raises
     ------
-    StoreError, OutputError
-        The output cannot be begun or continued.
+    StoreError, ModelMismatchError, OutputError
+        The output cannot be begun or continued, or it is complete and of something else.
     """
-    if not entries:
+    if not len(entries):
         raise InvalidInputError("there are no entries to encode")
     if not templates:
         raise InvalidInputError(
             "at least one template is needed, such as 'This is a photo of a {}'"
         )
-    digest = hashlib.sha256("\n".join(entries).encode("utf-8", "surrogatepass")).hexdigest()
-    attributes = {**encoder.settings, "templates": list(templates), "entries_sha256": digest}
-    single = templates[0] if len(templates) == 1 else None
-    truncated = encoder.count_truncated(render_prompts(entries, templates[0]))
+    for template in templates:
+        render_prompts([], template)  # refuses a malformed one before anything is written
+    wanted: dict[str, Any] = {
+        "kind": "text",
+        "model": encoder.identity,
+        "dim": encoder.dim,
+        "dtype": dtype,
+        "prompt": " | ".join(templates),
+        "attributes": {
+            **encoder.settings,
+            "templates": list(templates),
+            "entries_sha256": _entries_sha256(entries),
+        },
+    }
+    if (done := _complete(output, **wanted)) is not None:
+        cut = sum(
+            _count_truncated(encoder, p, templates) for _, p in _parts(entries, rows_per_shard)
+        )
+        return EncodeSummary(str(output), done.rows, 0, 0, cut)
+    truncated = 0
+    distinct = isinstance(entries, SpooledVocabulary)
     with StoreWriter(
-        output,
-        kind="text",
-        model=encoder.identity,
-        dim=encoder.dim,
-        dtype=dtype,
-        prompt=single if single is not None else " | ".join(templates),
-        rows_per_shard=rows_per_shard,
-        attributes=attributes,
+        output, rows_per_shard=rows_per_shard, distinct_keys=distinct, **wanted
     ) as writer:
         first = writer.rows
-        if progress is not None and first:
-            progress(first)
         # Whole shards at a time: a continued run forms the same batches, and so the same bytes.
-        for start in range(first, len(entries), rows_per_shard):
-            part = list(entries[start : start + rows_per_shard])
-            if single is not None:
-                rows = encoder.encode_text(render_prompts(part, single), progress=progress)
+        for start, part in _parts(entries, rows_per_shard):
+            truncated += _count_truncated(encoder, part, templates)
+            if start < first:  # committed by an earlier run
+                if progress is not None:
+                    progress(len(part))
+                continue
+            if len(templates) == 1:
+                rows = encoder.encode_text(render_prompts(part, templates[0]), progress=progress)
             else:
                 rows = encoder.encode_ensemble(part, templates, progress=progress)
             writer.append(part, rows, texts=part)
         manifest = writer.close()
     return EncodeSummary(str(output), manifest.rows, 0, manifest.rows - first, truncated)
+
+
+def _entries_sha256(entries: Sequence[str] | SpooledVocabulary) -> str:
+    if isinstance(entries, SpooledVocabulary):
+        return entries.sha256
+    return hashlib.sha256("\n".join(entries).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _parts(
+    entries: Sequence[str] | SpooledVocabulary, size: int
+) -> Iterator[tuple[int, list[str]]]:
+    source = iter(entries)
+    for start in range(0, len(entries), size):
+        yield start, list(itertools.islice(source, size))
+
+
+def _count_truncated(encoder: Encoder, part: Sequence[str], templates: Sequence[str]) -> int:
+    cut = np.zeros(len(part), dtype=bool)
+    for template in templates:
+        cut |= encoder.find_truncated(render_prompts(part, template))
+    return int(cut.sum())
 
 
 def encode_image_store(
@@ -122,6 +163,8 @@ def encode_image_store(
     **pipeline: Any,
 ) -> EncodeSummary:
     """Encode images into an image store, or go on where an earlier run stopped.
+
+    A complete store of the same source, model and settings is left as it is.
 
     Rows out = rows in: an image that cannot be decoded keeps its row, with a status and a reason.
 
@@ -140,21 +183,36 @@ def encode_image_store(
     pipeline
         Options of :func:`bliss_index.encode.pipeline.iter_encoded`: workers, batch_size, timeout,
         max_pixels, times.
+
+    Raises
+    ------
+    StoreError, ModelMismatchError, OutputError
+        The output cannot be begun or continued, or it is complete and of something else; or the
+        source's images are no longer those that an earlier run began with.
     """
-    attributes = {**encoder.settings, "source": source.name}
+    wanted: dict[str, Any] = {
+        "kind": "image",
+        "model": encoder.identity,
+        "dim": encoder.dim,
+        "dtype": dtype,
+        "prompt": None,
+        "attributes": {**encoder.settings, "source": source.name},
+    }
+    if (done := _complete(output, **wanted)) is not None:
+        if (found := source.rows()) != done.rows:
+            raise StoreError(
+                f"{output} is complete with {done.rows} images, {source.name} now has {found}; "
+                "choose another output for the images as they are now, or remove it first"
+            )
+        return EncodeSummary(str(output), done.rows, done.bad_rows, 0)
     with StoreWriter(
-        output,
-        kind="image",
-        model=encoder.identity,
-        dim=encoder.dim,
-        dtype=dtype,
-        metadata=source.metadata_schema,
-        rows_per_shard=rows_per_shard,
-        attributes=attributes,
+        output, metadata=source.metadata_schema, rows_per_shard=rows_per_shard, **wanted
     ) as writer:
         first = writer.rows
-        if progress is not None and first:
-            progress(first)
+        if first:
+            _require_unchanged(source, first - 1, writer.last_key)
+            if progress is not None:
+                progress(first)
         for batch in iter_encoded(encoder, source, start=first, align=rows_per_shard, **pipeline):
             writer.append(
                 batch.keys,
@@ -169,22 +227,50 @@ def encode_image_store(
     return EncodeSummary(str(output), manifest.rows, manifest.bad_rows, manifest.rows - first)
 
 
-def finished_store(output: str | Path, kind: str) -> EmbeddingStore | None:
-    """Return the store if an earlier run completed it, so that running again is harmless.
-
-    Raises
-    ------
-    StoreError
-        A complete store of the other kind stands there.
-    """
+def _complete(
+    output: str | Path,
+    *,
+    kind: str,
+    model: ModelIdentity,
+    dim: int,
+    dtype: str,
+    prompt: str | None,
+    attributes: dict[str, Any],
+) -> StoreManifest | None:
+    """The manifest of a store that an earlier run completed, so that running again is harmless."""
     if not (Path(output) / MANIFEST_NAME).is_file():
         return None
     manifest = StoreManifest.read(Path(output))
     if not manifest.complete:
         return None
-    if manifest.kind != kind:
+    require_same_model(manifest.model, model, f"the complete store {output}", "what is asked for")
+    before = {
+        **manifest.settings(),
+        **manifest.attributes,
+        "preprocess": manifest.model.preprocess,
+    }
+    now = {
+        "kind": kind,
+        "dim": dim,
+        "dtype": dtype,
+        "prompt": prompt,
+        "preprocess": model.preprocess,
+        **attributes,
+    }
+    for name, value in now.items():
+        if name not in _INCIDENTAL and before.get(name) != value:
+            raise StoreError(
+                f"{output} holds a complete store with {name} {before.get(name)!r}, asked for is "
+                f"{value!r}; choose another output, or remove it first"
+            )
+    return manifest
+
+
+def _require_unchanged(source: ImageSource, row: int, key: str) -> None:
+    """Refuse to go on in a source of which earlier rows have moved."""
+    found = next((item.key for item in source.iter(row)), None)
+    if found != key:
         raise StoreError(
-            f"{output} already holds a complete store of {manifest.kind} embeddings; choose "
-            "another output"
+            f"{source.name} has changed since the store was begun: row {row} was {key!r}, now it "
+            f"is {found!r}; restore the images, or choose another output"
         )
-    return EmbeddingStore(Path(output), manifest)

@@ -155,9 +155,13 @@ class Encoder:
                 progress(len(part))
         return _unit_or_raise(total, lambda row: f"the prompts of entry {entries[row]!r:.80}")
 
+    def find_truncated(self, texts: Sequence[str]) -> np.ndarray:
+        """Which texts, (n,) bool, do not fit into the context length."""
+        return self._tokenizer.find_truncated(_checked_texts(texts))
+
     def count_truncated(self, texts: Sequence[str]) -> int:
         """Number of texts that do not fit into the context length."""
-        return self._tokenizer.count_truncated(_checked_texts(texts))
+        return int(self.find_truncated(texts).sum())
 
     def encode_images(
         self, images: Sequence[Image | str | Path | bytes], *, progress: Progress | None = None

@@ -15,6 +15,7 @@ from bliss_index.errors import EncoderError, MissingDependencyError
 
 # ftfy and html.unescape change nothing in printable ASCII without "&"; they cost more than BPE.
 _PLAIN = re.compile(r"[ -%'-~]+")
+_MOST_WORDS = 200_000  # whose byte pairs are remembered, about 40 MB
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,18 @@ class Tokenizer:
             table[row, : len(kept)] = kept
         return Tokens(table, truncated)
 
-    def count_truncated(self, texts: Sequence[str]) -> int:
-        """Number of texts with more tokens than the context length."""
-        return sum(len(ids) > self.context_length for ids in self._encode(texts))
+    def find_truncated(self, texts: Sequence[str]) -> np.ndarray:
+        """Which texts, (n,) bool, have more tokens than the context length."""
+        result = np.zeros(len(texts), dtype=bool)
+        # A byte pair is at least one character: a short text need not be tokenised to know.
+        long = [row for row, text in enumerate(texts) if not self._surely_fits(text)]
+        lists = self._encode([texts[row] for row in long])
+        result[long] = [len(ids) > self.context_length for ids in lists]
+        return result
+
+    def _surely_fits(self, text: str) -> bool:
+        bytewise = self._pads_with_zero and _PLAIN.fullmatch(text) is not None
+        return bytewise and len(text) + 2 <= self.context_length
 
 
 def load_tokenizer(source: ModelSource) -> Tokenizer:
@@ -130,6 +140,9 @@ def _byte_pair_tokenizer(
 
     def encode(texts: Sequence[str]) -> list[list[int]]:
         start, end = tokenizer.sot_token_id, tokenizer.eot_token_id
+        if len(tokenizer.cache) > _MOST_WORDS:  # it would keep every word of a list of any length
+            specials = [tokenizer.decoder[mark] for mark in tokenizer.all_special_ids]
+            tokenizer.cache = {mark: mark for mark in specials}
         result = []
         for item in texts:
             if clean == "lower" and _PLAIN.fullmatch(item):

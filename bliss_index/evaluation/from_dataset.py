@@ -7,10 +7,8 @@ from pathlib import Path
 
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import encode_image_store, finished_store
-from bliss_index.encode.model import Encoder
-from bliss_index.errors import StoreError
-from bliss_index.evaluation.datasets import DatasetSplit, dataset_of_protocol, open_dataset
+from bliss_index.encode.encode_store import encode_image_store
+from bliss_index.evaluation.datasets import dataset_of_protocol, open_dataset
 from bliss_index.evaluation.from_stores import evaluate_stores
 from bliss_index.evaluation.protocol_run import ProtocolReport
 from bliss_index.store import EmbeddingStore, require_same_model
@@ -69,7 +67,8 @@ def evaluate_dataset(
     splits = {"train": dataset.train, "test": dataset.test}
     for name, split in splits.items():
         notify(f"{dataset.name}: {len(split.labels.values)} images, {name}")
-        _encode(encoder, split, Path(encoded) / name, progress)
+        # What is encoded already stays; a store of anything else is refused.
+        encode_image_store(encoder, split.source, Path(encoded) / name, progress=progress)
     texts = encoder.encode_text(render_prompts(dataset.classes, DEFAULT_TEMPLATE))
     classes = ClassTexts(
         dataset.classes, texts, encoder.identity, f"the classes of {dataset.name}", DEFAULT_TEMPLATE
@@ -78,21 +77,3 @@ def evaluate_dataset(
         Path(encoded) / "test", dataset.test.labels, Path(encoded) / "train", dataset.train.labels,
         classes, corpus, protocol, detectors=detectors, k=k, threads=threads,
     )  # fmt: skip
-
-
-def _encode(encoder: Encoder, split: DatasetSplit, output: Path, progress: Progress | None) -> None:
-    """Encode a split unless that is done; a store of anything else is refused."""
-    done = finished_store(output, "image")
-    if done is None:
-        encode_image_store(encoder, split.source, output, progress=progress)
-        return
-    attributes = done.manifest.attributes
-    for name, before, now in (
-        ("source", attributes.get("source"), split.source.name),
-        ("model", done.model.to_json(), encoder.identity.to_json()),
-    ):
-        if before != now:
-            raise StoreError(
-                f"{output} was encoded with {name} {before!r}, now it is {now!r}; choose another "
-                "directory, or remove it"
-            )

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bliss_index.search.exact import ExactSearch, available_backends, exact_search
-    from bliss_index.search.protocol import SearchStatistics, TopKSearch
+    from bliss_index.search.protocol import SearchStatistics, TensorSearch, TopKSearch
     from bliss_index.search.reference import reference_search
 
 __all__ = [
     "ExactSearch",
     "SearchStatistics",
+    "TensorSearch",
     "TopKSearch",
     "available_backends",
     "exact_search",
@@ -24,6 +25,7 @@ __all__ = [
 _HOMES = {
     "ExactSearch": "exact",
     "SearchStatistics": "protocol",
+    "TensorSearch": "protocol",
     "TopKSearch": "protocol",
     "available_backends": "exact",
     "exact_search": "exact",

@@ -7,25 +7,27 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.protocol import SearchStatistics
 
-BACKENDS = ("native", "torch")
-_CHUNK_ROWS = 8192
+BACKENDS = ("native", "torch", "cuda")
 
 
 class _Backend(Protocol):
     name: str
     description: str
+
+    @property
+    def chunk_rows(self) -> int: ...
 
     @property
     def memory_bytes(self) -> int: ...
@@ -35,6 +37,15 @@ class _Backend(Protocol):
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]: ...
 
 
+@runtime_checkable
+class TensorBackend(Protocol):
+    """A backend whose queries and results can stay on a device."""
+
+    device: Any
+
+    def search_tensors(self, queries: Any) -> tuple[Any, Any, SearchStatistics]: ...
+
+
 def available_backends() -> dict[str, str]:
     """Say for each backend, fastest first, what it would run on, or why it cannot.
 
@@ -42,9 +53,17 @@ def available_backends() -> dict[str, str]:
     """
     from importlib.util import find_spec
 
+    from bliss_index.search.device.choice import find_gpu
+
     native, found = load_native()
     torch = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
-    return {"native": found if native else f"unavailable: {found}", "torch": torch}
+    gpu, why = find_gpu()
+    return {
+        **({"cuda": why} if gpu else {}),
+        "native": found if native else f"unavailable: {found}",
+        "torch": torch,
+        **({} if gpu else {"cuda": f"unavailable: {why}"}),
+    }
 
 
 def thread_count(threads: int | None) -> int:
@@ -84,11 +103,12 @@ class ExactSearch:
     k
         Results per query, 1 to min(W, 2048).
     backend
-        "auto" takes the fastest that runs here; "native" or "torch" insist. Never changes results.
+        "auto" takes the native backend where it runs, else torch, and the cuda backend where
+        ``device`` is a GPU; "native", "torch" or "cuda" insist. Never changes results.
     threads
         Threads of the native backend; by default BLISS_INDEX_THREADS, else all usable processors.
     device
-        A torch device; implies the torch backend.
+        A torch device such as "cuda:1"; by default the CPU, for the cuda backend the first GPU.
 
     Examples
     --------
@@ -142,6 +162,8 @@ class ExactSearch:
         reason = "asked for"
         if wanted == "native" and device is not None:
             raise InvalidInputError(f"backend 'native' runs on the CPU, not on device {device!r}")
+        if wanted == "cuda" and device is not None and not device.startswith("cuda"):
+            raise InvalidInputError(f"backend 'cuda' runs on a GPU, not on device {device!r}")
         if wanted == "auto" and device is None:
             native, found = load_native()
             reason = why_unfit(matrix) if native else found
@@ -151,6 +173,8 @@ class ExactSearch:
             return NativeBackend(
                 matrix, k, threads=self._threads, query_block=query_block, capacity=capacity
             )
+        if wanted == "cuda" or (device or "").startswith("cuda"):
+            return _on_gpu(matrix, k, device or "cuda", triton=wanted != "torch")
         from bliss_index.search.torch_backend import TorchBackend
 
         return TorchBackend(matrix, k, device=device, tile=tile, reason=reason)
@@ -176,6 +200,11 @@ class ExactSearch:
         return self._backend.name
 
     @property
+    def device(self) -> Any:
+        """The torch device of the cuda backend; "cpu" for the others."""
+        return self._backend.device if isinstance(self._backend, TensorBackend) else "cpu"
+
+    @property
     def statistics(self) -> SearchStatistics:
         """Counters over all searches since this object was built."""
         return self._statistics
@@ -188,6 +217,44 @@ class ExactSearch:
     def describe(self) -> str:
         """Say in one line which backend runs, and on what."""
         return f"exact search, {self._backend.name}: {self._backend.description}"
+
+    def search_tensors(self, queries: Any) -> tuple[Any, Any]:
+        """Find the k best entries of queries that are on the GPU already.
+
+        Parameters
+        ----------
+        queries
+            (n, d) floating-point torch tensor on the search's device.
+
+        Returns
+        -------
+        similarities (n, k) float32 and ids (n, k) int64, tensors on the same device; see
+        :meth:`search`.
+
+        Raises
+        ------
+        InvalidInputError
+            The search does not run on a GPU, the tensor is elsewhere, its dimension is not the
+            vocabulary's, or rows hold NaN or infinity.
+        """
+        backend = self._backend
+        if not isinstance(backend, TensorBackend):
+            raise InvalidInputError(
+                f"tensors are searched on a GPU, this search runs on backend {backend.name!r}; "
+                "give a device such as 'cuda', or search arrays"
+            )
+        if queries.device.type != backend.device.type or queries.shape[1:] != (self._dim,):
+            raise InvalidInputError(
+                f"queries of shape {tuple(queries.shape)} on {queries.device} do not fit a search "
+                f"of dimension {self._dim} on {backend.device}"
+            )
+        values, ids, counted = backend.search_tensors(queries)
+        if self._duplicates is not None:
+            host = self._duplicates.expand(values.cpu().numpy(), ids.cpu().numpy(), self._k)
+            values, ids = (values.new_tensor(host[0]), ids.new_tensor(host[1]))
+        with self._lock:
+            self._statistics += counted
+        return values.float(), ids
 
     def search(
         self, queries: npt.ArrayLike, /
@@ -213,8 +280,9 @@ class ExactSearch:
         n = rows.shape[0]
         similarities = np.empty((n, self._k), dtype=np.float32)
         ids = np.empty((n, self._k), dtype=np.int64)
-        for start in range(0, n, _CHUNK_ROWS):
-            stop = min(n, start + _CHUNK_ROWS)
+        at_once = self._backend.chunk_rows
+        for start in range(0, n, at_once):
+            stop = min(n, start + at_once)
             values, found, counted = self._backend.search(rows[start:stop], start)
             if self._duplicates is not None:
                 values, found = self._duplicates.expand(values, found, self._k)
@@ -223,6 +291,23 @@ class ExactSearch:
             with self._lock:
                 self._statistics += counted
         return similarities, ids
+
+
+def _on_gpu(matrix: npt.NDArray[Any], k: int, device: str, *, triton: bool) -> _Backend:
+    """Prepare the search on a GPU; say why where there is none."""
+    from bliss_index.search.device.choice import find_gpu
+
+    gpu, why = find_gpu()
+    if gpu is None:
+        raise MissingDependencyError(
+            f"device {device!r} cannot be used: {why}. Install the GPU's driver and a CUDA build "
+            "of torch, or search on the CPU"
+        )
+    from bliss_index.search.device.backend import DeviceBackend
+    from bliss_index.search.device.engine import torch_engine
+
+    engine = None if triton else torch_engine("asked for")
+    return DeviceBackend(matrix, k, device=device, engine=engine)
 
 
 def exact_search(

@@ -14,6 +14,7 @@ be among the k best; elsewhere more proposals are fetched, at last every entry i
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -249,11 +250,13 @@ class FaissSearch:
         self, queries: npt.NDArray[np.float32], count: int, effort: int | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return the index's own ``count`` best, float32 scores and ids, -1 where none is found."""
-        with faiss_settings(self._faiss, self._threads):
-            scores, ids = self._index.search(
-                queries, count, params=self._parameters(effort or self._effort)
-            )
+        with self.settings():
+            scores, ids = self._index.search(queries, count, params=self.parameters(effort))
         return scores, ids
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Context in which the index is searched: faiss's threads and thresholds."""
+        return faiss_settings(self._faiss, self._threads)
 
     def error_bound(self, norms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Bound of |faiss score - exact inner product| for queries of these norms, any entry."""
@@ -307,9 +310,10 @@ class FaissSearch:
             effort = min(self.most_effort, 4 * effort)
         found.scan(pending)
 
-    def _parameters(self, effort: int | None) -> Any:
+    def parameters(self, effort: int | None = None) -> Any:
         """Build faiss's parameters of one search; None where the index takes none."""
         faiss = self._faiss
+        effort = effort or self._effort
         if effort is None:
             return None
         if self._placement.device == "cuda:all":

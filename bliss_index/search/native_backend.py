@@ -48,6 +48,7 @@ class NativeBackend:
     """Top-k of one vocabulary by integer kernels; see :class:`bliss_index.search.ExactSearch`."""
 
     name = "native"
+    chunk_rows = 8192
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,18 @@ class TopKSearch(Protocol):
         self, queries: npt.ArrayLike, /
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """Return similarities (n, k), descending, and entry ids (n, k) of queries (n, dim)."""
+        ...
+
+
+@runtime_checkable
+class TensorSearch(TopKSearch, Protocol):
+    """A top-k search whose queries and results can stay on a torch device."""
+
+    @property
+    def device(self) -> Any: ...
+
+    def search_tensors(self, queries: Any) -> tuple[Any, Any]:
+        """Return similarities and ids (n, k) of queries (n, dim), tensors on the device."""
         ...
 
 

@@ -40,6 +40,7 @@ class TorchBackend:
     """Top-k of one vocabulary by torch tiles; see :class:`bliss_index.search.ExactSearch`."""
 
     name = "torch"
+    chunk_rows = 8192
 
     def __init__(
         self,

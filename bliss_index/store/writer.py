@@ -77,6 +77,9 @@ class StoreWriter:
         Rows of every shard but the last.
     attributes
         JSON-ready settings that the content depends on.
+    distinct_keys
+        The caller answers for it that no key occurs twice; keys are then not remembered, which
+        takes 8 bytes each.
 
     Raises
     ------
@@ -99,6 +102,7 @@ class StoreWriter:
         metadata: pa.Schema | None = None,
         rows_per_shard: int = ROWS_PER_SHARD,
         attributes: dict[str, Any] | None = None,
+        distinct_keys: bool = False,
     ) -> None:
         for name, value, choices in (("kind", kind, KINDS), ("dtype", dtype, DTYPES)):
             if value not in choices:
@@ -127,9 +131,11 @@ class StoreWriter:
         try:
             remove_temporaries(self.path)
             self._manifest = self._continued(wanted)
-            self._registry = KeyRegistry(self._committed_keys)
-            for keys in self._committed_keys():
-                self._registry.register(keys)
+            self._registry: KeyRegistry | None = None
+            if not distinct_keys:
+                self._registry = KeyRegistry(self._committed_keys)
+                for keys in self._committed_keys():
+                    self._registry.register(keys)
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -138,6 +144,12 @@ class StoreWriter:
     def rows(self) -> int:
         """Rows that are committed; after a continuation, where to go on."""
         return self._manifest.rows
+
+    @property
+    def last_key(self) -> str:
+        """Key of the last committed row; there is one."""
+        last = self._manifest.shards[-1]
+        return str(read_shard(self.path / last.file, self._schema).column("key")[-1].as_py())
 
     @property
     def bad_rows(self) -> int:
@@ -301,6 +313,8 @@ class StoreWriter:
 
     def _settle_duplicates(self, table: pa.Table) -> pa.Table:
         """Quarantine rows whose key occurred before; in a text store, refuse them."""
+        if self._registry is None:
+            return table
         keys = table.column("key").to_pylist()
         repeated = self._registry.register(keys)
         if not repeated.any():

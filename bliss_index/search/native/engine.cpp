@@ -50,6 +50,9 @@ const Kernel* find_kernel(const char* name) {
   const bool narrow = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                       __builtin_cpu_supports("f16c");
   const auto wanted = [name](const Kernel& k) { return !*name || !std::strcmp(name, k.name); };
+#ifdef BLISS_HAS_AMX
+  if (wide && narrow && wanted(amx_kernel) && amx_is_usable()) return &amx_kernel;
+#endif
   if (wide && narrow && wanted(avx512_kernel)) return &avx512_kernel;
   if (narrow && wanted(avx2_kernel)) return &avx2_kernel;
   return nullptr;
@@ -64,14 +67,16 @@ void Counts::add(const Counts& other) {
 
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
                Tuning tuning)
-    : entries_(entries), k_(k), dim_(entries.dim), padded_((entries.dim + 15) / 16 * 16),
-      steps_((entries.dim + 3) / 4), panels_((entries.count + kPanel - 1) / kPanel),
-      capacity_(tuning.capacity + 8 * k),
-      first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)), kernel_(kernel) {
+    : entries_(entries), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
+      padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
+      panels_((entries.count + layout_.panel - 1) / layout_.panel),
+      panel_bytes_(layout_.panel * layout_.depth * steps_), capacity_(tuning.capacity + 8 * k),
+      first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)) {
   // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
-  const std::size_t fitting = (std::size_t(8) << 20) / (8 * capacity_);
-  query_block_ = std::min(tuning.query_block, std::max<std::size_t>(fitting, kGroup));
-  query_block_ = std::max(kGroup, query_block_ / kGroup * kGroup);
+  const std::size_t fitting = (std::size_t(8) << 20) / (12 * capacity_);
+  query_block_ = tuning.query_block ? tuning.query_block : kernel.block;
+  query_block_ = std::min(query_block_, std::max(fitting, layout_.group));
+  query_block_ = std::max(layout_.group, query_block_ / layout_.group * layout_.group);
   // Panels are visited with a stride near the golden ratio: a sorted vocabulary is then no worse.
   stride_ = std::max<std::size_t>(1, std::size_t(double(panels_) * 0.6180339887));
   const auto common = [](std::size_t a, std::size_t b) {
@@ -82,7 +87,7 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
   pack(threads);
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
-  centre->bias.assign(panels_ * kPanel, 0.0f);
+  centre->bias.assign(panels_ * layout_.panel, 0.0f);
   centre_ = centre;
 }
 
@@ -90,8 +95,7 @@ Engine::~Engine() = default;
 
 void Engine::read_entry(std::size_t id, double* out) const {
   read_row(entries_, id, out);
-  const double scale = std::ldexp(1.0, -exponent_);
-  for (std::size_t i = 0; i < dim_; ++i) out[i] *= scale;
+  for (std::size_t i = 0; i < dim_; ++i) out[i] *= inverse_scale_;
 }
 
 void Engine::rotate(double* v) const {
@@ -142,6 +146,7 @@ void Engine::pack(std::size_t threads) {
   });
   const double top = *std::max_element(largest.begin(), largest.end());
   if (top > 0) std::frexp(top, &exponent_);
+  inverse_scale_ = std::ldexp(1.0, -exponent_);
   mean_.assign(dim_, 0.0);
   for (std::size_t p = 0; p < pieces; ++p)
     for (std::size_t i = 0; i < dim_; ++i)
@@ -149,13 +154,15 @@ void Engine::pack(std::size_t threads) {
   double square = 0;
   for (double m : mean_) square += m * m;
   mean_norm_ = std::sqrt(square) * (1 + 1e-9);
+  mean32_.assign(mean_.begin(), mean_.end());
 
-  const std::size_t slots = panels_ * kPanel, bytes = slots * steps_ * 4;
+  const std::size_t slots = panels_ * layout_.panel, bytes = panels_ * panel_bytes_;
   code_storage_.reset(new std::int8_t[bytes + 63]);
   codes_ = code_storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(code_storage_.get()) % 64) % 64;
   correction_.assign(slots, 0);
   step_.assign(slots, 0.0f);
-  bounds_.assign(slots, Bound{0, 0});
+  centred_norm_.assign(slots, 0.0f);
+  residual_.assign(slots, 0.0f);
   panel_bounds_.assign(panels_, Bound{0, 0});
   norms_.assign(entries_.count, 0.0f);
   std::vector<std::vector<double>> work(threads);
@@ -170,11 +177,11 @@ void Engine::pack(std::size_t threads) {
 
 void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
   work.resize(dim_);
-  std::int8_t* out = codes_ + p * kPanel * steps_ * 4;
-  std::memset(out, 0, kPanel * steps_ * 4);
-  const std::size_t stop = std::min(entries_.count, (p + 1) * kPanel);
-  for (std::size_t id = p * kPanel; id < stop; ++id) {
-    const std::size_t lane = id - p * kPanel;
+  std::int8_t* out = codes_ + p * panel_bytes_;
+  std::memset(out, 0, panel_bytes_);
+  const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
+  for (std::size_t id = p * layout_.panel; id < stop; ++id) {
+    const std::size_t lane = id - p * layout_.panel;
     read_entry(id, work.data());
     double raw = 0, centred = 0, largest = 0, left = 0;
     for (std::size_t i = 0; i < dim_; ++i) {
@@ -192,7 +199,7 @@ void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
       const double scaled = work[i] * inverse;
       const int code = std::max(-127, std::min(127, int(scaled + std::copysign(0.5, scaled))));
       sum += code;
-      out[(i / 4) * kPanel * 4 + lane * 4 + i % 4] = std::int8_t(code);
+      out[layout_.entry_offset(lane, i)] = std::int8_t(code);
       const double rest = work[i] - double(step_[id]) * code;
       left += rest * rest;
     }
@@ -200,16 +207,17 @@ void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
     norms_[id] = above(std::sqrt(raw));
     // The rotation runs in float64: 2^-45 of all that goes in covers its rounding many times.
     const double rounding = 0x1p-45 * (std::sqrt(raw) + mean_norm_ + std::sqrt(centred));
-    bounds_[id] = {above(std::sqrt(centred) + rounding), above(std::sqrt(left) + rounding)};
-    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, bounds_[id].norm);
-    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, bounds_[id].residual);
+    centred_norm_[id] = above(std::sqrt(centred) + rounding);
+    residual_[id] = above(std::sqrt(left) + rounding);
+    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, centred_norm_[id]);
+    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, residual_[id]);
   }
 }
 
 void Engine::set_query_centre(const float* vector, std::size_t threads) {
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
-  centre->bias.assign(panels_ * kPanel, 0.0f);
+  centre->bias.assign(panels_ * layout_.panel, 0.0f);
   std::copy(vector, vector + dim_, centre->vector.begin());
   double square = 0, offset = 0;
   std::vector<double> wide(vector, vector + dim_);
@@ -219,16 +227,15 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
   }
   centre->square = float(square);
   if (square > 1e-12) {
-    const double scale = std::ldexp(1.0, -exponent_);
     for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t) {
-      const std::size_t stop = std::min(entries_.count, (p + 1) * kPanel);
-      for (std::size_t id = p * kPanel; id < stop; ++id)
+      const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
+      for (std::size_t id = p * layout_.panel; id < stop; ++id)
         with_typed_row(entries_, id, [&](const auto* row) {
           double dot = 0;
           if constexpr (sizeof(*row) == 2) dot = kernel_.dot64_f16(wide.data(), row, dim_);
           else if constexpr (sizeof(*row) == 4) dot = kernel_.dot64_f32(wide.data(), row, dim_);
           else dot = kernel_.dot64_f64(wide.data(), row, dim_);
-          centre->bias[id] = float(dot * scale - offset);
+          centre->bias[id] = float(dot * inverse_scale_ - offset);
         });
     });
     for (float b : centre->bias) centre->largest_bias = std::max(centre->largest_bias, std::fabs(b));
@@ -241,37 +248,59 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
   std::atomic_store(&centre_, std::shared_ptr<const Centre>(centre));
 }
 
-Panel Engine::panel(std::size_t index, const Centre& centre) const {
-  const std::size_t first = index * kPanel;
-  return {codes_ + first * steps_ * 4,
+Panel Engine::panel(std::size_t index, std::size_t next, const Centre& centre) const {
+  const std::size_t first = index * layout_.panel;
+  return {codes_of(index),
+          codes_of(next),
           correction_.data() + first,
           step_.data() + first,
           centre.bias.data() + first,
+          centred_norm_.data() + first,
+          residual_.data() + first,
           panel_bounds_[index].norm,
           panel_bounds_[index].residual,
           std::uint32_t(first),
-          std::uint32_t(std::min(kPanel, entries_.count - first))};
+          std::uint32_t(std::min(layout_.panel, entries_.count - first))};
+}
+
+std::unique_ptr<Workspace> Engine::take_workspace() {
+  {
+    const std::lock_guard<std::mutex> lock(workspaces_mutex_);
+    if (!workspaces_.empty()) {
+      std::unique_ptr<Workspace> found = std::move(workspaces_.back());
+      workspaces_.pop_back();
+      return found;
+    }
+  }
+  return std::unique_ptr<Workspace>(new Workspace(*this));
+}
+
+void Engine::give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most) {
+  const std::lock_guard<std::mutex> lock(workspaces_mutex_);
+  for (auto& workspace : workspaces)
+    if (workspace && workspaces_.size() < most) workspaces_.push_back(std::move(workspace));
 }
 
 bool Engine::search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
                     double* values, std::int64_t* ids, Counts& counts,
                     std::vector<std::int64_t>& bad) {
-  // Few queries: smaller blocks, so that every thread has one.
-  std::size_t block = (queries.count + threads - 1) / threads;
-  block = std::min(query_block_, (block + kGroup - 1) / kGroup * kGroup);
+  // As many blocks for every thread, as large as they may be.
+  const std::size_t turns = (queries.count + threads * query_block_ - 1) / (threads * query_block_);
+  const std::size_t share = std::max<std::size_t>(1, turns * threads);
+  const std::size_t group = layout_.group;
+  const std::size_t block =
+      std::max(group, ((queries.count + share - 1) / share + group - 1) / group * group);
   const std::size_t blocks = (queries.count + block - 1) / block;
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
   const bool done = for_each_index(blocks, threads, idle, [&](std::size_t b, std::size_t worker) {
-    if (!workspaces[worker]) workspaces[worker].reset(new Workspace(*this, *centre, block));
-    workspaces[worker]->search(queries, b * block, std::min(queries.count, (b + 1) * block),
-                               values, ids);
+    if (!workspaces[worker]) workspaces[worker] = take_workspace();
+    workspaces[worker]->search(*centre, queries, b * block,
+                               std::min(queries.count, (b + 1) * block), values, ids);
   });
   for (const auto& workspace : workspaces)
-    if (workspace) {
-      counts.add(workspace->counts());
-      bad.insert(bad.end(), workspace->bad().begin(), workspace->bad().end());
-    }
+    if (workspace) workspace->report(counts, bad);
+  give_back(workspaces, threads);
   std::sort(bad.begin(), bad.end());
   return done;
 }
@@ -280,19 +309,21 @@ double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   const std::size_t blocks = (count + query_block_ - 1) / query_block_;
   std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
-  for (auto& workspace : workspaces) workspace.reset(new Workspace(*this, *centre, query_block_));
+  for (auto& workspace : workspaces) workspace = take_workspace();
   const auto start = std::chrono::steady_clock::now();
   for_each_index(blocks, threads, never_stop, [&](std::size_t, std::size_t worker) {
-    workspaces[worker]->score_only();
+    workspaces[worker]->score_only(*centre);
   });
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  give_back(workspaces, threads);
+  return seconds.count();
 }
 
 std::size_t Engine::memory_bytes(std::size_t threads) const {
-  const std::size_t slots = panels_ * kPanel;
-  const std::size_t packed = slots * (steps_ * 4 + sizeof(float) * 3 + sizeof(Bound)) +
+  const std::size_t slots = panels_ * layout_.panel;
+  const std::size_t packed = panels_ * panel_bytes_ + slots * sizeof(float) * 5 +
                              entries_.count * sizeof(float);
-  const std::size_t per_query = Workspace::row_stride(capacity_) * 8 + steps_ * 4 + 128;
+  const std::size_t per_query = row_stride() * 12 + steps_ * layout_.depth + 128;
   // A row searched in full keeps a candidate per entry.
   return packed + threads * (query_block_ * per_query + entries_.count * sizeof(Candidate));
 }

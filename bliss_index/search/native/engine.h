@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "kernel.h"
@@ -33,7 +34,7 @@ struct Rows {
 };
 
 struct Tuning {
-  std::size_t query_block = 128;  // queries that one thread works on at a time
+  std::size_t query_block = 0;     // queries that one thread works on at a time; 0: the kernel's
   std::size_t capacity = 512;     // candidates kept per query, and 8 k more
   std::size_t first_trigger = 64;  // candidates before the first selection; 2 k at least
 };
@@ -63,6 +64,7 @@ class Engine {
   // Seconds that the integer kernel alone takes for `count` queries, with a test nothing passes.
   double kernel_seconds(std::size_t count, std::size_t threads);
 
+  // Of the packed entries, and of the workspaces of one call. Calls at the same time have their own.
   std::size_t memory_bytes(std::size_t threads) const;
   std::size_t query_block() const { return query_block_; }
   const Kernel& kernel() const { return kernel_; }
@@ -76,30 +78,44 @@ class Engine {
     float largest_bias = 0;
   };
 
+  std::unique_ptr<Workspace> take_workspace();
+  void give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most);
   void pack(std::size_t threads);
   void pack_panel(std::size_t panel, std::vector<double>& work);
   void read_entry(std::size_t id, double* out) const;  // scaled by 2^-exponent_
-  Panel panel(std::size_t index, const Centre& centre) const;
+  Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;
+  // Candidates of a query, with room for one panel's and for a full vector after the last.
+  std::size_t row_stride() const { return capacity_ + layout_.panel + 16; }
   void rotate(double* v) const;
 
+  const std::int8_t* codes_of(std::size_t panel) const { return codes_ + panel * panel_bytes_; }
+
   Rows entries_;
-  std::size_t k_, dim_, padded_, steps_, panels_, stride_;
-  std::size_t query_block_, capacity_, first_trigger_;
   const Kernel& kernel_;
+  const Layout layout_;
+  std::size_t k_, dim_;
+  std::size_t padded_;       // dim in whole vectors
+  std::size_t steps_;        // of the kernel
+  std::size_t panels_, panel_bytes_, stride_;
+  std::size_t query_block_, capacity_, first_trigger_;
   int exponent_ = 0;
+  double inverse_scale_ = 1;  // 2^-exponent_
   double mean_norm_ = 0;
   std::vector<double> mean_;
+  std::vector<float> mean32_;
   std::vector<float> signs_;
   Rotation rotation_{};
   std::unique_ptr<std::int8_t[]> code_storage_;
   std::int8_t* codes_ = nullptr;
   std::vector<std::int32_t> correction_;
   std::vector<float> step_;
-  std::vector<Bound> bounds_;
+  std::vector<float> centred_norm_, residual_;  // of the entries, from above
   std::vector<Bound> panel_bounds_;
   Bound largest_{0, 0};
   std::vector<float> norms_;  // |entry| * 2^-exponent_, from above
   std::shared_ptr<const Centre> centre_;
+  std::mutex workspaces_mutex_;
+  std::vector<std::unique_ptr<Workspace>> workspaces_;  // not in use
 };
 
 }  // namespace bliss

@@ -6,8 +6,6 @@
 
 namespace bliss {
 
-constexpr std::size_t kPanel = 48;   // entries in a panel
-constexpr std::size_t kGroup = 8;    // queries in a group
 constexpr float kUnit32 = 0x1p-24f;  // unit roundoff of float32
 
 enum class Type { float16, float32, float64 };
@@ -16,31 +14,67 @@ inline std::size_t type_bytes(Type type) {
   return type == Type::float16 ? 2 : type == Type::float32 ? 4 : 8;
 }
 
-// 48 entries: int8 in order [step of 4 coordinates][entry][4], and what turns integer dots into
-// scores.
+// How codes lie in memory. Entries come in panels, queries in groups, coordinates in steps; inside a
+// step of a panel, tiles of entries follow each other, four coordinates of an entry stay together.
+struct Layout {
+  std::size_t panel;  // entries
+  std::size_t tile;   // entries that lie side by side; divides `panel`
+  std::size_t group;  // queries
+  std::size_t depth;  // coordinates in a step, a multiple of 4
+
+  std::size_t steps(std::size_t dim) const { return (dim + depth - 1) / depth; }
+  // From the start of a panel, and of a group.
+  std::size_t entry_offset(std::size_t lane, std::size_t i) const {
+    return i / depth * (depth * panel) + lane / tile * (depth * tile) +
+           i % depth / 4 * (4 * tile) + lane % tile * 4 + i % 4;
+  }
+  std::size_t query_offset(std::size_t lane, std::size_t i) const {
+    return i / depth * (depth * group) + lane * depth + i % depth;
+  }
+};
+
+// Neighbouring entries: their codes, and what turns integer dots into scores.
 struct Panel {
   const std::int8_t* codes;
+  const std::int8_t* next;         // codes of the panel that follows, to be fetched meanwhile
   const std::int32_t* correction;  // start value that undoes the offset of the query's codes
   const float* step;               // size of an entry's quantisation step
   const float* bias;               // <query centre, centred entry>
+  const float* norm;               // |entry| after centring, from above
+  const float* residual;           // |entry - quantised entry|, from above
   float largest_norm;              // over the entries of the panel
   float largest_residual;
   std::uint32_t first_id;
-  std::uint32_t valid;  // entries that exist; fewer than 48 in the last panel only
+  std::uint32_t valid;  // entries that exist; fewer than the layout's in the last panel only
 };
 
-// Eight queries: codes in order [step of 4 coordinates][query][4], the test, and the candidates.
-struct Group {
+// The queries that a thread works on, a number each: their codes, the test, and the candidates.
+struct Block {
+  std::size_t count;  // a multiple of the layout's group
   const std::uint8_t* codes;
-  float step[kGroup];
-  float alpha[kGroup];      // multiple of the query centre that was taken away
-  float threshold[kGroup];  // a score plus its bound must reach this
-  float per_norm[kGroup];   // bound = per_norm * |entry| + per_residual * |entry's residual|
-  float per_residual[kGroup];
-  std::uint32_t count[kGroup];
-  std::uint32_t* ids[kGroup];  // room for 16 more than any count
-  float* scores[kGroup];
+  const float* step;
+  const float* alpha;         // multiple of the query centre that was taken away
+  const float* threshold;     // a score plus its bound must reach this
+  const float* per_norm;  // bound = per_norm * |entry| + per_residual * |entry's residual| + slack
+  const float* per_residual;
+  const float* slack;
+  std::uint32_t* candidates;     // how many there are
+  const std::uint32_t* trigger;  // how many are enough for a selection
+  std::uint32_t* ids;            // `stride` for a query, room for a panel and 16 more than any count
+  float* lower;                  // score less bound
+  float* upper;                  // score plus bound
+  std::size_t stride;
+  std::uint32_t* due;  // queries whose candidates have reached their trigger
+  std::uint32_t due_count;
 };
+
+// Count what was appended to a query; it is due once, when the count passes the trigger.
+inline void set_candidates(Block& block, std::size_t q, std::uint32_t count) {
+  const bool before = block.candidates[q] < block.trigger[q];
+  block.due[block.due_count] = std::uint32_t(q);
+  block.due_count += before && count >= block.trigger[q];
+  block.candidates[q] = count;
+}
 
 // |entry| and |entry - quantised entry|, both after centring and from above.
 struct Bound {
@@ -48,18 +82,13 @@ struct Bound {
   float residual;
 };
 
-// The candidates of one query, to be selected from.
+// The candidates of one query, to be selected from. There is room for 16 more than `count`.
 struct Selection {
-  std::uint32_t* ids;  // room for 16 more than `count`, as in `scores`, `lower` and `upper`
-  float* scores;
-  std::uint32_t count;  // at least k
-  std::size_t k;
-  const Bound* bounds;
-  float per_norm;
-  float per_residual;
-  float slack;
+  std::uint32_t* ids;
   float* lower;
   float* upper;
+  std::uint32_t count;  // at least k
+  std::size_t k;
 };
 
 enum class Content { numbers, zeros, not_finite };
@@ -82,13 +111,20 @@ struct Rotation {
 
 struct Kernel {
   const char* name;
+  Layout layout;
+  std::size_t block;          // queries that a thread should work on at a time
   std::int32_t query_levels;  // codes lie in [-levels, levels]
   std::int32_t query_offset;  // added to make them unsigned
-  void (*score)(const Panel&, Group&, std::size_t steps);
-  // Read a query: x32 = row * 2^-exponent, rounded for float64, its magnitudes not extreme.
-  Content (*load)(const void* row, Type type, std::size_t dim, float* x32, int* exponent);
+  // Every query against a panel. Between `enter` and `leave`, on the same thread.
+  void (*score)(const Panel&, Block&, std::size_t steps);
+  void (*enter)();
+  void (*leave)();
+  // Read a query: *x = row * 2^-exponent, rounded for float64, its magnitudes not extreme; either
+  // the row itself or in `room`, which holds zeros from `dim` on. Reads a multiple of 16 where dim is.
+  Content (*load)(const void* row, Type type, std::size_t dim, float* room, int* exponent,
+                  const float** x);
   void (*widen)(const void* row, Type type, std::size_t dim, double* x64);
-  // Codes are unsigned: query_offset is added.
+  // Codes have query_offset added.
   Prepared (*prepare)(const float* x32, bool rounded, const float* centre, float centre_square,
                       const Rotation&, float* work, std::uint8_t* codes);
   float (*dot32_f16)(const float*, const std::uint16_t*, std::size_t);
@@ -97,12 +133,15 @@ struct Kernel {
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
   std::size_t lanes;  // of float32; a dot product keeps four accumulators of this many
-  // The k-th largest of `count` >= k numbers, or a little less where values crowd. Room for 16 more.
-  float (*about_kth_largest)(float*, std::size_t count, std::size_t k);
-  // Raise `threshold` to the k-th largest lower bound, drop what is below; returns the new count.
+  // Raise `threshold` to the k-th largest lower end or little less, drop what ends below it, and
+  // return the new count.
   std::uint32_t (*select)(const Selection&, float& threshold);
 };
 
+#ifdef BLISS_HAS_AMX
+extern const Kernel amx_kernel;
+bool amx_is_usable();  // the processor has it, and the system lets this process use it
+#endif
 extern const Kernel avx512_kernel;
 extern const Kernel avx2_kernel;
 

@@ -1,19 +1,22 @@
 // AVX-512 VNNI: 8 queries x 48 entries in 24 accumulators, tested before they leave registers.
+#include "append.h"
 #include "vector_ops.h"
 
 namespace bliss {
 namespace {
 
+constexpr std::size_t kPanel = 48, kGroup = 8;
+
 // Scores of one query; returns a bit per entry that passes its test.
 inline __attribute__((always_inline)) std::uint64_t test_query(const Panel& panel,
-                                                               const Group& group, std::size_t q,
+                                                               const Block& block, std::size_t q,
                                                                __m512i sum0, __m512i sum1,
                                                                __m512i sum2, float* scores) {
-  const float bound = group.per_norm[q] * panel.largest_norm +
-                      group.per_residual[q] * panel.largest_residual;
-  const __m512 cut = _mm512_set1_ps(group.threshold[q] - bound);
-  const __m512 step = _mm512_set1_ps(group.step[q]);
-  const __m512 alpha = _mm512_set1_ps(group.alpha[q]);
+  const float bound = block.per_norm[q] * panel.largest_norm +
+                      block.per_residual[q] * panel.largest_residual;
+  const __m512 cut = _mm512_set1_ps(block.threshold[q] - bound);
+  const __m512 step = _mm512_set1_ps(block.step[q]);
+  const __m512 alpha = _mm512_set1_ps(block.alpha[q]);
   const __m512i sum[3] = {sum0, sum1, sum2};
   std::uint64_t hits = 0;
   for (int j = 0; j < 3; ++j) {
@@ -24,23 +27,6 @@ inline __attribute__((always_inline)) std::uint64_t test_query(const Panel& pane
     hits |= std::uint64_t(_mm512_cmp_ps_mask(score, cut, _CMP_GE_OQ)) << (16 * j);
   }
   return hits;
-}
-
-// Append the entries in `hits` to a query's candidates. Compressing in a register and storing all
-// lanes is far faster than a compressing store, and no branch waits on which vectors were hit.
-inline void append(const Panel& panel, Group& group, std::size_t q, std::uint64_t hits,
-                   const float* scores) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  std::uint32_t count = group.count[q];
-  for (std::uint32_t j = 0; j < 3; ++j) {
-    const __mmask16 mask = __mmask16(hits >> (16 * j));
-    const __m512i id = _mm512_add_epi32(lane, _mm512_set1_epi32(int(panel.first_id + 16 * j)));
-    _mm512_storeu_si512(group.ids[q] + count, _mm512_maskz_compress_epi32(mask, id));
-    _mm512_storeu_ps(group.scores[q] + count,
-                     _mm512_maskz_compress_ps(mask, _mm512_load_ps(scores + 16 * j)));
-    count += std::uint32_t(__builtin_popcount(mask));
-  }
-  group.count[q] = count;
 }
 
 // One step of four coordinates for queries q to q + 3. Written out, because the compiler copies
@@ -66,16 +52,16 @@ inline void append(const Panel& panel, Group& group, std::size_t q, std::uint64_
   action(0) action(1) action(2) action(3) action(4) action(5) action(6) action(7)
 #define BLISS_START(q) __m512i s##q##0 = start0, s##q##1 = start1, s##q##2 = start2;
 #define BLISS_TEST(q)                                                                      \
-  hits[q] = valid & test_query(panel, group, q, s##q##0, s##q##1, s##q##2, scores + q * kPanel); \
+  hits[q] = valid & test_query(panel, block, first + q, s##q##0, s##q##1, s##q##2, scores + q * kPanel); \
   pending |= unsigned(hits[q] != 0) << q;
 
-void score(const Panel& panel, Group& group, std::size_t steps) {
+void score_group(const Panel& panel, Block& block, std::size_t first, std::size_t steps) {
   const __m512i start0 = _mm512_loadu_si512(panel.correction);
   const __m512i start1 = _mm512_loadu_si512(panel.correction + 16);
   const __m512i start2 = _mm512_loadu_si512(panel.correction + 32);
   BLISS_ALL(BLISS_START)
   const std::int8_t* entry = panel.codes;
-  const std::uint8_t* query = group.codes;
+  const std::uint8_t* query = block.codes + first * 4 * steps;
   for (std::size_t step = 0; step < steps; ++step, entry += 4 * kPanel, query += 4 * kGroup) {
     const __m512i b0 = _mm512_loadu_si512(entry);
     const __m512i b1 = _mm512_loadu_si512(entry + 64);
@@ -90,7 +76,17 @@ void score(const Panel& panel, Group& group, std::size_t steps) {
   BLISS_ALL(BLISS_TEST)
   for (; pending; pending &= pending - 1) {
     const std::size_t q = std::size_t(__builtin_ctz(pending));
-    append(panel, group, q, hits[q], scores + q * kPanel);
+    append<3>(panel, block, first + q, hits[q], [&](std::uint32_t j) {
+      return _mm512_load_ps(scores + q * kPanel + 16 * j);
+    });
+  }
+}
+
+void score(const Panel& panel, Block& block, std::size_t steps) {
+  Fetch fetch(panel, 4 * kPanel * steps, block.count / kGroup);
+  for (std::size_t first = 0; first < block.count; first += kGroup) {
+    fetch.part();
+    score_group(panel, block, first, steps);
   }
 }
 
@@ -103,9 +99,10 @@ void score(const Panel& panel, Group& group, std::size_t steps) {
 }  // namespace
 
 const Kernel avx512_kernel = {
-    "avx512-vnni", 127, 128, score, load_query, widen_query, prepare_query<127, 128>,
+    "avx512-vnni", {kPanel, kPanel, kGroup, 4}, 128, 127, 128, score, nothing, nothing,
+    load_query, widen_query, prepare_query<127, 128>,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
-    kLanes, about_kth_largest, select,
+    kLanes, select,
 };
 
 }  // namespace bliss

@@ -54,16 +54,15 @@ inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline unsigned reaching_mask(Floats a, Floats b) {
   return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
 }
-inline Floats gather_pairs(const float* base, const std::uint32_t* index) {
-  return _mm512_i32gather_ps(_mm512_slli_epi32(_mm512_loadu_si512(index), 1), base, 4);
-}
 // Move the lanes in `mask` of candidates i.. to position `kept`.. ; returns the position after them.
 inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
                                 unsigned mask) {
   const __m512i ids = _mm512_maskz_compress_epi32(__mmask16(mask), _mm512_loadu_si512(s.ids + i));
-  const Floats scores = _mm512_maskz_compress_ps(__mmask16(mask), load(s.scores + i));
+  const Floats lower = _mm512_maskz_compress_ps(__mmask16(mask), load(s.lower + i));
+  const Floats upper = _mm512_maskz_compress_ps(__mmask16(mask), load(s.upper + i));
   _mm512_storeu_si512(s.ids + kept, ids);
-  store(s.scores + kept, scores);
+  store(s.lower + kept, lower);
+  store(s.upper + kept, upper);
   return kept + std::uint32_t(__builtin_popcount(mask));
 }
 template <int kOffset>
@@ -79,17 +78,13 @@ inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline unsigned reaching_mask(Floats a, Floats b) {
   return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
-inline Floats gather_pairs(const float* base, const std::uint32_t* index) {
-  alignas(32) float lane[kLanes];
-  for (std::size_t i = 0; i < kLanes; ++i) lane[i] = base[2 * std::size_t(index[i])];
-  return load(lane);
-}
 inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
                                 unsigned mask) {
   for (; mask; mask &= mask - 1, ++kept) {
     const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
     s.ids[kept] = s.ids[from];
-    s.scores[kept] = s.scores[from];
+    s.lower[kept] = s.lower[from];
+    s.upper[kept] = s.upper[from];
   }
   return kept;
 }
@@ -102,6 +97,25 @@ Floats store_codes(std::uint8_t* out, Floats scaled) {
   return _mm256_cvtepi32_ps(code);
 }
 #endif
+
+inline void nothing() {}
+
+// The next panel lies elsewhere: a part of it is fetched with every group of queries.
+class Fetch {
+ public:
+  Fetch(const Panel& panel, std::size_t bytes, std::size_t parts)
+      : at_(reinterpret_cast<const char*>(panel.next)), end_(at_ + bytes),
+        size_((bytes / parts + 63) / 64 * 64) {}
+  void part() {
+    const char* const stop = std::size_t(end_ - at_) < size_ ? end_ : at_ + size_;
+    for (; at_ < stop; at_ += 64) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  const char* at_;
+  const char* end_;
+  std::size_t size_;
+};
 
 inline float largest_lane(Floats v) {
   alignas(64) float lane[kLanes];
@@ -164,9 +178,14 @@ double dot64(const double* x, const T* t, std::size_t dim) {
   return total((a + b) + (c + d)) + tail;
 }
 
+inline void store_wide(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
+
 template <class T>
 void widen_typed(const T* row, std::size_t dim, double* x64) {
-  for (std::size_t i = 0; i < dim; ++i) x64[i] = double(widen(row[i]));
+  constexpr std::size_t lanes = kLanes / 2;
+  std::size_t i = 0;
+  for (; i + lanes <= dim; i += lanes) store_wide(x64 + i, load_wide(row + i));
+  for (; i < dim; ++i) x64[i] = double(widen(row[i]));
 }
 
 void widen_query(const void* row, Type type, std::size_t dim, double* x64) {
@@ -195,21 +214,24 @@ Content load_scaled(const void* row, Type type, std::size_t dim, float* x32, int
   return largest > 0 ? Content::numbers : Content::zeros;
 }
 
-Content load_query(const void* row, Type type, std::size_t dim, float* x32, int* exponent) {
-  if (type == Type::float64) return load_scaled(row, type, dim, x32, exponent);
+Content load_query(const void* row, Type type, std::size_t dim, float* room, int* exponent,
+                   const float** x) {
+  *x = room;
+  if (type == Type::float64) return load_scaled(row, type, dim, room, exponent);
   if (type == Type::float32) {
-    std::memcpy(x32, row, dim * sizeof(float));
+    if (dim % 16 == 0) *x = static_cast<const float*>(row);
+    else std::memcpy(room, row, dim * sizeof(float));
   } else {
     const std::uint16_t* half = static_cast<const std::uint16_t*>(row);
     std::size_t i = 0;
-    for (; i + kLanes <= dim; i += kLanes) store(x32 + i, load(half + i));
-    for (; i < dim; ++i) x32[i] = widen(half[i]);
+    for (; i + kLanes <= dim; i += kLanes) store(room + i, load(half + i));
+    for (; i < dim; ++i) room[i] = widen(half[i]);
   }
   // Bits of magnitudes order as the magnitudes do, NaN and infinity on top.
   std::uint32_t largest = 0;
   for (std::size_t i = 0; i < dim; ++i) {
     std::uint32_t bits;
-    std::memcpy(&bits, x32 + i, sizeof bits);
+    std::memcpy(&bits, *x + i, sizeof bits);
     bits &= 0x7fffffffu;
     largest = bits > largest ? bits : largest;
   }
@@ -220,13 +242,22 @@ Content load_query(const void* row, Type type, std::size_t dim, float* x32, int*
   std::memcpy(&top, &largest, sizeof top);
   if (top < 0x1p-40f || top > 0x1p40f) {
     // Only float32 can be this extreme.
-    return load_scaled(row, type, dim, x32, exponent);
+    *x = room;
+    return load_scaled(row, type, dim, room, exponent);
   }
   return Content::numbers;
 }
 
-// By halving the range: far cheaper than a selection for the hundred numbers or so there are.
-float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
+inline std::size_t count_reaching(const float* numbers, std::size_t padded, float least) {
+  std::size_t reaching = 0;
+  for (std::size_t i = 0; i < padded; i += kLanes)
+    reaching += std::size_t(__builtin_popcount(reaching_mask(load(numbers + i), spread(least))));
+  return reaching;
+}
+
+// The k-th largest of `count` >= k numbers, or a little less. By halving the range: far cheaper than
+// a selection for the hundred numbers or so there are.
+float about_kth_largest(float* numbers, std::size_t count, std::size_t k, float least) {
   const std::size_t padded = (count + kLanes - 1) / kLanes * kLanes;
   for (std::size_t i = count; i < padded; ++i) numbers[i] = numbers[0];
   Floats lows = load(numbers), highs = lows;
@@ -236,14 +267,14 @@ float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
   }
   float low = -largest_lane(-lows), high = largest_lane(highs);
   for (std::size_t i = count; i < padded; ++i) numbers[i] = -INFINITY;
+  if (least > low) low = least;  // k numbers reach it
+  const std::size_t enough = k + k / 8;
   for (int round = 0; round < 24; ++round) {
     const float middle = 0.5f * low + 0.5f * high;
-    std::size_t reaching = 0;
-    for (std::size_t i = 0; i < padded; i += kLanes)
-      reaching += std::size_t(__builtin_popcount(reaching_mask(load(numbers + i), spread(middle))));
+    const std::size_t reaching = count_reaching(numbers, padded, middle);
     if (reaching >= k) {
       low = middle;
-      if (reaching == k) break;
+      if (reaching <= enough) break;
     } else {
       high = middle;
     }
@@ -252,18 +283,8 @@ float about_kth_largest(float* numbers, std::size_t count, std::size_t k) {
 }
 
 std::uint32_t select(const Selection& s, float& threshold) {
-  for (std::uint32_t i = s.count; i % kLanes; ++i) s.ids[i] = s.ids[0], s.scores[i] = -INFINITY;
-  const float* const pairs = &s.bounds->norm;
-  for (std::uint32_t i = 0; i < s.count; i += kLanes) {
-    const Floats bound =
-        fma(spread(s.per_norm), gather_pairs(pairs, s.ids + i),
-            fma(spread(s.per_residual), gather_pairs(pairs + 1, s.ids + i), spread(s.slack)));
-    const Floats score = load(s.scores + i);
-    store(s.upper + i, score + bound);
-    store(s.lower + i, score - bound);
-  }
-  const float least = about_kth_largest(s.lower, s.count, s.k);
-  threshold = least > threshold ? least : threshold;
+  for (std::uint32_t i = s.count; i % kLanes; ++i) s.upper[i] = -INFINITY;
+  threshold = about_kth_largest(s.lower, s.count, s.k, threshold);
   std::uint32_t kept = 0;
   for (std::uint32_t i = 0; i < s.count; i += kLanes)
     kept = keep_lanes(s, i, kept, reaching_mask(load(s.upper + i), spread(threshold)));

@@ -10,14 +10,16 @@ void read_row(const Rows& rows, std::size_t i, double* out);
 
 class Workspace {
  public:
-  Workspace(const Engine& engine, const Engine::Centre& centre, std::size_t query_block);
-  void search(const Rows& queries, std::size_t first, std::size_t last, double* values,
-              std::int64_t* ids);
-  void score_only();
-  const Counts& counts() const { return counts_; }
-  const std::vector<std::int64_t>& bad() const { return bad_; }
-  // Candidates of a row, with room for one tile's and for a full vector after the last.
-  static std::size_t row_stride(std::size_t capacity) { return capacity + kPanel + 16; }
+  explicit Workspace(const Engine& engine);
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  // Search the queries first .. last - 1, at most the engine's block of them.
+  void search(const Engine::Centre& centre, const Rows& queries, std::size_t first,
+              std::size_t last, double* values, std::int64_t* ids);
+  void score_only(const Engine::Centre& centre);
+  // Hand over what was counted, and the rows that hold NaN or infinity.
+  void report(Counts& counts, std::vector<std::int64_t>& bad);
 
  private:
   enum class State { searched, overflowed, zero, bad };
@@ -25,43 +27,43 @@ class Workspace {
     State state;
     int exponent;
     double norm;      // |query| * 2^-exponent, from above
-    double slack;     // rounding of the scores themselves, from above
-    float threshold;  // k-th best lower bound so far, without the test's margin
-    std::uint32_t trigger;
+    float threshold;  // k-th best lower end so far, without the test's margin
   };
 
-  void begin(const Rows& queries, std::size_t first, std::size_t last);
-  void scan();
-  void select(Group& group, std::size_t lane, Query& query);
-  void arrange(std::size_t slot, std::vector<std::uint32_t>& order);
+  void begin(const Engine::Centre& centre, const Rows& queries, std::size_t first,
+             std::size_t last);
+  void scan(const Engine::Centre& centre);
+  void select(std::size_t slot);
+  void arrange(std::size_t slot);
   void finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
-              std::int64_t* ids, std::vector<std::uint32_t>& order, const std::uint32_t* next,
-              std::size_t next_count);
-  void rescore_candidates(const Group& group, std::size_t lane, const Query& query, bool rounded,
-                          std::vector<std::uint32_t>& order,
-                          const std::uint32_t* next, std::size_t next_count);
-  void rescore_everything(double norm, bool rounded);
+              std::int64_t* ids);
+  void rescore_candidates(const float* x, std::size_t slot, double norm, double scale,
+                          double error64);
+  void rescore_everything(const float* x, const Query& query, double error64);
   void keep_reachable();
-  double bound(const Group& group, std::size_t lane, const Query& query, std::uint32_t id) const;
-  float dot32(std::uint32_t id) const;
-  double dot64(std::uint32_t id) const;
-  void prefetch(std::uint32_t id) const;
+  Candidate rescore32(const float* x, std::uint32_t id, double norm) const;
+  Candidate rescore64(std::uint32_t id, double error64);
+  void prefetch_next();
 
   const Engine& engine_;
-  const Engine::Centre& centre_;
-  std::size_t groups_used_ = 0;
-  std::vector<Group> groups_;
+  Block block_{};
   std::vector<Query> queries_;
-  std::vector<std::uint8_t> codes_;
-  std::vector<std::uint32_t> ids_;
-  std::vector<float> scores_;
-  std::vector<float> lower_, upper_, x32_, work_;
+  std::vector<std::uint8_t> code_storage_;
+  std::uint8_t* codes_;  // aligned to a cache line
+  std::vector<float> step_, alpha_, threshold_, per_norm_, per_residual_, slack_;
+  std::vector<std::uint32_t> candidates_, trigger_, due_;
+  // A row for every query, of which few pages are ever touched.
+  std::unique_ptr<std::uint32_t[]> ids_;
+  std::unique_ptr<float[]> lower_, upper_;
+  std::vector<float> x32_, work_;
   std::vector<std::uint8_t> code_;
   std::vector<double> x64_, t64_, bounds_;
-  std::vector<std::uint32_t> orders_[2];  // candidates of this query and the next, best first
-  std::vector<std::uint32_t> upcoming_;   // ids of the next query's likely results
   std::vector<Candidate> found_;
-  double error32_ = 0;  // of a float32 dot product, per |query| |entry|
+  const std::uint32_t* next_ = nullptr;  // ids of the next query's likely results
+  std::size_t next_count_ = 0;
+  bool rounded_ = false;           // queries are float64, which float32 does not hold
+  double error32_ = 0;             // of a float32 dot product, per |query| |entry|
+  std::function<double(std::uint32_t)> exact_;
   Counts counts_;
   std::vector<std::int64_t> bad_;
 };

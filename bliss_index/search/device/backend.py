@@ -1,0 +1,331 @@
+"""Certified exact top-k on a torch device; see :class:`bliss_index.search.ExactSearch`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.search.device.codes import EntryCodes, QueryCodes, padded_dim
+from bliss_index.search.device.engine import DeviceEngine, choose_engine
+from bliss_index.search.device.ordering import Rescored, best_in_order, row_errors, search_in_full
+from bliss_index.search.device.proposals import block_size, expand
+from bliss_index.search.inputs import bad_rows_error, checked_rows
+from bliss_index.search.ordering import exact_dot
+from bliss_index.search.protocol import SearchStatistics
+
+_LOGGER = logging.getLogger("bliss_index")
+_BLOCKS_PER_RESULT = 4  # below that, float64 products of all entries are no slower
+_SPARE = 128
+_CENTRE_AT_LEAST = 32
+_CENTRE_ROWS = 4096
+_ROWS = 65536
+_LEAST_ROWS = 64
+_SHARE = 0.6  # of the device's free memory for entries
+_PROPOSAL_BYTES = 1 << 30
+
+HostRow = Callable[[int], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How a device searches; changes speed and memory, never results.
+
+    Attributes
+    ----------
+    rows
+        Queries at once, halved when memory runs out.
+    block
+        Entries on the device at once; None for all if they fit, else as many as do.
+    capacity
+        Blocks of entries that a query may have to look into; None for what k suggests.
+    """
+
+    rows: int = _ROWS
+    block: int | None = None
+    capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "block", "capacity"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInputError(f"{name} must be at least 1, got {value}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """Entries on the device, as they are and as codes; ``first`` is the id of the first."""
+
+    first: int
+    entries: torch.Tensor
+    codes: EntryCodes
+    longest: float
+
+
+class DeviceBackend:
+    """Top-k of one vocabulary on a torch device that computes in float64.
+
+    Entries and their codes stay on the device. A vocabulary that does not fit is streamed through
+    it in blocks for every batch of queries, and the best of the blocks are merged.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) float16, float32 or float64.
+    k
+        Results per query.
+    device
+        A torch device, such as "cuda:0".
+    options
+        How to search.
+    engine
+        Who multiplies; by default Triton's kernels on CUDA where Triton is installed, else torch.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        vocabulary: npt.NDArray[Any],
+        k: int,
+        *,
+        device: str = "cuda",
+        options: DeviceOptions | None = None,
+        engine: DeviceEngine | None = None,
+    ) -> None:
+        self._vocabulary = vocabulary
+        self._k = k
+        self._device = torch.device(device)
+        self._options = options or DeviceOptions()
+        self._engine = engine or choose_engine(self._device)
+        self._rows = self._options.rows
+        self._centre: torch.Tensor | None = None
+        self._lock = threading.Lock()
+        size = vocabulary.shape[0]
+        self._block_size = min(size, max(k, self._options.block or self._fitting()))
+        self._resident = self._load(0) if self._block_size == size else None
+        streamed = "" if self._resident else f", blocks of {self._block_size} entries"
+        self.description = f"{self._engine.describe(self._device)}{streamed}"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the search runs."""
+        return self._device
+
+    @property
+    def chunk_rows(self) -> int:
+        """Queries worth handing over at once: more where entries are streamed for them."""
+        return self._rows if self._resident else 16 * self._rows
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes on the device: entries, their codes, and the candidates of a batch."""
+        dim, item = self._vocabulary.shape[1], self._vocabulary.itemsize
+        entries = self._block_size * (dim * item + padded_dim(dim) + 24)
+        return int(entries + 2 * _PROPOSAL_BYTES)
+
+    def search(
+        self, queries: npt.NDArray[Any], first_row: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
+        """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim)."""
+        queries = checked_rows(queries, "queries", first_row)
+        rows = upload(queries, self._device)
+        values, ids, counted = self._search(rows, lambda row: queries[row])
+        return values.cpu().numpy(), ids.cpu().numpy(), counted
+
+    def search_tensors(
+        self, queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
+        """Return values (n, k) float64 and ids (n, k) int64 of queries (n, dim) on the device.
+
+        Raises
+        ------
+        InvalidInputError
+            Rows hold NaN or infinity, or float64 magnitudes whose products could overflow.
+        """
+        bad = ~torch.isfinite(queries).all(1)
+        if bool(bad.any()):
+            raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
+        if queries.dtype == torch.float64:
+            queries = upload(checked_rows(queries.cpu().numpy(), "queries"), self._device)
+        rows = queries.contiguous()
+        return self._search(rows, lambda row: rows[row].cpu().numpy())
+
+    def _search(
+        self, queries: torch.Tensor, host_row: HostRow
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
+        self._take_centre(queries)
+        counted = SearchStatistics(queries=queries.shape[0])
+        best: list[tuple[torch.Tensor, torch.Tensor]] = []
+        longest = 0.0
+        for first in range(0, self._vocabulary.shape[0], self._block_size):
+            block = self._resident or self._load(first)
+            longest = max(longest, block.longest)
+            values, ids, more = self._search_block(block, queries, host_row)
+            counted += more
+            best.append((values, ids))
+            if len(best) > 1:
+                values, ids, resolved = self._merge(best, row_errors(queries, longest), host_row)
+                counted += SearchStatistics(resolved=resolved)
+                best = [(values, ids)]
+        return *best[0], counted
+
+    def _search_block(
+        self, block: _Block, queries: torch.Tensor, host_row: HostRow
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
+        """Search one block of entries, in fewer rows at once when memory runs out."""
+        n, k = queries.shape[0], min(self._k, block.codes.size)
+        values = torch.empty((n, k), dtype=torch.float64, device=self._device)
+        ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
+        counted = SearchStatistics()
+        start = 0
+        while start < n:
+            at_once = self._rows_at_once(block.codes.size)
+            part = slice(start, min(n, start + at_once))
+            try:
+                values[part], ids[part], more = self._search_rows(
+                    block, queries[part], k, _from_row(host_row, start)
+                )
+            except torch.cuda.OutOfMemoryError:
+                if at_once <= _LEAST_ROWS:
+                    raise
+                self._rows = max(_LEAST_ROWS, at_once // 2)
+                _LOGGER.warning("out of device memory: going on with %d queries", self._rows)
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            counted += more
+            start = part.stop
+        return values, ids + block.first, counted
+
+    def _search_rows(
+        self, block: _Block, queries: torch.Tensor, k: int, host_row: HostRow
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
+        """Search one batch: ids are places within the block."""
+        codes = block.codes.prepare(queries)
+        row, entry, overflowed = self._candidates(block.codes, codes, k)
+        value = self._engine.pair_products(queries, block.entries, row, entry)
+        parts = [(row, entry, value)]
+        zero = codes.zero.nonzero()[:, 0]
+        if zero.shape[0]:
+            first = torch.arange(k, device=self._device).repeat(zero.shape[0])
+            nothing = torch.zeros(first.shape[0], dtype=torch.float64, device=self._device)
+            parts.append((zero.repeat_interleave(k), first, nothing))
+        full = overflowed.nonzero()[:, 0]
+        if full.shape[0]:
+            parts += search_in_full(block.entries, queries, full, k, block.longest)
+        row, entry, value = (torch.cat(column) for column in zip(*parts, strict=True))
+        if len(parts) > 1:
+            row, order = row.sort(stable=True)
+            entry, value = entry[order], value[order]
+        error = row_errors(queries, block.longest)
+        values, ids, resolved = best_in_order(
+            Rescored(row, entry, value, error), k, self._exact(host_row, block.first)
+        )
+        candidates = row.shape[0]
+        counted = SearchStatistics(0, candidates, candidates, resolved, full.shape[0])
+        return values, ids, counted
+
+    def _candidates(
+        self, entries: EntryCodes, queries: QueryCodes, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Find which entries can be among the k best.
+
+        Returns
+        -------
+        row and entry (P,) of the candidates, by row; and which queries (n,) are left: those with
+        more blocks than there is room for.
+        """
+        capacity = self._capacity()
+        if entries.codes.shape[0] // entries.block < _BLOCKS_PER_RESULT * k:
+            none = torch.empty(0, dtype=torch.int64, device=self._device)
+            return none, none, ~queries.zero
+        hits = self._engine.proposals.find(queries, entries, k, capacity)
+        overflowed = (hits.count > capacity) & ~queries.zero
+        row, entry = expand(hits, entries, ~(overflowed | queries.zero))
+        return row, entry, overflowed
+
+    def _capacity(self) -> int:
+        """Blocks kept per query."""
+        return self._options.capacity or _SPARE + 4 * self._k
+
+    def _rows_at_once(self, size: int) -> int:
+        proposals = self._engine.proposals
+        blocks = size // block_size(size, proposals.tile) + 1
+        fitting = _PROPOSAL_BYTES // (proposals.bytes_per_block * blocks)
+        return int(max(_LEAST_ROWS, min(self._rows, fitting)))
+
+    def _merge(
+        self,
+        results: list[tuple[torch.Tensor, torch.Tensor]],
+        error: torch.Tensor,
+        host_row: HostRow,
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Choose the k best of the results of two blocks."""
+        values, ids = (torch.cat(column, 1) for column in zip(*results, strict=True))
+        n, width = ids.shape
+        row = torch.arange(n, device=self._device).repeat_interleave(width)
+        found = Rescored(row, ids.view(-1), values.view(-1), error)
+        return best_in_order(found, self._k, self._exact(host_row, 0))
+
+    def _exact(self, host_row: HostRow, first: int) -> Callable[[int, int], float]:
+        return lambda row, entry: exact_dot(host_row(row), self._vocabulary[first + entry])
+
+    def _take_centre(self, queries: torch.Tensor) -> None:
+        """Let the first batch of some size say where queries lie. Speeds up, changes no result."""
+        if self._centre is not None or queries.shape[0] < _CENTRE_AT_LEAST:
+            return
+        with self._lock:
+            if self._centre is not None:
+                return
+            sample = queries[:: -(-queries.shape[0] // _CENTRE_ROWS)].double()
+            lengths = sample.square().sum(1).sqrt()
+            known = lengths > 0
+            if not bool(known.any()):
+                return
+            centre = (sample[known] / lengths[known, None]).mean(0).float()
+            if self._resident is not None:
+                self._resident.codes.set_centre(centre)
+            self._centre = centre
+
+    def _load(self, first: int) -> _Block:
+        """Bring a block of entries to the device and make its codes."""
+        rows = self._vocabulary[first : first + self._block_size]
+        entries = upload(rows, self._device)
+        tile = self._engine.proposals.tile
+        codes = EntryCodes(entries, tile, block_size(entries.shape[0], tile))
+        if self._centre is not None:
+            codes.set_centre(self._centre)
+        return _Block(first, entries, codes, codes.longest)
+
+    def _fitting(self) -> int:
+        """How many entries fit onto the device beside the work on a batch."""
+        size, dim = self._vocabulary.shape
+        if self._device.type != "cuda":
+            return int(size)
+        free = int(torch.cuda.mem_get_info(self._device)[0])
+        each = dim * self._vocabulary.itemsize + padded_dim(dim) + 24
+        return int(free * _SHARE / each)
+
+
+def _from_row(host_row: HostRow, start: int) -> HostRow:
+    return lambda row: host_row(start + row)
+
+
+def upload(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy rows to a device; on the CPU, share them where they may be written."""
+    rows = np.ascontiguousarray(rows)
+    if not rows.flags.writeable:  # torch would warn; nobody here writes
+        rows = rows.copy() if device.type == "cpu" else rows
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.from_numpy(rows).to(device)
+    return torch.from_numpy(rows).to(device)

@@ -1,0 +1,292 @@
+"""Vectors made ready for the integer product: centred, rotated and quantised to int8.
+
+``docs/certificate.md`` derives the bounds. In short, with m the mean of the entries, c a rough
+centre of the queries, R a rotation, y = R (x - alpha c) and z = R (t - m),
+
+    <x, t> = <x, m> + alpha <c, t - m> + <y, z>
+    |<y, z> - <y', z'>| <= |y - y'| |z| + |y'| |z - z'|
+
+where y' and z' are what int8 codes and one step per vector stand for. The first term is the same
+for all entries of a query.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+LEVELS = 127
+UNIT_32 = 2.0**-24
+_UNIT_64 = 2.0**-53
+_MULTIPLE = 64  # coordinates: what the integer product of a GPU takes at a time
+_FACTOR_STAGES = 6
+_TINY = 2.0**-90
+_SEED = 20240717
+_EXTREME = 60
+
+
+def padded_dim(dim: int) -> int:
+    """Coordinates of a code: ``dim`` rounded up to what the product takes at a time."""
+    return -(-dim // _MULTIPLE) * _MULTIPLE
+
+
+class Rotation:
+    """Random signs, then Hadamard transforms of blocks: an orthonormal map of padded vectors.
+
+    A block is a power of two that divides the padded dimension, and is transformed as a Kronecker
+    product of two small Hadamard matrices. Coordinates come out in another order than the matrix
+    says, the same for both sides.
+
+    Parameters
+    ----------
+    dim
+        Padded dimension.
+    device
+        Where vectors are.
+    """
+
+    def __init__(self, dim: int, device: torch.device) -> None:
+        stages = (dim & -dim).bit_length() - 1
+        self._inner = 2 ** min(-(-stages // 2), _FACTOR_STAGES)
+        self._outer = 2 ** min(stages // 2, _FACTOR_STAGES)
+        self._dim = dim
+        signs = np.random.default_rng(_SEED).integers(0, 2, dim) * 2 - 1
+        self._signs = torch.from_numpy(signs.astype(np.float64)).to(device)
+        self._factors = [
+            torch.from_numpy(_hadamard(size)).to(device) for size in (self._inner, self._outer)
+        ]
+
+    @property
+    def growth(self) -> float:
+        """Roundings of a transform: |error| <= growth * unit roundoff * |vector|.
+
+        A product with an a x a matrix of signs, of norm sqrt(a), sums a terms: its error is at most
+        a u times the product of magnitudes, of norm a. Relative to what comes out that is a^1.5 u.
+        """
+        return float(self._inner**1.5 + self._outer**1.5 + 6) * 1.01
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Rotate (n, dim) vectors, in their own precision."""
+        n = vectors.shape[0]
+        kind = vectors.dtype
+        inner, outer = (factor.to(kind) for factor in self._factors)
+        turned = (vectors * self._signs.to(kind)).view(-1, self._inner) @ inner
+        if self._outer > 1:
+            blocks = turned.view(-1, self._outer, self._inner).transpose(1, 2)
+            turned = blocks.reshape(-1, self._outer) @ outer
+        return turned.view(n, self._dim) * (1.0 / math.sqrt(self._inner * self._outer))
+
+
+@dataclass(frozen=True, eq=False)
+class QueryCodes:
+    """Queries for the integer product, each measured in the unit of its own codes.
+
+    Attributes
+    ----------
+    codes
+        (n, D) int8.
+    alpha
+        (n,) float32, the multiple of the centre that was taken away.
+    per_norm, per_residual
+        (n,) float32: the bound is per_norm * |z| + per_residual * |z - z'|, for any entry, with a
+        margin for its own evaluation in float32.
+    slack
+        (n,) float32, rounding of the scores themselves.
+    zero
+        (n,) bool: rows of zeros, whose inner products are all zero.
+    """
+
+    codes: torch.Tensor
+    alpha: torch.Tensor
+    per_norm: torch.Tensor
+    per_residual: torch.Tensor
+    slack: torch.Tensor
+    zero: torch.Tensor
+
+
+class EntryCodes:
+    """Entries for the integer product, in an order of their own.
+
+    The order is random but fixed, so that the first entries are a fair sample of all, and results
+    do not suffer from sorted vocabularies. Rows are padded to whole tiles; the padding has the
+    position of no entry.
+
+    Parameters
+    ----------
+    entries
+        (W, d) floating-point tensor, finite, on the device.
+    tile, block
+        Entries of a tile, over which bounds are shared, and of a block within it.
+
+    Attributes
+    ----------
+    codes
+        (Wp, D) int8.
+    step, bias, norm, residual
+        (Wp,) float32: unit of a code, <c, t - m>, and upper bounds of |z| and |z - z'|.
+    tile_norm, tile_residual
+        (Wp / tile,) float32, the largest of a tile.
+    ids
+        (Wp,) int64: the entry at a position.
+    longest
+        An upper bound of the entries' norms, as they came.
+    """
+
+    def __init__(self, entries: torch.Tensor, tile: int, block: int) -> None:
+        self.size, self.dim = entries.shape
+        self.device = entries.device
+        self.tile, self.block = tile, block
+        self._entries = entries
+        padded = padded_dim(self.dim)
+        self.rotation = Rotation(padded, self.device)
+        rows = -(-self.size // tile) * tile
+        order = np.random.default_rng(_SEED).permutation(self.size)
+        ids = np.zeros(rows, dtype=np.int64)
+        ids[: self.size] = order
+        self.ids = torch.from_numpy(ids).to(self.device)
+        self._at_once = max(1, (1 << 24) // padded)
+        top = max(float(part.abs().max()) for part in self._parts())
+        self._exponent = math.frexp(top)[1] if top > 0 else 0
+        self._mean = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+        for part in self._parts():
+            self._mean += self._scaled(part).sum(0) / self.size
+        self.codes = torch.zeros((rows, padded), dtype=torch.int8, device=self.device)
+        self.step, self.norm, self.residual = (self._column(rows) for _ in range(3))
+        self._largest = self._longest = 0.0
+        for start in range(0, self.size, self._at_once):
+            self._encode(start)
+        self.tile_norm = self.norm.view(-1, tile).amax(1)
+        self.tile_residual = self.residual.view(-1, tile).amax(1)
+        self._bound = float(self.norm.max()) + float(self.residual.max())
+        self.longest = self._longest * 2.0**self._exponent * (1 + 1e-9)
+        self._centre = torch.zeros(padded, device=self.device)
+        self._centre_square = 0.0
+        self._largest_bias = 0.0
+        self.bias = self._column(rows)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of the codes and of what belongs to them."""
+        columns = (self.step, self.norm, self.residual, self.bias, self.ids, self.codes)
+        return sum(column.numel() * column.element_size() for column in columns)
+
+    def set_centre(self, vector: torch.Tensor) -> None:
+        """Take a multiple of ``vector`` (d,) away from queries. Changes speed, never results."""
+        square = float(vector.double().square().sum())
+        if not square > 1e-12:
+            return
+        centre = torch.zeros_like(self._centre)
+        centre[: self.dim] = vector
+        wide = vector.float().double()
+        bias = torch.zeros_like(self.bias)
+        for start in range(0, self.size, self._at_once):
+            stop = min(self.size, start + self._at_once)
+            rows = self._scaled(self._entries[self.ids[start:stop]]) - self._mean
+            bias[start:stop] = rows @ wide
+        # Rounding of the float64 sums, which is far below that of storing them in float32.
+        largest = float(bias.abs().max()) + 1e-3 * math.sqrt(square) * self._largest
+        self.bias, self._largest_bias = bias, largest
+        self._centre, self._centre_square = centre, square
+
+    def prepare(self, queries: torch.Tensor) -> QueryCodes:
+        """Make (n, d) finite queries of any floating-point type ready."""
+        top = queries.abs().amax(1)
+        zero = top == 0
+        exponent = torch.frexp(top.double()).exponent
+        extreme = queries.dtype == torch.float64 or bool((exponent.abs() > _EXTREME).any())
+        wide = queries.double() if extreme else queries.float()
+        scale = torch.exp2(-exponent.to(wide.dtype))
+        x = torch.zeros((queries.shape[0], self._centre.numel()), device=self.device)
+        x[:, : self.dim] = wide * scale[:, None]
+        alpha = torch.zeros(queries.shape[0], device=self.device)
+        if self._centre_square:
+            alpha = (x * self._centre).sum(1) / self._centre_square
+        rest = x - alpha[:, None] * self._centre
+        turned = self.rotation.apply(rest)
+        step = turned.abs().amax(1) / LEVELS
+        step = torch.where(step > 2.0**-100, step, 1.0)
+        values = (turned / step[:, None]).round_().clamp_(-LEVELS, LEVELS)
+        left = turned - step[:, None] * values
+        margin = 1 + (x.shape[1] + 16) * UNIT_32
+        norm, code_norm, deviation, kept = (
+            row.square().sum(1).sqrt() * margin + 2.0**-60 for row in (x, values, left, rest)
+        )
+        away = alpha.abs() * math.sqrt(self._centre_square) * margin
+        roundings = (self.rotation.growth + 2 * _factor_roundings(self.device)) * kept
+        roundings += 3 * (norm + away) + 3 * code_norm * step
+        deviation += UNIT_32 * 1.01 * roundings
+        # From here on in units of the step: a factor of the query changes no order.
+        alpha = alpha / step
+        wider = 1 + 2.0**-20
+        largest = code_norm * self._bound + alpha.abs() * self._largest_bias
+        return QueryCodes(
+            values.to(torch.int8),
+            alpha,
+            deviation / step * wider,
+            code_norm * wider,
+            16 * UNIT_32 * largest + _TINY,
+            zero,
+        )
+
+    def _encode(self, start: int) -> None:
+        part = slice(start, min(self.size, start + self._at_once))
+        scaled = self._scaled(self._entries[self.ids[part]])
+        raw = scaled.square().sum(1).sqrt()
+        centred = torch.zeros(
+            (scaled.shape[0], self.codes.shape[1]), dtype=torch.float64, device=self.device
+        )
+        centred[:, : self.dim] = scaled - self._mean
+        turned = self.rotation.apply(centred)
+        norm = turned.square().sum(1).sqrt()
+        step = (turned.abs().amax(1) / LEVELS).float()
+        inverse = torch.where(step > 2.0**-100, 1 / step.double(), 0.0)
+        step = torch.where(step > 2.0**-100, step, 0.0)
+        codes = (turned * inverse[:, None]).round_().clamp_(-LEVELS, LEVELS)
+        left = (turned - step.double()[:, None] * codes).square().sum(1).sqrt()
+        shift = self._mean.square().sum().sqrt()
+        self._longest = max(self._longest, float(raw.max()))
+        self._largest = max(self._largest, self._longest + float(shift))
+        # All of this runs in float64: far more than it can have rounded.
+        unit = (self.rotation.growth + self.codes.shape[1] + 16) * _UNIT_64
+        rounding = unit * (raw + shift + norm)
+        self.codes[part] = codes.to(torch.int8)
+        self.step[part] = step
+        self.norm[part] = _above(norm + rounding)
+        self.residual[part] = _above(left + rounding)
+
+    def _parts(self) -> list[torch.Tensor]:
+        return list(torch.split(self._entries, self._at_once))
+
+    def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows in float64, the largest coordinate of all entries about 1."""
+        return rows.double() * 2.0**-self._exponent
+
+    def _column(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, dtype=torch.float32, device=self.device)
+
+
+def _above(values: torch.Tensor) -> torch.Tensor:
+    """Float32 numbers that are not below these of float64."""
+    return (values * (1 + 1e-6) + 2.0**-100).float()
+
+
+def _factor_roundings(device: torch.device) -> float:
+    """Unit roundoff of a factor inside torch's float32 product as it is set, in float32's."""
+    precision = torch.get_float32_matmul_precision()
+    high = 2.0**-8 if device.type == "cpu" else 2.0**-10
+    unit = {"highest": 0.0, "high": high, "medium": 2.0**-8}[precision]
+    if device.type == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
+        unit = max(unit, high)
+    return unit / UNIT_32
+
+
+def _hadamard(size: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    """Sylvester's matrix of signs, of a power of two."""
+    matrix = np.ones((1, 1))
+    while matrix.shape[0] < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix

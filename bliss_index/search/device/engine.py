@@ -1,0 +1,137 @@
+"""Who multiplies on a device: Triton's kernels where they run, torch's own products elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from bliss_index.search.device.proposals import Proposals, TorchProposals
+
+PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Tail = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+_LEAST_CAPABILITY = (8, 0)
+_PAIR_ELEMENTS = 1 << 24
+_TAIL_ELEMENTS = 1 << 24
+
+
+@dataclass(frozen=True)
+class DeviceEngine:
+    """The three steps that have kernels of their own.
+
+    Attributes
+    ----------
+    proposals
+        Finds candidates by integer products.
+    pair_products
+        Inner products (P,) float64 of rows of queries (n, d) and of entries (W, d).
+    score_tail
+        From what a search found to anomaly scores; see :func:`torch_score_tail`.
+    reason
+        Why it is this one; empty where nothing needs to be said.
+    """
+
+    proposals: Proposals
+    pair_products: PairProducts
+    score_tail: Tail
+    reason: str = ""
+
+    def describe(self, device: torch.device) -> str:
+        """Say in a few words what runs where."""
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"{self.proposals.name} on {where} ({device}), torch {torch.__version__}{why}"
+
+
+def choose_engine(device: torch.device) -> DeviceEngine:
+    """Return Triton's kernels if they run on this device, else torch's products and the reason."""
+    reason = why_no_triton(device)
+    return torch_engine(reason) if reason else triton_engine()
+
+
+def why_no_triton(device: torch.device) -> str:
+    """Say why Triton's kernels do not run on a device; empty where they do."""
+    if device.type != "cuda":
+        return "Triton's kernels are for CUDA"
+    if find_spec("triton") is None:
+        return "Triton is not installed: pip install triton"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _LEAST_CAPABILITY:
+        return f"compute capability {capability[0]}.{capability[1]} is below 8.0"
+    return ""
+
+
+def triton_engine() -> DeviceEngine:
+    """Triton's kernels."""
+    from bliss_index.search.device import triton_engine as kernels
+
+    return DeviceEngine(kernels.TritonProposals(), kernels.pair_products, kernels.score_tail)
+
+
+def torch_engine(reason: str = "") -> DeviceEngine:
+    """Torch's own operations."""
+    return DeviceEngine(TorchProposals(), torch_pair_products, torch_score_tail, reason)
+
+
+def torch_pair_products(
+    queries: torch.Tensor, entries: torch.Tensor, row: torch.Tensor, entry: torch.Tensor
+) -> torch.Tensor:
+    """Inner products (P,) float64 of pairs of rows of queries (n, d) and of entries (W, d)."""
+    values = torch.empty(row.shape[0], dtype=torch.float64, device=row.device)
+    at_once = max(1, _PAIR_ELEMENTS // queries.shape[1])
+    for start in range(0, row.shape[0], at_once):
+        part = slice(start, start + at_once)
+        left, right = queries[row[part]].double(), entries[entry[part]].double()
+        values[part] = (left * right).sum(1)
+    return values
+
+
+def torch_score_tail(
+    similarities: torch.Tensor,
+    ids: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    internal: torch.Tensor,
+    lam: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sum the normalised similarities of every class and find the class of the smallest total.
+
+    Parameters
+    ----------
+    similarities, ids
+        (n, k) float32 and int64 of the search.
+    scale, shift
+        (W, C) float32 tables; an entry adds similarity * scale - shift.
+    internal
+        (n, C) float64 internal scores.
+    lam
+        Weight of the mean over the entries.
+
+    Returns
+    -------
+    Anomaly scores (n,) float64, nearest classes (n,) int64, of equal ones the first, and their
+    internal and external scores (n,).
+    """
+    n, k = ids.shape
+    pieces = []
+    for start in range(0, n, max(1, _TAIL_ELEMENTS // scale.shape[1])):
+        part = slice(start, start + max(1, _TAIL_ELEMENTS // scale.shape[1]))
+        total = torch.zeros_like(internal[part])
+        for j in range(k):
+            slope, offset = scale[ids[part, j]].double(), shift[ids[part, j]].double()
+            total += similarities[part, j].double()[:, None] * slope - offset
+        outer = total / k
+        score = internal[part] + lam * outer
+        nearest = score.argmin(1, keepdim=True)
+        pieces.append(
+            tuple(
+                column.gather(1, nearest)[:, 0] for column in (score, internal[part], outer)
+            ) + (nearest[:, 0],)
+        )  # fmt: skip
+    if not pieces:
+        nothing = internal[:, 0]
+        return nothing, ids[:, 0], nothing, nothing
+    anomaly, inner, outer, winner = (torch.cat(column) for column in zip(*pieces, strict=True))
+    return anomaly, winner, inner, outer

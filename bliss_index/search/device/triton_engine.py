@@ -1,0 +1,138 @@
+"""Launches Triton's kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.search.device import triton_kernels as kernels
+from bliss_index.search.device.codes import EntryCodes, QueryCodes
+from bliss_index.search.device.proposals import Hits, group_count
+
+_PAIRS = 16
+_CHUNK = 128
+_MOST_CLASSES = 1024
+_HALVINGS = 30
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """How the integer product is cut up; changes speed, never results.
+
+    Attributes
+    ----------
+    queries, entries, depth
+        Rows, columns and coordinates of a tile: powers of two, at least 16, 32 and 32.
+    warps, stages
+        Of one program: warps, and tiles in flight.
+    group
+        Tiles of queries that share entries while those are in the cache.
+    """
+
+    queries: int = 128
+    entries: int = 128
+    depth: int = 128
+    warps: int = 8
+    stages: int = 3
+    group: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("queries", 16), ("entries", 32), ("depth", 32)):
+            value = getattr(self, name)
+            if value < least or value & (value - 1):
+                raise InvalidInputError(
+                    f"{name} must be a power of two of at least {least}, got {value}"
+                )
+
+
+class TritonProposals:
+    """Int8 products whose scores never leave the multiprocessor, only the best two of a block."""
+
+    name = "triton int8"
+    bytes_per_block = 8
+
+    def __init__(self, shape: TileShape | None = None) -> None:
+        self.shape = shape or TileShape()
+
+    @property
+    def tile(self) -> int:
+        """Entries of a tile."""
+        return self.shape.entries
+
+    def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
+        """See :class:`bliss_index.search.device.proposals.Proposals`."""
+        best = self.block_best(queries, entries)
+        n, blocks = best.shape
+        count = torch.empty(n, dtype=torch.int32, device=best.device)
+        hits = torch.empty((n, capacity), dtype=torch.int32, device=best.device)
+        if n:
+            kernels.select_kernel[(n,)](
+                best, queries.per_norm, queries.per_residual, queries.slack,
+                entries.tile_norm, entries.tile_residual, count, hits, blocks, k, capacity,
+                SIZE=entries.block, COUNT=self.tile // entries.block, GROUPS=group_count(k),
+                HALVINGS=_HALVINGS,
+            )  # fmt: skip
+        return Hits(count, hits)
+
+    def block_best(self, queries: QueryCodes, entries: EntryCodes) -> torch.Tensor:
+        """Best two scores of every block, (n, blocks) int64; see the kernel."""
+        shape = self.shape
+        n, dim = queries.codes.shape
+        tiles = entries.codes.shape[0] // shape.entries
+        blocks = entries.codes.shape[0] // entries.block
+        best = torch.empty((n, blocks), dtype=torch.int64, device=entries.device)
+        if n:
+            kernels.block_best_kernel[(-(-n // shape.queries) * tiles,)](
+                queries.codes, queries.alpha, entries.codes, entries.step, entries.bias, best,
+                n, entries.size, tiles,
+                DIM=dim, BM=shape.queries, BN=shape.entries,
+                BK=min(shape.depth, dim & -dim), GROUP=shape.group, SIZE=entries.block,
+                num_warps=shape.warps, num_stages=shape.stages,
+            )  # fmt: skip
+        return best
+
+
+def pair_products(
+    queries: torch.Tensor, entries: torch.Tensor, row: torch.Tensor, entry: torch.Tensor
+) -> torch.Tensor:
+    """Inner products (P,) float64 of pairs: rows of (n, d) queries and of (W, d) entries."""
+    values = torch.empty(row.shape[0], dtype=torch.float64, device=row.device)
+    if row.shape[0]:
+        kernels.pairs_kernel[(-(-row.shape[0] // _PAIRS),)](
+            queries.contiguous(), entries.contiguous(), row.contiguous(), entry.contiguous(),
+            values, row.shape[0], queries.shape[1],
+            PAIRS=_PAIRS, CHUNK=_CHUNK,
+        )  # fmt: skip
+    return values
+
+
+def score_tail(
+    similarities: torch.Tensor,
+    ids: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    internal: torch.Tensor,
+    lam: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the class of the smallest total; :func:`bliss_index.search.native_tail.score_tail`.
+
+    Returns
+    -------
+    Anomaly scores (n,) float64, nearest classes (n,) int64, their internal and external scores.
+    """
+    n, k = ids.shape
+    classes = scale.shape[1]
+    anomaly, inner, outer = (torch.empty_like(internal[:, 0]) for _ in range(3))
+    nearest = torch.empty(n, dtype=torch.int64, device=ids.device)
+    if n:
+        kernels.tail_kernel[(n,)](
+            similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
+            internal.contiguous(), internal.new_tensor([lam, k]),
+            anomaly, nearest, inner, outer, k, classes,
+            CLASSES=min(_MOST_CLASSES, triton.next_power_of_2(classes)),
+            enable_fp_fusion=False,
+        )  # fmt: skip
+    return anomaly, nearest, inner, outer

@@ -1,0 +1,365 @@
+"""The search that stays on a device, on CPU tensors: torch's products, and Triton's interpreter."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_torch_proposals import KINDS, data
+
+from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.search import exact_search, reference_search
+from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
+from bliss_index.search.device.choice import find_gpu
+from bliss_index.search.device.codes import EntryCodes, Rotation
+from bliss_index.search.device.engine import DeviceEngine, torch_engine, torch_score_tail
+from bliss_index.search.device.proposals import Hits, TorchProposals, expand
+from bliss_index.search.ordering import to_float32
+from bliss_index.synthetic import clip_like
+
+CPU = torch.device("cpu")
+
+
+def triton_engine(queries: int = 16, entries: int = 32, depth: int = 64) -> DeviceEngine:
+    """Triton's kernels with small tiles: on CPU tensors where no GPU is (see conftest)."""
+    pytest.importorskip("triton")
+    from bliss_index.search.device import triton_engine as kernels
+
+    shape = kernels.TileShape(queries, entries, depth, warps=4, stages=2, group=2)
+    return DeviceEngine(kernels.TritonProposals(shape), kernels.pair_products, kernels.score_tail)
+
+
+def interpreted() -> str:
+    """Device on which Triton's kernels run here."""
+    return "cpu" if find_gpu()[0] is None else "cuda"
+
+
+def assert_exact(backend: DeviceBackend, entries: Any, queries: Any, k: int) -> Any:
+    values, ids, counted = backend.search(queries, 0)
+    similarities, expected = reference_search(entries, queries, k)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(to_float32(values), similarities)
+    assert counted.queries == len(queries)
+    return counted
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_top_k_is_that_of_float64(dtype: Any, kind: str) -> None:
+    entries, queries = data(kind, np.float64 if kind == "any norm" else dtype)
+    for k in (1, 10):
+        backend = DeviceBackend(entries, k, device="cpu", engine=torch_engine())
+        assert_exact(backend, entries, queries, k)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 129, 1000, 20_011])
+def test_any_size_and_number_of_results(size: int) -> None:
+    entries, queries = clip_like(size, 40, "text", 1), clip_like(33, 40, "image", 2)
+    for k in {1, min(size, 10), min(size, 300)}:
+        backend = DeviceBackend(entries, k, device="cpu", engine=torch_engine())
+        assert_exact(backend, entries, queries, k)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 63, 64, 65, 100, 192, 768])
+def test_any_dimension(dim: int) -> None:
+    rng = np.random.default_rng(3)
+    entries, queries = rng.standard_normal((700, dim)), rng.standard_normal((40, dim))
+    for dtype in (np.float32, np.float64):
+        backend = DeviceBackend(entries.astype(dtype), 5, device="cpu", engine=torch_engine())
+        assert_exact(backend, entries.astype(dtype), queries.astype(dtype), 5)
+
+
+def test_clip_like_data_leaves_few_candidates() -> None:
+    entries = clip_like(20_000, 128, "text", 1, np.float16)
+    queries = clip_like(200, 128, "image", 2, np.float16)
+    proposals = TorchProposals()
+    proposals.tile = 128
+    engine = replace(torch_engine(), proposals=proposals)
+    backend = DeviceBackend(entries, 10, device="cpu", engine=engine)
+    counted = assert_exact(backend, entries, queries, 10)
+    assert counted.full_rows == 0
+    assert counted.candidates < 70 * counted.queries
+
+
+@pytest.mark.parametrize("block", [10, 401, 1500, 3000])
+def test_streamed_vocabularies(block: int) -> None:
+    entries, queries = clip_like(3000, 48, "text", 1), clip_like(70, 48, "image", 2)
+    entries[1500:1510] = entries[0:10]  # equal entries in different blocks
+    options = DeviceOptions(rows=64, block=block)
+    backend = DeviceBackend(entries, 10, device="cpu", options=options, engine=torch_engine())
+    assert_exact(backend, entries, queries, 10)
+    assert ("blocks of" in backend.description) == (block < 3000)
+
+
+def test_too_many_near_ties_are_searched_in_full() -> None:
+    entries, queries = data("near ties", np.float32)
+    options = DeviceOptions(capacity=3)
+    backend = DeviceBackend(entries, 2, device="cpu", options=options, engine=torch_engine())
+    assert assert_exact(backend, entries, queries, 2).full_rows > len(queries) // 2
+
+
+def test_zero_queries_and_zero_entries() -> None:
+    rng = np.random.default_rng(0)
+    entries = rng.standard_normal((500, 20)).astype(np.float32)
+    queries = rng.standard_normal((40, 20)).astype(np.float32)
+    entries[[0, 3, 499]] = 0
+    queries[[0, 17, 39]] = 0
+    assert_exact(
+        DeviceBackend(entries, 10, device="cpu", engine=torch_engine()), entries, queries, 10
+    )
+    assert_exact(
+        DeviceBackend(entries * 0, 10, device="cpu", engine=torch_engine()),
+        entries * 0,
+        queries,
+        10,
+    )
+
+
+def test_batches_halve_when_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Scarce(TorchProposals):
+        def find(self, queries: Any, *rest: Any) -> Hits:
+            if queries.codes.shape[0] > 100:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return super().find(queries, *rest)
+
+    entries, queries = clip_like(2000, 32, "text", 1), clip_like(450, 32, "image", 2)
+    engine = replace(torch_engine(), proposals=Scarce())
+    backend = DeviceBackend(entries, 5, device="cpu", engine=engine)
+    with caplog.at_level(logging.WARNING, "bliss_index"):
+        assert_exact(backend, entries, queries, 5)
+    assert "going on with 64 queries" in caplog.text or "out of device memory" in caplog.text
+    assert backend.chunk_rows <= 100
+
+
+def test_memory_that_never_suffices_is_an_error() -> None:
+    class Hopeless(TorchProposals):
+        def find(self, *rest: Any) -> Hits:
+            raise torch.cuda.OutOfMemoryError("out of memory")
+
+    engine = replace(torch_engine(), proposals=Hopeless())
+    backend = DeviceBackend(clip_like(2000, 32, "text", 1), 5, device="cpu", engine=engine)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        backend.search(clip_like(200, 32, "image", 2), 0)
+
+
+def test_tensors_in_and_out() -> None:
+    entries, queries = clip_like(3000, 64, "text", 1), clip_like(90, 64, "image", 2)
+    backend = DeviceBackend(entries, 7, device="cpu", engine=torch_engine())
+    values, ids, _ = backend.search_tensors(torch.from_numpy(queries))
+    similarities, expected = reference_search(entries, queries, 7)
+    np.testing.assert_array_equal(ids.numpy(), expected)
+    np.testing.assert_array_equal(values.float().numpy(), similarities)
+    queries[[3, 50]] = np.nan
+    with pytest.raises(InvalidInputError, match=r"NaN or infinity in row\(s\) 3, 50"):
+        backend.search_tensors(torch.from_numpy(queries))
+    with pytest.raises(InvalidInputError, match=r"row\(s\) 13, 60"):
+        backend.search(queries, 10)
+    with pytest.raises(InvalidInputError, match="tensors are searched on a GPU"):
+        exact_search(entries, 7, backend="torch").search_tensors(torch.zeros((1, 64)))
+
+
+def test_scores_are_within_their_bounds() -> None:
+    """Of the differences to the first entry: what is the same for all entries cancels."""
+    for kind in KINDS:
+        entries, queries = data(kind, np.float64)
+        codes = EntryCodes(torch.from_numpy(entries), 256, 64)
+        rows = torch.from_numpy(queries)
+        for _ in range(2):
+            prepared = codes.prepare(rows)
+            products = prepared.codes.double() @ codes.codes.double().T
+            scores = products.float() * codes.step + prepared.alpha[:, None] * codes.bias
+            bound = prepared.per_norm[:, None] * codes.norm
+            bound += prepared.per_residual[:, None] * codes.residual + prepared.slack[:, None]
+            known = slice(0, len(entries))
+            found, bounds = scores[:, known].double().numpy(), bound[:, known].double().numpy()
+            true = queries @ entries[codes.ids[known].numpy()].T
+            # A query's scores are in a unit of their own: the slope of found over true.
+            true -= true[:, :1]
+            found -= found[:, :1]
+            square = (true * true).sum(1)
+            unit = np.where(square > 0, (true * found).sum(1) / np.where(square > 0, square, 1), 0)
+            gap = np.abs(found - unit[:, None] * true)
+            # The fitted unit is as wrong as the found values are.
+            loose = 3 * (bounds + bounds[:, :1]) + 1e-12
+            assert (gap <= loose).all(), kind
+            codes.set_centre(rows.mean(0))
+
+
+@pytest.mark.parametrize("dim", [64, 128, 192, 512, 768, 1024])
+def test_the_rotation_keeps_inner_products(dim: int) -> None:
+    a, b = torch.randn((5, dim), dtype=torch.float64), torch.randn((6, dim), dtype=torch.float64)
+    rotation = Rotation(dim, CPU)
+    torch.testing.assert_close(rotation.apply(a) @ rotation.apply(b).T, a @ b.T)
+    spike = torch.zeros((1, dim))
+    spike[0, 3] = 1
+    assert rotation.apply(spike).abs().max() <= 8 / (dim & -dim) ** 0.5
+    single = a.float()
+    error = (rotation.apply(single).double() - rotation.apply(single.double())).norm(dim=1)
+    assert (error <= rotation.growth * 2.0**-24 * single.double().norm(dim=1)).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    size=st.integers(1, 400),
+    queries=st.integers(1, 40),
+    k=st.integers(1, 12),
+    rows=st.integers(1, 50),
+    block=st.integers(1, 400),
+    seed=st.integers(0, 2**31),
+)
+def test_no_setting_changes_a_result(
+    size: int, queries: int, k: int, rows: int, block: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    entries = rng.integers(-2, 3, (size, 6)).astype(np.float32)  # many ties
+    rows_ = rng.integers(-2, 3, (queries, 6)).astype(np.float32)
+    k = min(k, size)
+    options = DeviceOptions(rows=rows, block=block)
+    backend = DeviceBackend(entries, k, device="cpu", options=options, engine=torch_engine())
+    assert_exact(backend, entries, rows_, k)
+
+
+def test_places_in_blocks_are_entries() -> None:
+    """Every entry is found by the block and the place that stand for it."""
+    entries = EntryCodes(torch.randn((300, 10)), 64, 8)
+    blocks = entries.codes.shape[0] // entries.block
+    one = [[b * 16 + i for b in range(blocks) for i in range(8)]]
+    whole = [[b * 16 + 8 for b in range(blocks)]]
+    for codes in (one, whole):
+        hits = Hits(torch.tensor([len(codes[0])]), torch.tensor(codes, dtype=torch.int32))
+        row, entry = expand(hits, entries, torch.tensor([True]))
+        assert row.tolist() == [0] * 300
+        assert sorted(entry.tolist()) == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("size", "dim", "k", "dtype"),
+    [
+        (700, 96, 5, np.float16),
+        (200, 64, 100, np.float32),
+        (130, 40, 1, np.float64),
+        (1, 1, 1, np.float32),
+    ],
+)
+def test_triton_kernels_against_brute_force(size: int, dim: int, k: int, dtype: Any) -> None:
+    entries, queries = clip_like(size, dim, "text", 1), clip_like(35, dim, "image", 2)
+    if dim == 1:
+        entries, queries = np.ones((1, 1)), np.array([[2.0], [-1.0], [0.0]])
+    entries, queries = entries.astype(dtype), queries[:35].astype(dtype)
+    backend = DeviceBackend(entries, k, device=interpreted(), engine=triton_engine())
+    assert_exact(backend, entries, queries, k)
+
+
+@pytest.mark.parametrize("kind", ["near ties", "constant coordinates", "any norm"])
+def test_triton_kernels_on_adversarial_data(kind: str) -> None:
+    entries, queries = data(kind, np.float64)
+    backend = DeviceBackend(entries[:600], 3, device=interpreted(), engine=triton_engine())
+    assert_exact(backend, entries[:600], queries[:20], 3)
+
+
+@pytest.mark.parametrize("block", [8, 16, 32])
+def test_triton_proposals_are_those_of_torch(block: int) -> None:
+    engine = triton_engine(16, 128, 32)
+    entries = torch.from_numpy(clip_like(500, 64, "text", 1)).to(interpreted())
+    codes = EntryCodes(entries, 128, block)
+    queries = torch.from_numpy(clip_like(20, 64, "image", 2)).to(interpreted())
+    codes.set_centre(queries.mean(0))
+    prepared = codes.prepare(queries)
+    proposals = TorchProposals()
+    found = engine.proposals.find(prepared, codes, 4, 100)
+    expected = proposals.find(prepared, codes, 4, 100)
+    for row in range(20):
+        # Triton's score is rounded down by a few bits, and its threshold found by halving.
+        mine = set(found.hits[row, : found.count[row]].tolist())
+        theirs = set(expected.hits[row, : expected.count[row]].tolist())
+        assert len(mine ^ theirs) <= 1 + len(theirs) // 10
+
+
+@pytest.mark.parametrize(("classes", "k"), [(1, 1), (3, 10), (1500, 4)])
+def test_the_tails_give_the_same_bits(classes: int, k: int) -> None:
+    engine = triton_engine()
+    rng = np.random.default_rng(5)
+    n, size = 9, 50
+    similarities = rng.random((n, k), dtype=np.float32)
+    ids = rng.integers(0, size, (n, k))
+    scale, shift = rng.random((2, size, classes), dtype=np.float32)
+    internal = rng.standard_normal((n, classes))
+    internal[3] = internal[3, 0]  # equal totals: the first class wins
+    arguments = [
+        torch.from_numpy(a).to(interpreted()) for a in (similarities, ids, scale, shift, internal)
+    ]
+    found = engine.score_tail(*arguments, 0.37)
+    for mine, theirs in zip(found, torch_score_tail(*arguments, 0.37), strict=True):
+        assert torch.equal(mine, theirs)
+    from bliss_index.search.native_tail import score_tail, tail_available
+
+    if tail_available():
+        native = score_tail(similarities, ids, scale, shift, internal, 0.37, 1)
+        for mine, other in zip(found, native, strict=True):
+            np.testing.assert_array_equal(mine.cpu().numpy(), other)
+
+
+def test_kernels_compile_for_gpus() -> None:
+    """To machine code for two generations: the product in int8 tensor-core instructions."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).parent / "triton_compile.py")],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert any(name.startswith("wgmma") and ".s8.s8" in name for name in facts["90"]["products"])
+    assert any("s8.s8" in name for name in facts["80"]["products"])
+    for capability in facts.values():
+        assert capability["spilled"] < 64  # bytes a thread
+        # Sums of the tail must not be fused: their bits are those of the other tails.
+        assert capability["fused_in_tail"] == 0
+
+
+def test_shapes_of_tiles_are_checked() -> None:
+    pytest.importorskip("triton")
+    from bliss_index.search.device.triton_engine import TileShape
+
+    with pytest.raises(InvalidInputError, match="entries must be a power of two .* got 96"):
+        TileShape(entries=96)
+    with pytest.raises(InvalidInputError, match="rows must be at least 1, got 0"):
+        DeviceOptions(rows=0)
+
+
+@pytest.mark.skipif(find_gpu()[0] is not None, reason="there is a GPU")
+def test_without_a_gpu_the_reason_is_named() -> None:
+    entries = np.eye(4, dtype=np.float32)
+    with pytest.raises(MissingDependencyError, match="'cuda' cannot be used: .*GPU"):
+        exact_search(entries, 1, backend="cuda")
+    with pytest.raises(MissingDependencyError, match="'cuda:1' cannot be used"):
+        exact_search(entries, 1, device="cuda:1")
+    with pytest.raises(InvalidInputError, match="'cuda' runs on a GPU, not on device 'cpu'"):
+        exact_search(entries, 1, backend="cuda", device="cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_gpu()[0] is None, reason="no GPU")
+@pytest.mark.parametrize("size", [1_000, 20_000, 100_000])
+@pytest.mark.parametrize("dim", [512, 768])
+def test_on_a_gpu(size: int, dim: int) -> None:
+    entries = clip_like(size, dim, "text", 1, np.float16)
+    queries = clip_like(500, dim, "image", 2, np.float16)
+    for k in (1, 10, 100):
+        for backend in ("cuda", "torch"):
+            search = exact_search(entries, k, backend=backend, device="cuda")
+            similarities, ids = search.search(queries)
+            expected = reference_search(entries, queries, k)
+            np.testing.assert_array_equal(ids, expected[1])
+            np.testing.assert_array_equal(similarities, expected[0])

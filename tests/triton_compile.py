@@ -1,0 +1,96 @@
+"""Compiles the Triton kernels to machine code without a GPU and prints what is in it, as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from bliss_index.search.device import triton_kernels as kernels
+from bliss_index.search.device.triton_engine import TileShape
+
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
+SHAPE = TileShape()
+BEST = {
+    "query_codes": "*i8", "query_alpha": "*fp32", "entry_codes": "*i8", "entry_step": "*fp32",
+    "entry_bias": "*fp32", "best": "*i64", "n": "i32", "size": "i32", "tiles": "i32",
+}  # fmt: skip
+SELECT = {
+    "best": "*i64", "per_norm": "*fp32", "per_residual": "*fp32", "slack": "*fp32",
+    "tile_norm": "*fp32", "tile_residual": "*fp32", "count": "*i32", "hits": "*i32",
+    "blocks": "i32", "k": "i32", "capacity": "i32",
+}  # fmt: skip
+PAIRS = {
+    "queries": "*fp16", "entries": "*fp16", "row": "*i64", "entry": "*i64", "values": "*fp64",
+    "pairs": "i32", "dim": "i32",
+}  # fmt: skip
+TAIL = {
+    "similarities": "*fp32", "ids": "*i64", "scale": "*fp32", "shift": "*fp32",
+    "internal": "*fp64", "weight": "*fp64", "anomaly": "*fp64", "nearest": "*i64",
+    "nearest_internal": "*fp64", "nearest_external": "*fp64", "k": "i32", "classes": "i32",
+}  # fmt: skip
+
+
+def compiled(kernel: Any, types: dict[str, str], constants: dict[str, int], capability: int,
+             **options: Any) -> str:  # fmt: skip
+    """Return the PTX of a kernel."""
+    names = kernel.arg_names
+    signature = {name: types.get(name, "constexpr") for name in names}
+    values = {(names.index(name),): value for name, value in constants.items()}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name].startswith("*")
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+    target = GPUTarget("cuda", capability, 32)
+    text: str = triton.compile(source, target=target, options=options).asm["ptx"]
+    return text
+
+
+def spilled_bytes(ptx: str, capability: int) -> int:
+    """Registers that did not fit, as ptxas reports them."""
+    name = f"sm_{capability}a" if capability == 90 else f"sm_{capability}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.ptx")
+        path.write_text(ptx)
+        done = subprocess.run(
+            [PTXAS, "-v", f"--gpu-name={name}", path, "-o", "/dev/null"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    return sum(int(count) for count in re.findall(r"(\d+) bytes spill stores", done.stderr))
+
+
+def main() -> None:
+    facts = {}
+    for capability in (80, 90):
+        product = compiled(
+            kernels.block_best_kernel, BEST,
+            {"DIM": 512, "BM": SHAPE.queries, "BN": SHAPE.entries, "BK": SHAPE.depth,
+             "GROUP": SHAPE.group, "SIZE": SHAPE.entries // 4},
+            capability, num_warps=SHAPE.warps, num_stages=SHAPE.stages,
+        )  # fmt: skip
+        others = [
+            compiled(kernels.select_kernel, SELECT,
+                     {"SIZE": 32, "COUNT": 4, "GROUPS": 256, "HALVINGS": 30}, capability),
+            compiled(kernels.pairs_kernel, PAIRS, {"PAIRS": 16, "CHUNK": 128}, capability),
+            compiled(kernels.tail_kernel, TAIL, {"CLASSES": 1024}, capability,
+                     enable_fp_fusion=False),
+        ]  # fmt: skip
+        facts[str(capability)] = {
+            "products": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)[\w.]*", product))),
+            "spilled": sum(spilled_bytes(ptx, capability) for ptx in (product, *others)),
+            "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[2])),
+        }
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
