@@ -269,7 +269,7 @@ def measure_job(
     clock = _Clock()
     job = ScoreSettings(
         str(folder / "corpus"), str(folder / "calibration"), k=settings.k, search=search,
-        device="cpu", threads=settings.threads,
+        device="auto" if search == "cuda" else "cpu", threads=settings.threads,
     )  # fmt: skip
     began = time.perf_counter()
     run_job(folder / "images", folder / "scores", job, JobOptions(), clock)
