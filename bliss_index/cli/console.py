@@ -32,9 +32,14 @@ LOG_SECONDS = 60.0
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
+def plain(text: str) -> str:
+    """Show what a terminal would obey: keys and names are other people's."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def say(text: str) -> None:
     """Write a line for people."""
-    stderr.print(text, markup=False)
+    stderr.print(plain(text), markup=False)
 
 
 def print_json(values: Any) -> None:
@@ -44,21 +49,23 @@ def print_json(values: Any) -> None:
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
     """Write a result for people: names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(
+        title=Text(plain(title)), title_justify="left", show_header=False, box=None, pad_edge=False
+    )
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, Text(str(value)))
+        table.add_row(Text(plain(name)), Text(plain(str(value))))
     Console().print(table)
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Write a result for people: a table, numbers to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(plain(title)), title_justify="left")
     for position, name in enumerate(header):
         table.add_column(name, justify="left" if position == 0 else "right")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(plain(cell)) for cell in row))
     Console().print(table)
 
 

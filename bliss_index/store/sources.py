@@ -151,7 +151,10 @@ def open_source(
     columns = columns or ColumnNames()
     texts = kind == "text"  # what describes an image is one of its other columns
     filesystem, path = resolve(location)
-    info = filesystem.get_file_info(path)
+    try:
+        info = filesystem.get_file_info(path)
+    except Exception as error:  # the network's, the credentials': as many as there are file systems
+        raise InvalidInputError(f"{location} cannot be reached: {error}") from error
     if info.type == pafs.FileType.NotFound:
         raise InvalidInputError(f"{location} does not exist")
     if info.type == pafs.FileType.File:
@@ -225,6 +228,8 @@ def resolve(location: str | Path) -> tuple[pafs.FileSystem, str]:
         return filesystem, path
     except pa.ArrowInvalid:
         pass
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidInputError(f"{text} cannot be opened: {error}") from error
     try:
         import fsspec
     except ImportError as error:
