@@ -1,11 +1,11 @@
-"""The bulk job against its search alone, its memory as images grow, and the same job on Ray.
+"""The bulk job against its search alone, and its memory as images grow.
 
     python benchmarks/bench_bulk.py FOLDER --json benchmarks/results/bulk_cpu.json
 
 FOLDER takes about 2.5 GB. Throughput is paired shard by shard in one process: search alone (open
 the shard, check its hash, find the top k), then the job on the same shard (the same, and everything
 else up to the committed Parquet file). Memory and times of whole runs are those of `bliss-index
-score` in processes of their own.
+score` in processes of their own. ``bench_ray.py`` compares with Ray.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=20_000)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--ray", action="store_true", help="also time the job on Ray")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     use_fast_blas(given.threads)
@@ -62,8 +61,6 @@ def main() -> None:
         "peak_mib": {str(given.images): many["peak_mib"], str(given.images // 10): few["peak_mib"]},
         "peak_ratio": round(many["peak_mib"] / few["peak_mib"], 3),
     }
-    if given.ray:
-        result["ray"] = on_ray(folder, few, given.threads)
     write_result(given.json, result)
 
 
@@ -123,25 +120,6 @@ def score(folder: Path, images: str, out: str, threads: int, *more: str) -> dict
     records = [json.loads(p.read_text()) for p in (folder / out / "_records").iterdir()]
     summary["scoring_rows_per_second"] = summary["rows"] / sum(r["seconds"] for r in records)
     return summary
-
-
-def on_ray(folder: Path, local: dict[str, Any], threads: int) -> dict[str, Any]:
-    """The small job once more on Ray: the same bytes, and what it costs to get there."""
-    began = time.perf_counter()
-    score(folder, "few", "ray-scores", threads, "--engine", "ray")
-    seconds = time.perf_counter() - began
-    names = sorted(p.name for p in (folder / "few-scores").glob("*.parquet"))
-    same = all(
-        (folder / "few-scores" / n).read_bytes() == (folder / "ray-scores" / n).read_bytes()
-        for n in names
-    )
-    return {
-        "images": local["rows"],
-        "byte_identical": same,
-        "local_seconds": local["seconds"],
-        "ray_seconds": round(seconds, 2),
-        "overhead_seconds": round(seconds - local["seconds"], 2),
-    }
 
 
 if __name__ == "__main__":

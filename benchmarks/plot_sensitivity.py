@@ -69,6 +69,7 @@ def draw_lines(axes: Any, curve: dict[str, Any], name: str) -> None:
 def finish(axes: Any, label: str, scale: str) -> None:
     """Label axes."""
     axes.set_xscale(scale)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel(label)
     axes.set_ylabel("AUROC, %")
     axes.spines[["top", "right"]].set_visible(False)

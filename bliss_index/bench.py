@@ -152,27 +152,27 @@ def run_bench(settings: BenchSettings, notify: Notify | None = None) -> BenchRep
     from bliss_index.information import describe_installation
 
     tell = notify or (lambda text: None)
-    tell(f"drawing {settings.entries} entries of dimension {settings.dim}")
-    entries = clip_like(settings.entries, settings.dim, "text", 1).astype(np.float16)
-    calibration = make_calibration(settings.classes, settings.dim)
-    queries = clip_like(_QUERIES, settings.dim, "image", 4).astype(np.float16)
-    tell("measuring exact searches")
-    searches, unavailable = open_searches(entries, settings)
-    with one_blas_thread():
-        rates = paired_rates({name: s.search for name, s in searches.items()}, queries)
-        fastest = max(rates, key=lambda name: rates[name])
-        tell(f"measuring scoring by {fastest} search")
-        scorer = BlissScorer(searches[fastest], entries, calibration, threads=settings.threads)
-        scoring = paired_rates({"scoring": scorer.score}, queries)["scoring"]
-    del searches
     if settings.folder is not None:
         make_directory(Path(settings.folder))
     with tempfile.TemporaryDirectory(prefix="bliss-bench-", dir=settings.folder) as folder:
-        job = measure_job(Path(folder), settings, entries, calibration, fastest, scoring, tell)
         encoding = {}
-        if settings.model is not None:
+        if settings.model is not None:  # first: a model that does not load is said at once
             tell(f"encoding texts and images with {settings.model}")
             encoding = measure_encoding(Path(folder), settings.model, settings.pretrained)
+        tell(f"drawing {settings.entries} entries of dimension {settings.dim}")
+        entries = clip_like(settings.entries, settings.dim, "text", 1).astype(np.float16)
+        calibration = make_calibration(settings.classes, settings.dim)
+        queries = clip_like(_QUERIES, settings.dim, "image", 4).astype(np.float16)
+        tell("measuring exact searches")
+        searches, unavailable = open_searches(entries, settings)
+        with one_blas_thread():
+            rates = paired_rates({name: s.search for name, s in searches.items()}, queries)
+            fastest = max(rates, key=lambda name: rates[name])
+            tell(f"measuring scoring by {fastest} search")
+            scorer = BlissScorer(searches[fastest], entries, calibration, threads=settings.threads)
+            scoring = paired_rates({"scoring": scorer.score}, queries)["scoring"]
+        del searches, scorer
+        job = measure_job(Path(folder), settings, entries, calibration, fastest, scoring, tell)
     facts, _ = describe_installation()
     return BenchReport(
         settings,
@@ -269,7 +269,7 @@ def measure_job(
     clock = _Clock()
     job = ScoreSettings(
         str(folder / "corpus"), str(folder / "calibration"), k=settings.k, search=search,
-        device="cpu", threads=settings.threads,
+        device="auto" if search == "cuda" else "cpu", threads=settings.threads,
     )  # fmt: skip
     began = time.perf_counter()
     run_job(folder / "images", folder / "scores", job, JobOptions(), clock)

@@ -35,7 +35,8 @@ def test_rates_are_rows_per_second(monkeypatch):
 def test_everything_is_measured(tmp_path):
     said = []
     report = run_bench(BenchSettings(**SMALL, folder=str(tmp_path)), said.append)
-    assert set(report.search) | set(report.search_unavailable) == {"native", "torch", "faiss"}
+    found = set(report.search) | set(report.search_unavailable)
+    assert found == {"native", "torch", "cuda", "faiss"}
     assert "torch" in report.search
     assert min(*report.search.values(), report.scoring, report.job) > 0
     assert report.job_images == 500

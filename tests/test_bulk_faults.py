@@ -424,10 +424,14 @@ def test_scores_that_lack_a_column(job, tmp_path):
     with pytest.raises(CorruptStoreError, match="status"):
         ScoresDirectory.open(tmp_path / "s").table(["key", "status"])
     pq.write_table(table, path)
-    damaged = path.read_bytes().replace(b"nearest_class", b"nea\xf1est_class")
-    path.write_bytes(damaged)
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"nearest_class", b"nea\xf1est_class"))
     with pytest.raises(CorruptStoreError, match="cannot be read"):
         ScoresDirectory.open(tmp_path / "s").table()
+    keys = pa.array([b"\xff"] * table.num_rows, pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(table.set_column(0, "key", keys), path)
+    with pytest.raises(CorruptStoreError, match="cannot be read: .*UTF8"):
+        ScoresDirectory.open(tmp_path / "s").table(["key"])
 
 
 def test_keys_that_occur_in_two_parts_are_found_by_verify(job, tmp_path):

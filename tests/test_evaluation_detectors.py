@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from bliss_reference import clip_like, reference_scores
+from bliss_reference import clip_like
+from detector_reference import (
+    EXPECTED,
+    DetectorData,
+    expected_knn,
+    expected_label,
+    expected_mcm,
+    expected_neglabel,
+)
 
 from bliss_index.errors import CalibrationError, InvalidInputError
 from bliss_index.evaluation.bliss import Bliss
-from bliss_index.evaluation.detector import Reference
+from bliss_index.evaluation.detector import ImageBlock, Reference, blocks
 from bliss_index.evaluation.detectors import MaximumConceptMatching, NearestImages, NegLabel
 from bliss_index.evaluation.protocol_run import DETECTORS, evaluate_protocol, make_detectors
 from bliss_index.evaluation.protocols import (
@@ -38,103 +46,56 @@ def reference(data):
     return Reference(texts, images[:400], labels[:400], vocabulary, search)
 
 
-def wide(data):
+@pytest.fixture(scope="module")
+def known(data):
     images, vocabulary, texts, labels = data
-    return images.astype(float), vocabulary.astype(float), texts.astype(float), labels
+    return DetectorData(images[:400], labels[:400], images[400:], texts, vocabulary, K).wide()
 
 
-def expected_bliss(data, run):
-    images, vocabulary, texts, labels = wide(data)
-    chosen = np.isin(labels[:400], run)
-    position = {c: n for n, c in enumerate(run)}
-    own = np.array([position[c] for c in labels[:400][chosen]])
-    return reference_scores(
-        images[400:], vocabulary, texts[list(run)], images[:400][chosen], own, k=K, lam=0.5
-    ).anomaly
-
-
-def expected_label(data, run):
-    images, _, texts, labels = wide(data)
-    scores = []
-    for c in run:
-        own = images[:400][labels[:400] == c] @ texts[c]
-        scores.append(-(images[400:] @ texts[c] - own.mean()) / (own.std() + 1e-8))
-    return np.min(scores, axis=0)
-
-
-def expected_raw(data, run):
-    images, _, texts, _ = wide(data)
-    return -(images[400:] @ texts[list(run)].T).max(1)
-
-
-def expected_mcm(data, run, temperature=1.0):
-    images, _, texts, _ = wide(data)
-    exponentials = np.exp(images[400:] @ texts[list(run)].T / temperature)
-    return 1 - exponentials.max(1) / exponentials.sum(1)
-
-
-def expected_knn(data, run, neighbours=5):
-    images, _, _, labels = wide(data)
-    known = images[:400][np.isin(labels[:400], run)]
-    return 1 - np.sort(images[400:] @ known.T, axis=1)[:, -neighbours]
-
-
-EXPECTED = {
-    "bliss": expected_bliss, "label": expected_label, "raw": expected_raw, "mcm": expected_mcm,
-    "knn": expected_knn,
-}  # fmt: skip
 RUNS = [(0,), (2, 4), (0, 1, 3), tuple(range(CLASSES))]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_detectors_equal_their_formulas(data, reference, name):
+def test_detectors_equal_their_formulas(data, known, reference, name):
     images = data[0]
-    from bliss_index.evaluation.detector import blocks
-
     fitted = DETECTORS[name]().fit(reference)
     found = np.concatenate(
         [fitted.score_runs(block, RUNS) for _, block in blocks(images[400:], reference, 64)], axis=1
     )
     for row, run in enumerate(RUNS):
-        np.testing.assert_allclose(found[row], EXPECTED[name](data, run), atol=2e-5, rtol=2e-5)
+        np.testing.assert_allclose(found[row], EXPECTED[name](known, run), atol=2e-5, rtol=2e-5)
 
 
-def test_neglabel_equals_its_formula(data, reference):
-    images, vocabulary, texts, _ = wide(data)
+def test_neglabel_equals_its_formula(data, known, reference):
     settings = NegLabel(negatives=0.4, group_size=21, temperature=0.05)
     fitted = settings.fit(reference)
     run = (1, 3)
     groups = fitted.groups(run)
     assert groups.shape == (3, 20)
     # The negatives are the entries farthest from the labels.
-    distance = np.quantile(-(vocabulary @ texts[list(run)].T), settings.quantile, axis=1)
+    distance = np.quantile(
+        -(known.vocabulary @ known.texts[list(run)].T), settings.quantile, axis=1
+    )
     farthest = set(np.argsort(-distance)[:60].tolist())
     assert set(groups.ravel().tolist()) == farthest
-    positive = np.exp(images[400:] @ texts[list(run)].T / 0.05).sum(1)
-    shares = [
-        (n := np.exp(images[400:] @ vocabulary[group].T / 0.05).sum(1)) / (positive + n)
-        for group in groups
-    ]
-    from bliss_index.evaluation.detector import ImageBlock
-
     found = fitted.score_runs(ImageBlock(data[0][400:], reference), [run])[0]
-    np.testing.assert_allclose(found, np.mean(shares, axis=0), atol=1e-5)
+    np.testing.assert_allclose(found, expected_neglabel(known, run, groups, 0.05), atol=1e-5)
 
 
-def test_other_settings(data, reference):
+def test_other_settings(data, known, reference):
     images = data[0]
     everything = tuple(range(CLASSES))
     found = MaximumConceptMatching(temperature=0.1).fit(reference).score(images[400:])
-    np.testing.assert_allclose(found, expected_mcm(data, everything, 0.1), atol=1e-9)
+    np.testing.assert_allclose(found, expected_mcm(known, everything, 0.1), atol=1e-9)
     found = NearestImages(neighbours=1).fit(reference).score(images[400:])
-    np.testing.assert_allclose(found, expected_knn(data, everything, 1), atol=1e-6)
+    np.testing.assert_allclose(found, expected_knn(known, everything, 1), atol=1e-6)
     assert (Bliss(lam=0.0).fit(reference).score(images[400:]) == pytest.approx(
-        expected_label(data, everything)
+        expected_label(known, everything)
     ))  # fmt: skip
 
 
 @pytest.mark.parametrize("make", [one_class, all_but_one])
-def test_a_protocol_is_its_runs(data, reference, make):
+def test_a_protocol_is_its_runs(data, known, reference, make):
     images, _, _, labels = data
     protocol = make(CLASSES)
     report = evaluate_protocol(
@@ -143,7 +104,7 @@ def test_a_protocol_is_its_runs(data, reference, make):
     for name in ("bliss", "raw"):
         aurocs = []
         for run in protocol.runs:
-            scores = EXPECTED[name](data, run)
+            scores = EXPECTED[name](known, run)
             anomaly = ~np.isin(labels[400:], run)
             high, low = scores[anomaly][:, None], scores[~anomaly][None, :]
             aurocs.append(np.mean((high > low) + 0.5 * (high == low)))
@@ -179,7 +140,7 @@ def test_the_papers_splits():
 
 def test_neglabel_at_a_temperature_that_leaves_one_term(data, reference):
     """Exponentials of everything but the largest similarity vanish; nothing may be lost or NaN."""
-    images, vocabulary, texts, _ = wide(data)
+    images, vocabulary, texts = (a.astype(float) for a in data[:3])
     fitted = NegLabel(negatives=1.0, group_size=150, temperature=1e-4).fit(reference)
     found = fitted.score(data[0][400:])
     gap = (images[400:] @ vocabulary.T).max(1) - (images[400:] @ texts.T).max(1)

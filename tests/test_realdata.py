@@ -13,10 +13,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bliss_reference import reference_scores, unit
+from detector_reference import EXPECTED, DetectorData, expected_neglabel
 
 from bliss_index.calibration import Calibration
 from bliss_index.cli.app import app
+from bliss_index.evaluation.detector import Reference, blocks
+from bliss_index.evaluation.protocol_run import DETECTORS
 from bliss_index.evaluation.protocols import all_but_one, one_class, random_classes
+from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore
 
 K, LAM = 10, 0.5
@@ -140,3 +144,36 @@ def test_moments_of_real_images(caltech):
         similarity = images[caltech.labels["val"] == name] @ entries.T
         np.testing.assert_allclose(mu[:, number], similarity.mean(0), rtol=1e-12)
         np.testing.assert_allclose(sigma[:, number], similarity.std(0) + 1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["one-class", "6 normal", "all-but-one"])
+def test_every_detector_on_real_images(caltech, kind):
+    """The first and the last run of a protocol, all detectors, image by image, in float64."""
+    folder, count = caltech.folder, len(caltech.classes)
+    normal, test, vocabulary = (
+        EmbeddingStore.open(folder / name).embeddings("float32")
+        for name in ("val", "test", "corpus")
+    )
+    number = {name: c for c, name in enumerate(caltech.classes)}
+    labels = np.array([number[name] for name in caltech.labels["val"]])
+    texts = unit(caltech.texts, np.float32)
+    protocol = {
+        "one-class": one_class(count),
+        "6 normal": random_classes(count, 6, 20, seed=0),
+        "all-but-one": all_but_one(count),
+    }[kind]
+    runs = [protocol.runs[0], protocol.runs[-1]]
+    search = exact_search(vocabulary, K, threads=1)
+    reference = Reference(texts, normal, labels, vocabulary, search)
+    known = DetectorData(normal, labels, test, texts, vocabulary, K).wide()
+    for name, detector in DETECTORS.items():
+        fitted = detector().fit(reference)
+        found = np.concatenate(
+            [fitted.score_runs(block, runs) for _, block in blocks(test, reference)], axis=1
+        )
+        for row, run in zip(found, runs, strict=True):
+            if name == "neglabel":
+                expected = expected_neglabel(known, run, fitted.groups(run))
+            else:
+                expected = EXPECTED[name](known, run)
+            np.testing.assert_allclose(row, expected, atol=1e-4, rtol=1e-4, err_msg=name)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.bulk.devices import require_devices
 from bliss_index.bulk.inputs import InputPart, JobInput, open_input
 from bliss_index.bulk.memory import MemoryPlan, plan_memory
 from bliss_index.bulk.records import (
@@ -190,12 +191,14 @@ def run_job(
         The output was begun with other settings, an input part changed after it was scored, too
         many rows are bad, or memory does not suffice.
     StoreError, ModelMismatchError, InvalidInputError, OutputError
-        Inputs do not belong together or cannot be read; the output cannot be written, or another
-        job is writing it.
+        A device is not there; inputs do not belong together or cannot be read; the output cannot
+        be written, or another job is writing it.
     """
     options = options or JobOptions()
     listener = listener or JobListener()
     began = time.perf_counter()
+    if options.engine == "local":  # Ray's nodes have devices of their own
+        require_devices(options.devices or (settings.device,))
     settings = replace(settings, threads=_threads_of_one(settings, options))
     inputs = ScoringInputs.open(settings)
     images = open_input(location, options.columns)

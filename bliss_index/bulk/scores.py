@@ -98,7 +98,8 @@ def read_scores(path: Path, rows: int, columns: Sequence[str] | None = None) -> 
     """Read one Parquet file of scores and check its number of rows."""
     try:
         table = pq.read_table(path, columns=None if columns is None else list(columns))
-        names = table.column_names  # of a damaged file they may be no UTF-8
+        names = table.column_names  # of a damaged file they may be no UTF-8, as its texts may
+        table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptStoreError(f"{path} cannot be read: {error}") from error
     if table.num_rows != rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,10 @@ class ScoreSettings:
                 f"search must be one of {', '.join((*EXACT_SEARCHES, *INDEX_SEARCHES))}, got "
                 f"{self.search!r}"
             )
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise InvalidInputError(f"lam must be a finite number of at least 0, got {self.lam}")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InvalidInputError(f"the threshold must be a finite number, got {self.threshold}")
         if self.threads is not None and self.threads < 1:
             raise InvalidInputError(f"threads must be at least 1, got {self.threads}")
 

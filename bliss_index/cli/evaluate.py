@@ -163,6 +163,8 @@ def _evaluate_scores(scores: Path, labels: Path, resamples: int, as_json: bool) 
     missing = metrics.missing_normal + metrics.missing_anomalies
     if missing:
         say(f"{missing} images without a score are left out")
+    if metrics.unlabelled:
+        say(f"{metrics.unlabelled} images without a label are left out")
     if as_json:
         print_json(asdict(metrics))
         return

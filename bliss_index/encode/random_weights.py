@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bliss_index.encode.torchvision_cure import import_open_clip
+from bliss_index.errors import EncoderError
 
 _CLIP_TOKENS = 49408
 
@@ -23,6 +24,11 @@ def save_random_model(name: str, directory: Path) -> None:
         An architecture that open_clip knows.
     directory
         Where ``open_clip_config.json`` and ``open_clip_model.safetensors`` go; it exists.
+
+    Raises
+    ------
+    EncoderError
+        open_clip knows no such model.
     """
     import torch
     from safetensors.torch import save_file
@@ -30,6 +36,8 @@ def save_random_model(name: str, directory: Path) -> None:
     open_clip = import_open_clip()
     torch.manual_seed(0)
     config = open_clip.get_model_config(name)
+    if config is None:
+        raise EncoderError(f"open_clip knows no model {name!r}; try one such as 'ViT-B-16'")
     options: dict[str, Any] = {}
     if config["text_cfg"].pop("hf_tokenizer_name", None):
         config["text_cfg"].pop("tokenizer_kwargs", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,22 @@ from bliss_index.evaluation.metrics import Metrics, evaluate_scores
 _KINDS = {0: False, 1: True, "0": False, "1": True}  # False and True are 0 and 1
 
 
+@dataclass(frozen=True, eq=False)
+class KnownAnomalies:
+    """What is known of the rows of a scores directory.
+
+    Attributes
+    ----------
+    anomaly
+        (rows,) True for anomalies.
+    known
+        (rows,) True where there is a label; by key, some rows may have none.
+    """
+
+    anomaly: npt.NDArray[np.bool_]
+    known: npt.NDArray[np.bool_]
+
+
 def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int = 0) -> Metrics:
     """Compare the scores of a complete job with what is known of its images.
 
@@ -25,41 +42,54 @@ def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int =
         The scores directory. Images without a score are left out, and counted in the result.
     labels
         1 or true for anomalies, 0 or false for normal images; a file that
-        :meth:`bliss_index.calibration.labels.Labels.read` takes.
+        :meth:`bliss_index.calibration.labels.Labels.read` takes. Labels by key may be of some
+        images only; the others are left out, and counted in the result.
     resamples
         Bootstrap resamples for intervals.
 
     Raises
     ------
     InvalidInputError
-        There is not one label for every row, or one of them is neither 0 nor 1.
+        There is not one label for every row in row order, a key is not among the rows, or a label
+        is neither 0 nor 1.
     """
     directory = ScoresDirectory.open(path)
-    anomaly = read_anomalies(directory, labels)
+    return evaluate_known(directory, read_anomalies(directory, labels), resamples=resamples)
+
+
+def evaluate_known(
+    directory: ScoresDirectory, given: KnownAnomalies, *, resamples: int = 0
+) -> Metrics:
+    """As :func:`evaluate_directory`, for labels that were read already."""
     parts = list(_scores(directory))
     scores = np.concatenate(parts) if parts else np.empty(0)
-    return evaluate_scores(scores, anomaly, resamples=resamples, allow_missing=True)
+    metrics = evaluate_scores(
+        scores[given.known], given.anomaly[given.known], resamples=resamples, allow_missing=True
+    )
+    return replace(metrics, unlabelled=int((~given.known).sum()))
 
 
-def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> npt.NDArray[np.bool_]:
-    """Read which rows of a scores directory are anomalies: (rows,).
+def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> KnownAnomalies:
+    """Read which rows of a scores directory are anomalies.
 
     Raises
     ------
     InvalidInputError
-        There is not one label for every row, or one of them is neither 0 nor 1.
+        As for :func:`evaluate_directory`.
     """
     given = Labels.read(labels)
     keys = (table.column("key").to_pylist() for table in directory.iter_tables(["key"]))
     listed = given.of_rows(keys, directory.rows)
-    anomaly = np.zeros(len(listed), dtype=bool)
+    anomaly, known = np.zeros((2, len(listed)), dtype=bool)
     for row, label in enumerate(listed):
+        if given.keys is not None and (label is None or label == ""):
+            continue
         if isinstance(label, float) or label not in _KINDS:
             raise InvalidInputError(
                 f"{labels}: label {label!r} of row {row} is neither 0 (normal) nor 1 (anomaly)"
             )
-        anomaly[row] = _KINDS[label]
-    return anomaly
+        anomaly[row], known[row] = _KINDS[label], True
+    return KnownAnomalies(anomaly, known)
 
 
 def _scores(directory: ScoresDirectory) -> Iterator[npt.NDArray[np.float64]]:

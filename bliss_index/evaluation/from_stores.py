@@ -29,7 +29,7 @@ def protocol_for(name: str, classes: int) -> EvaluationProtocol:
     """Return one of the paper's protocols, or "one-class" or "all-but-one" of any classes."""
     if name in GENERAL_PROTOCOLS and name not in PROTOCOLS:
         return GENERAL_PROTOCOLS[name](classes)
-    return find_protocol(name)
+    return find_protocol(name, also=tuple(GENERAL_PROTOCOLS))
 
 
 def evaluate_stores(

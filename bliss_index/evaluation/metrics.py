@@ -52,6 +52,8 @@ class Metrics:
         Number of images of either kind that have a score.
     missing_normal, missing_anomalies
         Number of images of either kind left out because they have none.
+    unlabelled
+        Number of images left out because nothing is known of them.
     intervals
         Bootstrap interval by metric name; empty where none was asked for.
     """
@@ -65,6 +67,7 @@ class Metrics:
     anomalies: int
     missing_normal: int = 0
     missing_anomalies: int = 0
+    unlabelled: int = 0
     intervals: dict[str, Interval] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -136,6 +139,7 @@ def evaluate_scores(
         anomalies=int(positive.sum()),
         missing_normal=lost[0],
         missing_anomalies=lost[1],
+        unlabelled=0,
         intervals=intervals,
     )
 

@@ -115,8 +115,15 @@ PROTOCOLS: dict[str, EvaluationProtocol] = {
 }
 
 
-def find_protocol(name: str) -> EvaluationProtocol:
-    """Return the protocol of this name; raise InvalidInputError, listing all, for another."""
+def find_protocol(name: str, *, also: tuple[str, ...] = ()) -> EvaluationProtocol:
+    """Return the protocol of this name.
+
+    Raises
+    ------
+    InvalidInputError
+        There is none; all are listed, and `also` what else the caller knows.
+    """
     if name not in PROTOCOLS:
-        raise InvalidInputError(f"unknown protocol {name!r}; known are {', '.join(PROTOCOLS)}")
+        known = ", ".join((*also, *PROTOCOLS))
+        raise InvalidInputError(f"unknown protocol {name!r}; known are {known}")
     return PROTOCOLS[name]

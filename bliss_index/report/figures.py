@@ -7,9 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bliss_index.errors import MissingDependencyError
+from bliss_index.evaluation.from_scores import KnownAnomalies
 from bliss_index.report.aggregate import Aggregate
 
 if TYPE_CHECKING:
@@ -29,15 +29,15 @@ _OTHER_SCRIPTS = (
 _NORMAL, _ANOMALY, _BORDER = "#4878a8", "#d1603d", "#333333"
 
 
-def score_histogram(found: Aggregate, anomaly: npt.NDArray[np.bool_] | None = None) -> Figure:
+def score_histogram(found: Aggregate, given: KnownAnomalies | None = None) -> Figure:
     """Histogram of the scores with the threshold, split by what is known of the images.
 
     Parameters
     ----------
     found
         The scores; at least one.
-    anomaly
-        (rows,) True for images known to be anomalies.
+    given
+        Which images are known to be anomalies or normal.
     """
     figure, axes = _subplots(7.0, 3.2)
     known = found.known
@@ -45,17 +45,18 @@ def score_histogram(found: Aggregate, anomaly: npt.NDArray[np.bool_] | None = No
     if found.threshold is not None:
         low, high = min(low, found.threshold), max(high, found.threshold)
     edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
-    if anomaly is None:
+    if given is None:
         axes.hist(np.clip(known, low, high), edges, color=_NORMAL)
     else:
-        for kind, name, colour in ((False, "normal", _NORMAL), (True, "anomalies", _ANOMALY)):
-            values = found.scores[anomaly == kind]
+        normal, anomalies = given.known & ~given.anomaly, given.known & given.anomaly
+        for rows, name, colour in ((normal, "normal", _NORMAL), (anomalies, "anomalies", _ANOMALY)):
+            values = found.scores[rows]
             values = np.clip(values[~np.isnan(values)], low, high)
             axes.hist(values, edges, color=colour, alpha=0.6, label=f"{name} ({values.size:,})")
     if found.threshold is not None:
         label = f"threshold {found.threshold:.4g}"
         axes.axvline(found.threshold, color=_BORDER, linestyle="--", linewidth=1, label=label)
-    if anomaly is not None or found.threshold is not None:
+    if given is not None or found.threshold is not None:
         axes.legend(frameon=False)
     axes.set_xlabel("anomaly score (outermost bars hold all images beyond)")
     axes.set_ylabel("images")

@@ -10,7 +10,7 @@ from typing import Any
 
 from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.evaluation.from_scores import evaluate_directory, read_anomalies
+from bliss_index.evaluation.from_scores import evaluate_known, read_anomalies
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.figures import class_distributions, score_histogram, to_png
 from bliss_index.report.gallery import Picture, PictureFolder, make_pictures
@@ -124,13 +124,13 @@ def make_report(
     template = _template()
     directory = ScoresDirectory.open(scores)
     found = aggregate(directory, _MOST_BAD)
-    anomaly = metrics = None
+    known = metrics = None
     if options.labels is not None:
-        anomaly = read_anomalies(directory, options.labels)
-        metrics = evaluate_directory(scores, options.labels, resamples=options.resamples)
+        known = read_anomalies(directory, options.labels)
+        metrics = evaluate_known(directory, known, resamples=options.resamples)
     plots: dict[str, bytes] = {}
     if found.scored:
-        plots["histogram"] = to_png(score_histogram(found, anomaly))
+        plots["histogram"] = to_png(score_histogram(found, known))
         plots["classes"] = to_png(class_distributions(found))
     folder = PictureFolder(options.images, link=options.link)
     extremes = make_pictures(read_rows(directory, found.most_anomalous(options.gallery)), folder)
@@ -146,6 +146,7 @@ def make_report(
         with_entries=any(picture.entries for picture in extremes),
         lam=directory.manifest.settings["lam"],
         metrics=_metric_rows(metrics),
+        counts=metrics,
         settings=_settings(directory),
     )
     path = Path(output) if output is not None else directory.path / DEFAULT_NAME

@@ -68,7 +68,7 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
     """
     file = Path(path)
     if not file.is_file():
-        raise InvalidInputError(f"{file} does not exist")
+        raise InvalidInputError(f"{file} {'is a directory' if file.is_dir() else 'does not exist'}")
     try:
         if file.suffix == ".npy":
             return Column(file, _array(file))

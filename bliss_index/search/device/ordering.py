@@ -16,7 +16,7 @@ import torch
 from bliss_index.search.ordering import ROUNDING_64, order_candidates
 
 _LAST = torch.iinfo(torch.int64).max
-_WIDE = 64
+_WIDE = 256
 _EXACT_BELOW = 31.0
 _FULL_ELEMENTS = 1 << 26
 _FULL_ENTRIES = 65536
@@ -61,12 +61,24 @@ def best_in_order(
     -------
     values (n, k) float64, ids (n, k) int64, and how many products were evaluated exactly.
     """
+    values, ids, doubtful = rank(found, k)
+    resolved = resolve(found, doubtful, k, exact, values, ids)
+    return values, ids, resolved
+
+
+def rank(found: Rescored, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Order the candidates of every row by float64, as far as that decides.
+
+    Returns
+    -------
+    values (n, k) float64, ids (n, k) int64, and (n,) bool: rows that are for the host. Rows without
+    candidates hold nothing.
+    """
     n = found.error.shape[0]
     device = found.value.device
     counts = torch.bincount(found.row, minlength=n)
     starts = counts.cumsum(0) - counts
-    width = 4 * k + _WIDE
-    wide = counts > width
+    wide = counts > 4 * k + _WIDE
     columns = int(torch.where(wide, 0, counts).max()) if n else 0
     columns = max(columns, k)
     place = torch.arange(found.row.shape[0], device=device) - starts[found.row]
@@ -80,9 +92,7 @@ def best_in_order(
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, order)
     doubtful = wide | _doubtful(values, found.error, k)
-    values, ids = values[:, :k].contiguous(), ids[:, :k].contiguous()
-    resolved = _resolve(found, doubtful, k, exact, values, ids)
-    return values, ids, resolved
+    return values[:, :k].contiguous(), ids[:, :k].contiguous(), doubtful
 
 
 def row_errors(queries: torch.Tensor, entries: torch.Tensor, longest: float) -> torch.Tensor:
@@ -149,7 +159,7 @@ def _doubtful(values: torch.Tensor, error: torch.Tensor, k: int) -> torch.Tensor
     return (close | straddles.any(1)) & (error > 0)
 
 
-def _resolve(
+def resolve(
     found: Rescored,
     doubtful: torch.Tensor,
     k: int,
@@ -157,7 +167,7 @@ def _resolve(
     values: torch.Tensor,
     ids: torch.Tensor,
 ) -> int:
-    """Replace the results of doubtful rows by the host's."""
+    """Replace the results of doubtful rows by the host's; return how many products that took."""
     rows = doubtful.nonzero()[:, 0]
     if rows.shape[0] == 0:
         return 0
