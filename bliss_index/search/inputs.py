@@ -58,6 +58,11 @@ def require_k(k: int, size: int) -> None:
         )
 
 
+def largest_magnitude(matrix: npt.NDArray[Any]) -> float:
+    """Largest magnitude in a matrix of finite numbers; 0.0 if it is empty. Makes no copy of it."""
+    return max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
+
+
 def bad_rows_error(rows: npt.ArrayLike, what: str) -> InvalidInputError:
     """Build the error for rows that hold NaN or infinity."""
     bad = np.asarray(rows)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.inputs import bad_rows_error, checked_rows
+from bliss_index.search.inputs import bad_rows_error, checked_rows, largest_magnitude
 from bliss_index.search.protocol import SearchStatistics
 
 MAX_DIM = 65536  # 65536 coordinates * 255 * 127 still fit into int32
@@ -68,7 +68,7 @@ class NativeBackend:
             raise InvalidInputError(f"backend 'native' cannot be used: {reason}; use 'torch'")
         if not native.has_kernel(kernel):
             raise InvalidInputError(f"kernel {kernel!r} cannot run here, {found!r} can")
-        largest = float(np.abs(vocabulary).max(initial=0.0))
+        largest = largest_magnitude(vocabulary)
         if vocabulary.dtype == np.float32 and not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:
             vocabulary = vocabulary.astype(np.float64)  # float32 products could leave their range
         self._vocabulary = vocabulary  # the engine reads it for as long as it lives

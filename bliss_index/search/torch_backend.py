@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.search.inputs import checked_rows
+from bliss_index.search.inputs import checked_rows, largest_magnitude
 from bliss_index.search.ordering import dot_error, exact_dot, order_candidates
 from bliss_index.search.protocol import SearchStatistics
 from bliss_index.search.torch_proposals import (
@@ -64,22 +64,28 @@ class TorchBackend:
         self._k = k
         self._device = torch.device(device or "cpu")
         self._tile_rows, self._tile_entries = tile or (_TILE_ROWS, _TILE_ENTRIES)
-        wide = vocabulary.astype(np.float64) if vocabulary.dtype == np.float64 else vocabulary
-        largest = float(np.abs(vocabulary).max(initial=0)) if vocabulary.size else 0.0
+        largest = largest_magnitude(vocabulary)
         self._exponent = math.frexp(largest)[1] if largest > 0 else 0
-        scaled = np.ldexp(wide.astype(np.float64), -self._exponent).astype(np.float32)
-        norms = np.sqrt(np.einsum("ij,ij->i", scaled, scaled, dtype=np.float64))
-        self._norms64 = np.ldexp(norms, self._exponent) * (1 + 1e-6) + math.ldexp(
-            2.0**-100, self._exponent
-        )
         if precision == "auto":
             fast = self._device.type == "cpu" and bfloat16_is_fast(vocabulary.shape[1])
             precision = "bfloat16" if fast else "float32"
-        self._scores: Float32Scores | Bfloat16Scores = (
-            Bfloat16Scores(vocabulary, self._exponent)
-            if precision == "bfloat16"
-            else Float32Scores(scaled, self._device)
+        self._scores: Float32Scores | Bfloat16Scores
+        self._norms64 = np.empty(vocabulary.shape[0])
+        keep = precision == "float32"
+        scaled = np.empty(vocabulary.shape if keep else (0, 0), dtype=np.float32)
+        for start in range(0, vocabulary.shape[0], _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            block = np.ldexp(vocabulary[part].astype(np.float64), -self._exponent)
+            self._norms64[part] = np.sqrt(np.einsum("ij,ij->i", block, block))
+            if keep:
+                scaled[part] = block
+        self._norms64 = np.ldexp(self._norms64, self._exponent) * (1 + 1e-6) + math.ldexp(
+            2.0**-100, self._exponent
         )
+        if keep:
+            self._scores = Float32Scores(scaled, self._device)
+        else:
+            self._scores = Bfloat16Scores(vocabulary, self._exponent)
         self.description = (
             f"torch {torch.__version__} on {self._device}, {precision} tiles ({reason})"
         )
