@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -211,6 +212,20 @@ def test_a_read_only_output(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="make it writable or choose another output"):
         write(tmp_path / "s")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_an_output_that_the_system_refuses(tmp_path, monkeypatch, code):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(OutputError, match=rf"s: {os.strerror(code)}; make it writable or choose"):
+        write(tmp_path / "s")
+    monkeypatch.undo()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(OutputError, match="it is read-only for this user"):
+        write(tmp_path / "t")
 
 
 def test_an_output_below_a_file(tmp_path):
