@@ -185,7 +185,9 @@ def iter_rows(source: str | Path) -> Iterator[str]:
     elif kind == ".parquet":
         yield from _parquet(path)
     elif kind == ".txt":
-        yield from _lines(path, packed)
+        for line in _lines(path, packed):
+            # Old files end their lines with a carriage return alone.
+            yield from line.rstrip("\r\n").split("\r") if "\r" in line else (line,)
     else:
         yield from _table(path, packed, _TABLE_SEPARATORS[kind])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -140,6 +141,27 @@ def test_killed_at_random_moments(tmp_path, workers):
     assert kills > 0
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     assert verify_scores(tmp_path / "b").ok
+
+
+@pytest.mark.slow
+def test_a_damaged_part_fails_alone_on_ray(job, whole, tmp_path):
+    """Its reason comes back with the row, the exit code is 1, the next run completes."""
+    pytest.importorskip("ray")
+    shutil.copytree(job.images, tmp_path / "images")
+    mine = type(job)(job.folder, job.corpus, job.calibration, tmp_path / "images")
+    shard = mine.images / "shard-00002.arrow"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-9])
+    command = score_command(mine, tmp_path / "s", "--engine", "ray", "--workers", 2, "--json")
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["parts_done"], summary["complete"]) == (5, False)
+    ((name, reason),) = summary["failed"]
+    assert (name, "CorruptStoreError" in reason) == ("shard-00002.arrow", True)
+    shard.write_bytes(good)
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
+    assert outputs(tmp_path / "s") == whole
 
 
 @pytest.mark.slow

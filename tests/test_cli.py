@@ -314,7 +314,7 @@ def test_info(chain):
     assert "ViT-B-32" in out
     out, _ = run("info", "--json")
     facts = json.loads(out)
-    assert set(facts["exact_search"]) == {"native", "torch"}
+    assert set(facts["exact_search"]) == {"native", "torch", "cuda"}
     _, err = run("info", folder, code=1)
     assert "is no store, calibration or scores directory" in err
 

@@ -126,9 +126,9 @@ def test_the_command_encodes_once_and_evaluates(root, tmp_path, capsys):
     before = (encoded / "test" / "manifest.json").stat().st_mtime_ns
     assert json.loads(here(*command, "cifar10-6-vs-4"))["per_run"] == report["per_run"]
     assert (encoded / "test" / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(StoreError, match="was encoded with model"):
+    with pytest.raises(StoreError, match="complete store with preprocess"):
         here(*command, "cifar10-6-vs-4", "--preprocess", "authors")
-    with pytest.raises(StoreError, match="was encoded with source"):
+    with pytest.raises(StoreError, match="complete store with source"):
         here(*command, "cifar100-20-vs-80")
     command[5] = tmp_path / "hundred"
     assert json.loads(here(*command, "cifar100-20-vs-80"))["images"] == 200

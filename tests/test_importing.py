@@ -231,10 +231,10 @@ def test_another_file_does_not_continue_an_import(tmp_path, rows):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bring(tmp_path / "e.npy", tmp_path / "s", progress=stop)
+        bring(tmp_path / "e.npy", tmp_path / "s", progress=stop, rows_per_shard=20)
     np.save(tmp_path / "e.npy", rows[::-1])
     with pytest.raises(StoreError, match="was begun with attributes .*imported_from"):
-        bring(tmp_path / "e.npy", tmp_path / "s")
+        bring(tmp_path / "e.npy", tmp_path / "s", rows_per_shard=20)
 
 
 def test_columns_by_name(tmp_path, rows):

@@ -208,7 +208,7 @@ def encode_image_store(
         return EncodeSummary(str(output), done.rows, done.bad_rows, 0)
     schema = source.metadata_schema
     carried = [] if schema is None else carried_names(schema.names)
-    if not source.rows():
+    if next(source.iter(), None) is None:
         passed_over = ", ".join(f"{count} ({reason})" for reason, count in source.skipped.items())
         raise InvalidInputError(
             f"{source.name} holds no images; passed over: {passed_over or 'nothing'}"
