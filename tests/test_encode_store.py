@@ -45,7 +45,7 @@ if __name__ == "__main__":
     encoder = load_encoder("bliss-tiny", device="cpu", batch_size=64)
     if kind == "text":
         with spool_vocabulary(source, out) as entries:
-            encode_text_store(encoder, entries, out, templates=["a {}"], rows_per_shard=200)
+            encode_text_store(encoder, entries, out, templates=["a {}"], rows_per_shard=500)
     else:
         encode_image_store(encoder, open_images(source), out, rows_per_shard=64, workers=1)
 """
@@ -214,7 +214,7 @@ def test_killed_and_continued(pictures, tmp_path, kind):
     """SIGKILL at random moments: the finished store is the uninterrupted one, byte for byte."""
     source = tmp_path / "many.txt"
     if kind == "text":
-        lines = [f"word number {row % 6_000}\n" for row in range(6_200)]
+        lines = [f"word number {row % 16_000}\n" for row in range(16_500)]
         source.write_text("".join(lines))
     else:
         source = tmp_path / "many"
