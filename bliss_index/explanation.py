@@ -16,7 +16,7 @@ from bliss_index.bulk.scores import ScoresDirectory, read_scores
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.store.schema import OK
-from bliss_index.store.sources import ColumnNames
+from bliss_index.store.source_part import ColumnNames
 
 _READ_ROWS = 8192
 _TOLERANCE = 1e-4

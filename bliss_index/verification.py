@@ -13,7 +13,7 @@ from bliss_index.errors import BlissError, StoreError
 from bliss_index.store import EmbeddingStore, VerificationReport, verify_store
 from bliss_index.store.files import read_json
 from bliss_index.store.manifest import MANIFEST_NAME
-from bliss_index.store.sources import ColumnNames
+from bliss_index.store.source_part import ColumnNames
 
 
 def directory_kind(path: Path) -> str:

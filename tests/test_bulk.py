@@ -33,7 +33,7 @@ from bliss_index.bulk.records import PartRecord
 from bliss_index.errors import InvalidInputError, JobError, OutputError, StoreError
 from bliss_index.search import ExactSearch
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.sources import ColumnNames
+from bliss_index.store.source_part import ColumnNames
 
 
 @pytest.fixture(scope="module")

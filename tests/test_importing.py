@@ -11,7 +11,8 @@ from bliss_reference import unit
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.store import EmbeddingStore, ModelIdentity, verify_store
 from bliss_index.store.importing import import_embeddings
-from bliss_index.store.sources import ColumnNames, open_source
+from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.sources import open_source
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
 DIM = 6

@@ -16,7 +16,8 @@ from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import MANIFEST_NAME
 from bliss_index.store.normalise import unit_rows
 from bliss_index.store.schema import DUPLICATE_KEY, OK
-from bliss_index.store.sources import ColumnNames, SourcePart, open_source
+from bliss_index.store.source_part import ColumnNames, SourcePart
+from bliss_index.store.sources import open_source
 
 DEFAULT_ROWS = 8192
 

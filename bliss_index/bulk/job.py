@@ -46,7 +46,7 @@ from bliss_index.errors import (
 from bliss_index.store import require_same_model
 from bliss_index.store.files import DirectoryLock, make_directory, remove_temporaries, write_json
 from bliss_index.store.schema import OK
-from bliss_index.store.sources import ColumnNames
+from bliss_index.store.source_part import ColumnNames
 
 ENGINES = ("local", "ray")
 _SAMPLE_ROWS = 512

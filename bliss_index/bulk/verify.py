@@ -20,7 +20,7 @@ from bliss_index.errors import BlissError, CorruptStoreError
 from bliss_index.store.files import TEMPORARY_SUFFIX, file_sha256
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.schema import OK
-from bliss_index.store.sources import ColumnNames
+from bliss_index.store.source_part import ColumnNames
 from bliss_index.store.verify import VerificationReport
 
 _READ_ROWS = 8192

@@ -21,7 +21,7 @@ from bliss_index.bulk.records import PartRecord, require_same
 from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
 from bliss_index.errors import BlissError, OutputError
-from bliss_index.store.sources import ColumnNames
+from bliss_index.store.source_part import ColumnNames
 
 _ATTEMPTS = 2
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>

@@ -27,7 +27,7 @@ def explain(
 ) -> None:
     """Say why an image scored as it did: its nearest classes, and the entries that pulled it."""
     from bliss_index.explanation import explain_image
-    from bliss_index.store.sources import ColumnNames
+    from bliss_index.store.source_part import ColumnNames
 
     found = explain_image(
         scores,

@@ -64,7 +64,7 @@ def import_(
     from bliss_index.store import ModelIdentity
     from bliss_index.store.importing import import_embeddings
     from bliss_index.store.manifest import KINDS
-    from bliss_index.store.sources import ColumnNames
+    from bliss_index.store.source_part import ColumnNames
 
     if kind not in KINDS:
         raise InvalidInputError(f"--kind must be {' or '.join(KINDS)}, got {kind!r}")

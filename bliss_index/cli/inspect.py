@@ -25,7 +25,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything in a directory and say what does not agree."""
-    from bliss_index.store.sources import ColumnNames
+    from bliss_index.store.source_part import ColumnNames
     from bliss_index.verification import verify_directory
 
     columns = ColumnNames(embedding_column, key_column)

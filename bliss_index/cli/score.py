@@ -94,7 +94,7 @@ def score(
     """Score every image. Run again after an interruption, it continues where it stopped."""
     from bliss_index.bulk import JobOptions, ScoreSettings, run_job
     from bliss_index.bulk.memory import parse_bytes
-    from bliss_index.store.sources import ColumnNames
+    from bliss_index.store.source_part import ColumnNames
 
     listed = _devices(devices)
     settings = ScoreSettings(

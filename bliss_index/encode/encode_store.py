@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bliss_index.encode.images import ImageSource
+from bliss_index.encode.image_rows import ImageSource
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.pipeline import iter_encoded
 from bliss_index.errors import InvalidInputError, StoreError

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS
-from bliss_index.encode.images import ImageRow, SourceBase
+from bliss_index.encode.image_rows import ImageRow, SourceBase
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:

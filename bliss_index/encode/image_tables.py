@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.encode.images import ImageRow, SourceBase
+from bliss_index.encode.image_rows import ImageRow, SourceBase
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:

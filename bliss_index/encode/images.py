@@ -7,13 +7,14 @@ it stopped. Image contents are read late and never all at once.
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS
+from bliss_index.encode.image_archives import TarSource
+from bliss_index.encode.image_rows import ImageRow, ImageSource, SourceBase
+from bliss_index.encode.image_tables import table_source
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -21,90 +22,6 @@ if TYPE_CHECKING:
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv")
-
-
-@dataclass(frozen=True)
-class ImageRow:
-    """One image of a source.
-
-    Attributes
-    ----------
-    key : str
-    content : bytes or str
-        The encoded image, or the path of its file.
-    metadata : dict
-        Values of the source's metadata columns.
-    error : str or None
-        Why there is no content, where the source itself knows.
-    """
-
-    key: str
-    content: bytes | str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    error: str | None = None
-
-
-class ImageSource(Protocol):
-    """What :func:`~bliss_index.encode.pipeline.iter_encoded` reads.
-
-    Attributes
-    ----------
-    name : str
-        For messages.
-    skipped : dict
-        After an iteration from the start: things passed over that are no rows, by reason.
-    metadata_schema : pyarrow.Schema or None
-        Columns besides key and image.
-    """
-
-    name: str
-    skipped: dict[str, int]
-
-    @property
-    def metadata_schema(self) -> pa.Schema | None: ...
-
-    def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        """Rows from number `start` on, always in the same order."""
-        ...
-
-    def rows(self) -> int:
-        """Number of rows; may have to read through headers and names, never images."""
-        ...
-
-    def metadata_table(self, rows: Sequence[ImageRow]) -> pa.Table | None:
-        """The metadata of some rows as a table of the schema."""
-        ...
-
-
-class SourceBase(ABC):
-    """Counting what is passed over, and metadata rows to tables."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.skipped: dict[str, int] = {}
-
-    @property
-    def metadata_schema(self) -> pa.Schema | None:
-        return None
-
-    @abstractmethod
-    def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        """Rows from number `start` on."""
-
-    @abstractmethod
-    def rows(self) -> int:
-        """Number of rows."""
-
-    def metadata_table(self, rows: Sequence[ImageRow]) -> pa.Table | None:
-        import pyarrow as pa
-
-        schema = self.metadata_schema
-        if schema is None:
-            return None
-        return pa.Table.from_pylist([row.metadata for row in rows], schema=schema)
-
-    def _skip(self, reason: str) -> None:
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
 
 
 class FolderSource(SourceBase):
@@ -207,9 +124,6 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
     InvalidInputError
         Missing or of unknown kind, or columns that do not fit together.
     """
-    from bliss_index.encode.image_archives import TarSource
-    from bliss_index.encode.image_tables import table_source
-
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise InvalidInputError("no image source given; name a folder, tar, Parquet or CSV file")

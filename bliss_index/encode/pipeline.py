@@ -15,7 +15,7 @@ import numpy as np
 
 from bliss_index.encode.decode import MAX_PIXELS
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
-from bliss_index.encode.images import ImageRow, ImageSource
+from bliss_index.encode.image_rows import ImageRow, ImageSource
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration.labels import Labels
-from bliss_index.encode.images import FolderSource, ImageRow, ImageSource, SourceBase
+from bliss_index.encode.image_rows import ImageRow, ImageSource, SourceBase
+from bliss_index.encode.images import FolderSource
 from bliss_index.errors import CorruptStoreError, InvalidInputError
 
 _SIDE, _CHANNELS = 32, 3

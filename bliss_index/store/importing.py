@@ -21,7 +21,8 @@ from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.normalise import unit_rows
 from bliss_index.store.reader import EmbeddingStore
 from bliss_index.store.schema import OK, carried_names
-from bliss_index.store.sources import ColumnNames, EmbeddingBatch, EmbeddingSource, open_source
+from bliss_index.store.source_part import ColumnNames, EmbeddingBatch
+from bliss_index.store.sources import EmbeddingSource, open_source
 from bliss_index.store.writer import ROWS_PER_SHARD, StoreWriter
 
 _ROWS_NAMED = 5

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
-from bliss_index.store.sources import BATCH_ROWS, EmbeddingBatch, SourceFile, as_float
+from bliss_index.store.source_file import SourceFile
+from bliss_index.store.source_part import BATCH_ROWS, EmbeddingBatch, as_float
 
 if TYPE_CHECKING:
     from bliss_index.store.source_parquet import MetadataTable

@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.sources import BATCH_ROWS, ColumnNames, EmbeddingBatch, SourceFile
+from bliss_index.store.source_file import SourceFile
+from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, EmbeddingBatch
 
 MISSING_EMBEDDING = "missing_embedding"
 WRONG_DIMENSION = "wrong_dimension"
