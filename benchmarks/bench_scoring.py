@@ -33,7 +33,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16_384)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--calibration", type=int, nargs=2, default=[100, 5000])
+    parser.add_argument(
+        "--calibration", type=int, nargs="*", default=[100, 5000],
+        help="classes and images of each; nothing: scoring alone",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     use_fast_blas(given.threads)
@@ -46,8 +49,9 @@ def main() -> None:
         "k": K,
         "images": given.images,
         "scoring": [score(vocabulary, images, c, given) for c in given.classes],
-        "calibration": calibrate_both(vocabulary, *given.calibration),
     }
+    if given.calibration:
+        result["calibration"] = calibrate_both(vocabulary, *given.calibration)
     write_result(given.json, result)
 
 

@@ -1,19 +1,26 @@
 """Exact top-k search against what else there is on a CPU, in turn and in one run.
 
-    python benchmarks/bench_search.py --json benchmarks/results/search_cpu.json
+    python benchmarks/bench_search.py --json benchmarks/results/search_cpu_xeon.json
     python benchmarks/bench_search.py --entries 20000 --dims 512 --ks 10 --rounds 9
 
 Every round times each way once, one after the other, on the same queries; medians are reported,
 and the median over the rounds of each way's time divided by ours. Ways that take much longer than
-ours get fewer queries, as many as fit the time. Data: see bliss_index.synthetic.clip_like.
+ours get fewer queries, as many as fit the time, and fewer rounds. With --append the results are
+added to those of earlier runs on the same processor. Data: see bliss_index.synthetic.clip_like.
 
-faiss runs with its best setting here: OpenBLAS's AVX-512 kernels, as many threads as ours, and
+"native" is the best kernel of the machine, the others of its kernels have ways of their own. faiss
+runs with its best setting here: OpenBLAS's AVX-512 kernels, as many threads as ours, and
 distance_compute_blas_threshold = 1.
+
+Memory: what the process has more after building a search and using it once than before, and the
+peak meanwhile, beside the bytes that the search states (packed entries and workspaces).
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,8 +33,12 @@ from machine import describe_machine, use_fast_blas, write_result
 from bliss_index.synthetic import clip_like
 
 Search = Callable[[np.ndarray], Any]
-WAYS = ("native", "torch", "flat", "fp16", "int8", "bf16", "usearch", "authors")
-_QUERY_BUDGET = 6e8  # queries x entries of one call
+KERNELS = ("avx512-vnni", "avx2")
+WAYS = ("native", "avx512-vnni", "torch", "flat", "fp16", "int8", "bf16", "usearch", "authors")
+_QUERY_BUDGET = 1.2e9  # queries x entries of one call
+_FAST = ("native", "avx512-vnni", "avx2", "torch", "flat", "bf16")
+_SECONDS = {True: 2.0, False: 0.7}  # of one call of a fast way, and of a slow one
+_SLOW_ROUNDS = 3
 
 
 def main() -> None:
@@ -37,12 +48,14 @@ def main() -> None:
     )
     parser.add_argument("--dims", type=int, nargs="+", default=[512, 768])
     parser.add_argument("--ks", type=int, nargs="+", default=[1, 10, 100])
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=(*WAYS, "avx2"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--append", action="store_true", help="keep what the JSON file holds")
     given = parser.parse_args()
     use_fast_blas(given.threads)
+    warm_up(given.threads)
     results = []
     for dim in given.dims:
         for entries in given.entries:
@@ -54,7 +67,36 @@ def main() -> None:
                     for name, way in result["ways"].items()
                 )
                 print(f"W={entries} d={dim} k={k}: {shown}", flush=True)
-    write_result(given.json, {"machine": describe_machine(given.threads), "results": results})
+                if given.json:  # at once: a later configuration may run out of time
+                    write_result(given.json, joined(given, results))
+    if not given.json:
+        write_result(None, joined(given, results))
+
+
+def warm_up(threads: int) -> None:
+    """Load the libraries, so that memory measured later is that of a search."""
+    small = clip_like(64, 32, "text", 1)
+    prepare("native", small, 1, threads)(small)  # type: ignore[misc]
+
+
+def joined(given: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put results beside those of earlier runs; the same configuration replaces or completes."""
+    machine = describe_machine(given.threads)
+    commands = [machine.pop("command")]
+    if not (given.append and given.json and given.json.exists()):
+        return {"machine": machine, "commands": commands, "results": results}
+    earlier = json.loads(given.json.read_text())
+    for name in ("processor", "processors", "threads"):
+        if earlier["machine"][name] != machine[name]:
+            raise SystemExit(
+                f"{given.json} is of {name} {earlier['machine'][name]!r}, this is "
+                f"{machine[name]!r}: give another file"
+            )
+    known = {(r["entries"], r["dim"], r["k"]): r for r in earlier["results"]}
+    known |= {(r["entries"], r["dim"], r["k"]): r for r in results}
+    commands = list(dict.fromkeys([*earlier["commands"], *commands]))
+    ordered = [known[key] for key in sorted(known, key=lambda key: (key[1], key[0], key[2]))]
+    return {"machine": machine, "commands": commands, "results": ordered}
 
 
 def measure(entries: int, dim: int, k: int, given: argparse.Namespace) -> dict[str, Any]:
@@ -62,37 +104,42 @@ def measure(entries: int, dim: int, k: int, given: argparse.Namespace) -> dict[s
     vocabulary = clip_like(entries, dim, "text", 1)
     queries = clip_like(int(min(16384, max(512, _QUERY_BUDGET / entries))), dim, "image", 2)
     ways: dict[str, Search] = {}
-    exact = None
+    natives: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     for name in given.ways:
+        before = start_memory()
         search = prepare(name, vocabulary, k, given.threads)
         if search is None:
             continue
-        if name == "native":
-            exact = search.__self__  # type: ignore[attr-defined]
         ways[name] = search
-    counts = {name: len(queries) for name in ways}
-    first: dict[str, float] = {}
+        if name in ("native", *KERNELS):
+            natives[name] = search.__self__  # type: ignore[attr-defined]
+            search(queries)
+            memory[name] = grown_memory(before)
+    counts = {}
     for name, search in ways.items():  # also the warm-up
-        search(queries[:64])
+        trial = queries[:256] if name in _FAST else queries[:16]
+        search(trial[:16])
         began = time.perf_counter()
-        search(queries[:256])
-        first[name] = (time.perf_counter() - began) / 256
-    for name in ways:  # at most two seconds a call for the slow ones
-        counts[name] = int(min(len(queries), max(64, 2.0 / first[name])))
+        search(trial)
+        fitting = _SECONDS[name in _FAST] * len(trial) / (time.perf_counter() - began)
+        counts[name] = int(min(len(queries), max(16, fitting)))
     per_query: dict[str, list[float]] = {name: [] for name in ways}
-    kernel = []
-    for _ in range(given.rounds):
+    kernel: dict[str, list[float]] = {name: [] for name in natives}
+    for round_ in range(given.rounds):
         for name, search in ways.items():
+            if name not in _FAST and round_ >= _SLOW_ROUNDS:
+                continue
             part = queries[: counts[name]]
             began = time.perf_counter()
             search(part)
             per_query[name].append((time.perf_counter() - began) / len(part))
-        if exact is not None:
-            kernel.append(exact._backend.kernel_rate(min(len(queries), 4096)))
+        for name, search in natives.items():
+            kernel[name].append(search._backend.kernel_rate(min(len(queries), 4096)))
     ours = per_query.get("native") or next(iter(per_query.values()))
     found = {}
     for name, seconds in per_query.items():
-        ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=True)]
+        ratios = [theirs / mine for theirs, mine in zip(seconds, ours, strict=False)]
         found[name] = {
             "queries_per_second": round(1 / median(seconds), 1),
             "slowest": round(1 / max(seconds), 1),
@@ -101,26 +148,55 @@ def measure(entries: int, dim: int, k: int, given: argparse.Namespace) -> dict[s
             "queries": counts[name],
         }
     result: dict[str, Any] = {"entries": entries, "dim": dim, "k": k, "ways": found}
-    if exact is not None:
-        statistics = exact.statistics
-        rate = 2 * entries * dim / median(ours)
-        shares = [2 * entries * dim / s / r for s, r in zip(ours, kernel, strict=True)]
-        result["native"] = {
+    for name, search in natives.items():
+        rate = 2 * entries * dim / median(per_query[name])
+        shares = [
+            2 * entries * dim / s / r for s, r in zip(per_query[name], kernel[name], strict=True)
+        ]
+        result.setdefault("kernels", {})[name] = {
+            "runs_on": search.describe(),
             "giga_operations_per_second": round(rate / 1e9),
-            "kernel_alone": round(median(kernel) / 1e9),
+            "kernel_alone": round(median(kernel[name]) / 1e9),
             "share_of_kernel": round(median(shares), 3),
-            "candidates_per_query": round(statistics.candidates_per_query, 1),
-            "full_rows": statistics.full_rows,
-            "memory_mib": round(exact.memory_bytes / 2**20, 1),
+            "candidates_per_query": round(search.statistics.candidates_per_query, 1),
+            "full_rows": search.statistics.full_rows,
+            "stated_mib": round(search.memory_bytes / 2**20, 1),
+            **memory[name],
         }
     return result
 
 
+def start_memory() -> float:
+    """Resident MiB now, and start the system's record of the peak anew."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def grown_memory(before: float) -> dict[str, float]:
+    """Resident MiB more than before, now and at the peak in between."""
+    return {
+        "grown_mib": round(resident("VmRSS") - before, 1),
+        "peak_mib": round(resident("VmHWM") - before, 1),
+    }
+
+
+def resident(name: str) -> float:
+    """A line of /proc/self/status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
 def prepare(name: str, vocabulary: np.ndarray, k: int, threads: int) -> Search | None:
     """Build one way; None where it is not installed, or would need too much memory."""
-    if name in ("native", "torch"):
+    if name in ("native", "torch", *KERNELS):
         from bliss_index.search import exact_search
+        from bliss_index.search.native_backend import NativeBackend
 
+        if name in KERNELS:
+            search = exact_search(vocabulary, k, backend="native", threads=threads)
+            search._backend = NativeBackend(vocabulary, k, threads=threads, kernel=name)
+            return search.search
         if name == "torch":
             import torch
 

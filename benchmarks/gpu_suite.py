@@ -318,28 +318,27 @@ def _faiss_ways(
 def stages(suite: Suite) -> dict[str, float]:
     """Where the time of a search goes: seconds of its steps, one after the other."""
     from bliss_index.search.device.codes import EntryCodes
-    from bliss_index.search.device.ordering import Rescored, best_in_order, row_errors
-    from bliss_index.search.device.proposals import block_size, expand
+    from bliss_index.search.device.ordering import row_errors
+    from bliss_index.search.device.proposals import block_size
 
     size, count, dim, k = suite.size(100_000, 1_000), suite.size(32_768, 64), 512, 10
     entries = suite.tensor(clip_like(size, dim, "text", 1, np.float16))
     queries = suite.tensor(clip_like(count, dim, "image", 2, np.float16))
-    proposals = suite.engine.proposals
-    codes = EntryCodes(entries, proposals.tile, block_size(size, proposals.tile))
+    engine = suite.engine
+    codes = EntryCodes(entries, engine.proposals.tile, block_size(size, engine.proposals.tile))
     codes.set_centre(queries.float().mean(0))
-    prepared = codes.prepare(queries)
-    hits = proposals.find(prepared, codes, k, 256)
-    everyone = torch.ones(count, dtype=torch.bool, device=suite.device)
-    row, entry = expand(hits, codes, everyone)
-    value = suite.engine.pair_products(queries, entries, row, entry)
-    found = Rescored(row, entry, value, row_errors(queries, codes.longest))
+    prepared = engine.prepare(codes, queries)
+    hits = engine.proposals.find(prepared, codes, k, 256)
+    everyone = hits.count <= 256
+    error = row_errors(queries, entries, codes.longest)
     timed = {
-        "prepare queries": lambda: codes.prepare(queries),
-        "find blocks": lambda: proposals.find(prepared, codes, k, 256),
-        "name candidates": lambda: expand(hits, codes, everyone),
-        "rescore in float64": lambda: suite.engine.pair_products(queries, entries, row, entry),
-        "order": lambda: best_in_order(found, k, lambda i, w: float(value[0])),
+        "prepare queries": lambda: engine.prepare(codes, queries),
+        "find candidates": lambda: engine.proposals.find(prepared, codes, k, 256),
+        "rescore and order": lambda: engine.rank(queries, entries, codes, hits, everyone, error, k),
     }
+    block_best = getattr(engine.proposals, "block_best", None)
+    if block_best is not None:
+        timed["of that the products"] = lambda: block_best(prepared, codes)
     return {name: round(suite.seconds(call), 6) for name, call in timed.items()}
 
 

@@ -21,7 +21,9 @@ from bliss_index.encode.encode_store import encode_image_store, encode_text_stor
 from bliss_index.encode.images import open_images
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.scenes import OBJECT_KINDS, draw_scene, scene_vocabulary
+from bliss_index.errors import MissingDependencyError
 from bliss_index.evaluation.metrics import evaluate_scores
+from bliss_index.report import ReportOptions, make_report
 from bliss_index.scoring import label_scores, raw_scores
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.files import atomic_file, make_directory, write_json
@@ -126,7 +128,16 @@ def run_demo(
     }
     auroc = {name: evaluate_scores(values, anomaly).auroc for name, values in compared.items()}
     write_json(folder / "auroc.json", auroc)
+    report = folder / "report.html"
+    try:
+        options = ReportOptions(
+            images=folder / "images" / "test", labels=folder / "test-anomalies.csv"
+        )
+        make_report(scores, report, options)
+    except MissingDependencyError as error:
+        say(f"no report.html: {error}")
     files = {
+        **({"the report, to open in a browser": str(report)} if report.exists() else {}),
         "the images": str(folder / "images" / "test"),
         "scores, one row an image, with the entries that made them": str(scores),
         "the texts that every image was compared with": str(vocabulary_file),

@@ -35,7 +35,7 @@ def describe_installation() -> tuple[dict[str, Any], list[str]]:
         "threads": thread_count(None),
         "exact_search": available_backends(),
         "faiss": _faiss(),
-        "faiss_gpu": f"{probe.reason} {probe.remedy}".strip(),
+        "faiss_gpu": f"{probe.reason}. {probe.remedy}".removesuffix(". "),
         "gpus": _gpus(),
     }
     conflict = faiss_conflict()

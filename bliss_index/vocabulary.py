@@ -103,10 +103,12 @@ def load_vocabulary(
 
 
 def list_sources(sources: Sequence[str | Path] | str | Path) -> list[str | Path]:
-    """One source or several as a list; at least one."""
+    """One source or several as a list; at least one, each of a known kind."""
     listed = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not listed:
         raise InvalidInputError("no vocabulary source given; name a file, or 'imagenet'")
+    for source in listed:
+        _kind(source)
     return listed
 
 
@@ -177,10 +179,24 @@ def render_prompts(entries: Iterable[str], template: str = DEFAULT_TEMPLATE) -> 
 
 def iter_rows(source: str | Path) -> Iterator[str]:
     """Raw rows of one source, as :func:`load_vocabulary` takes it, read as they are asked for."""
+    path, (kind, packed) = Path(source), _kind(source)
+    if kind in BUILT_IN:
+        yield from _imagenet()
+    elif kind == ".parquet":
+        yield from _parquet(path)
+    elif kind == ".txt":
+        for line in _lines(path, packed):
+            # Old files end their lines with a carriage return alone.
+            yield from line.rstrip("\r\n").split("\r") if "\r" in line else (line,)
+    else:
+        yield from _table(path, packed, _TABLE_SEPARATORS[kind])
+
+
+def _kind(source: str | Path) -> tuple[str, bool]:
+    """The name of a built-in or the suffix of a file, and whether it is gzipped."""
     path = Path(source)
     if isinstance(source, str) and source in BUILT_IN and not path.exists():
-        yield from _imagenet()
-        return
+        return source, False
     if not path.is_file():
         raise InvalidInputError(
             f"vocabulary source '{source}' is neither a file nor built in ({', '.join(BUILT_IN)})"
@@ -193,12 +209,7 @@ def iter_rows(source: str | Path) -> Iterator[str]:
             f"vocabulary file '{source}' has suffix '{''.join(suffixes[-2:])}'; known are "
             f"{', '.join(_SUFFIXES)}, and .gz of all but the last"
         )
-    if kind == ".parquet":
-        yield from _parquet(path)
-    elif kind == ".txt":
-        yield from _lines(path, packed)
-    else:
-        yield from _table(path, packed, _TABLE_SEPARATORS[kind])
+    return kind, packed
 
 
 def _lines(path: Path, packed: bool) -> Iterator[str]:

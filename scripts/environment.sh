@@ -8,7 +8,8 @@ prepare_environment() {
     echo "Python 3.10 or newer is needed; name one: PYTHON=/path/to/python3 bash $0" >&2
     exit 1
   fi
-  [ -x .venv/bin/python ] || "$python" -m venv .venv || exit 1
+  # An environment without pip was interrupted while it was made.
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || exit 1
   # Install again only after the package's metadata or its C++ sources changed.
   local stamp
   stamp="$extras $(cat pyproject.toml scripts/constraints.txt bliss_index/search/native/* | sha256sum)"

@@ -81,5 +81,7 @@ def test_the_demo(tmp_path):
     assert table.num_rows == result["images"]
     assert set(table.column("status").to_pylist()) == {"ok"}
     assert all(Path(path).exists() for path in result["files"].values())
+    if find_spec("jinja2") and find_spec("matplotlib"):
+        assert "castle" in (tmp_path / "d" / "report.html").read_text()
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(again.stdout)["auroc"] == result["auroc"]

@@ -7,10 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like, reference_scores
 
+from bliss_index.calibration.labels import Labels
+from bliss_index.cli import console
+from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 
 MODEL = ["--model", "ViT-B-32", "--pretrained", "openai"]
@@ -153,6 +157,37 @@ def test_labels_by_key_and_by_number(chain, tmp_path):
     assert json.loads(out)["content_hash"] == json.loads(other)["content_hash"]
 
 
+def test_labels_of_which_some_are_missing(chain, tmp_path):
+    """A table turns numbers with gaps into 1.0 and NaN, or into nulls."""
+    folder, labels = chain
+    given = [None if row % 10 == 0 else int(label) for row, label in enumerate(labels[:200])]
+    np.save(tmp_path / "a.npy", np.array([np.nan if g is None else g for g in given]))
+    pq.write_table(pa.table({"label": pa.array(given)}), tmp_path / "b.parquet")
+    names = ["cat", "dog", "cow"]
+    lines = [f"{row},{'' if g is None else names[g]}\n" for row, g in enumerate(given)]
+    (tmp_path / "c.csv").write_text("key,label\n" + "".join(lines))
+    lines = [f"{row},{'' if g is None else g}\n" for row, g in enumerate(given)]
+    (tmp_path / "d.csv").write_text("key,label\n" + "".join(lines))
+    hashes = set()
+    for name in ("a.npy", "b.parquet", "c.csv", "d.csv"):
+        _, err = run("calibrate", "normal", "--labels", tmp_path / name, "--classes", "classes",
+                     "--out", tmp_path / f"{name} out", cwd=folder)  # fmt: skip
+        assert "20 images without a label are left out" in err
+        out, _ = run("info", tmp_path / f"{name} out", "--json")
+        hashes.add(json.loads(out)["content_hash"])
+    assert len(hashes) == 1
+
+
+def test_a_class_named_by_digits(tmp_path):
+    (tmp_path / "l.csv").write_text("label\n007\n008\n")
+    assert Labels.read(tmp_path / "l.csv").values == ("007", "008")
+    (tmp_path / "l.csv").write_text("label\n7\n-1\n")
+    assert Labels.read(tmp_path / "l.csv").values == (7, -1)
+    (tmp_path / "l.csv").write_text('key,label\na,1\n"b,""",1\n"b,""",0\n')
+    with pytest.raises(InvalidInputError, match="has key 'b,\"' more than once"):
+        Labels.read(tmp_path / "l.csv")
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -279,7 +314,7 @@ def test_info(chain):
     assert "ViT-B-32" in out
     out, _ = run("info", "--json")
     facts = json.loads(out)
-    assert set(facts["exact_search"]) == {"native", "torch"}
+    assert set(facts["exact_search"]) == {"native", "torch", "cuda"}
     _, err = run("info", folder, code=1)
     assert "is no store, calibration or scores directory" in err
 
@@ -292,6 +327,18 @@ COMMANDS = ["demo", "encode-text", "encode-images", "import", "build", "calibrat
 def test_every_command_has_help(command):
     out, _ = run(command, "--help")
     assert "Usage" in out
+
+
+def test_a_log_gets_a_line_a_minute(monkeypatch, capsys):
+    clock = iter(range(0, 10_000, 25))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    with console.progress_line("encoding text", 1000) as progress:
+        for _ in range(8):
+            progress(100)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("encoding text: ")
+    assert all(" of 1,000, " in line and " rows/s, 0:0" in line for line in lines)
+    assert 2 <= len(lines) <= 4
 
 
 def test_the_start_imports_nothing_heavy():

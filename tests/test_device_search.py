@@ -20,12 +20,13 @@ from test_torch_proposals import KINDS, data
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search import exact_search, reference_search
+from bliss_index.search.device import engine as engines
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.search.device.choice import find_gpu
 from bliss_index.search.device.codes import EntryCodes, Rotation
 from bliss_index.search.device.engine import DeviceEngine, torch_engine, torch_score_tail
-from bliss_index.search.device.proposals import Hits, TorchProposals, expand
-from bliss_index.search.ordering import to_float32
+from bliss_index.search.device.proposals import TorchProposals, _place
+from bliss_index.search.ordering import exact_dot, to_float32
 from bliss_index.synthetic import clip_like
 
 CPU = torch.device("cpu")
@@ -37,7 +38,7 @@ def triton_engine(queries: int = 16, entries: int = 32, depth: int = 64) -> Devi
     from bliss_index.search.device import triton_engine as kernels
 
     shape = kernels.TileShape(queries, entries, depth, warps=4, stages=2, group=2)
-    return DeviceEngine(kernels.TritonProposals(shape), kernels.pair_products, kernels.score_tail)
+    return engines.triton_engine(kernels.TritonProposals(shape))
 
 
 def interpreted() -> str:
@@ -83,10 +84,7 @@ def test_any_dimension(dim: int) -> None:
 def test_clip_like_data_leaves_few_candidates() -> None:
     entries = clip_like(20_000, 128, "text", 1, np.float16)
     queries = clip_like(200, 128, "image", 2, np.float16)
-    proposals = TorchProposals()
-    proposals.tile = 128
-    engine = replace(torch_engine(), proposals=proposals)
-    backend = DeviceBackend(entries, 10, device="cpu", engine=engine)
+    backend = DeviceBackend(entries, 10, device="cpu", engine=torch_engine())
     counted = assert_exact(backend, entries, queries, 10)
     assert counted.full_rows == 0
     assert counted.candidates < 70 * counted.queries
@@ -128,7 +126,7 @@ def test_zero_queries_and_zero_entries() -> None:
 
 def test_batches_halve_when_memory_runs_out(caplog: pytest.LogCaptureFixture) -> None:
     class Scarce(TorchProposals):
-        def find(self, queries: Any, *rest: Any) -> Hits:
+        def find(self, queries: Any, *rest: Any) -> Any:
             if queries.codes.shape[0] > 100:
                 raise torch.cuda.OutOfMemoryError("out of memory")
             return super().find(queries, *rest)
@@ -144,7 +142,7 @@ def test_batches_halve_when_memory_runs_out(caplog: pytest.LogCaptureFixture) ->
 
 def test_memory_that_never_suffices_is_an_error() -> None:
     class Hopeless(TorchProposals):
-        def find(self, *rest: Any) -> Hits:
+        def find(self, *rest: Any) -> Any:
             raise torch.cuda.OutOfMemoryError("out of memory")
 
     engine = replace(torch_engine(), proposals=Hopeless())
@@ -230,17 +228,57 @@ def test_no_setting_changes_a_result(
     assert_exact(backend, entries, rows_, k)
 
 
-def test_places_in_blocks_are_entries() -> None:
-    """Every entry is found by the block and the place that stand for it."""
-    entries = EntryCodes(torch.randn((300, 10)), 64, 8)
-    blocks = entries.codes.shape[0] // entries.block
-    one = [[b * 16 + i for b in range(blocks) for i in range(8)]]
-    whole = [[b * 16 + 8 for b in range(blocks)]]
-    for codes in (one, whole):
-        hits = Hits(torch.tensor([len(codes[0])]), torch.tensor(codes, dtype=torch.int32))
-        row, entry = expand(hits, entries, torch.tensor([True]))
-        assert row.tolist() == [0] * 300
-        assert sorted(entry.tolist()) == list(range(300))
+def test_sums_of_half_precision_products_are_exact() -> None:
+    """So that nothing of float16 stores is ever left to the host to decide."""
+    rng = np.random.default_rng(1)
+    entries = (rng.standard_normal((400, 96)) / 8).astype(np.float16)
+    entries[200:300] = entries[100:200, ::-1]  # the same products in another order
+    queries = np.repeat((rng.standard_normal((30, 48)) / 8).astype(np.float16), 2, axis=1)
+    queries[:, :48] = queries[:, :47:-1]
+    backend = DeviceBackend(entries, 20, device="cpu", engine=torch_engine())
+    counted = assert_exact(backend, entries, queries, 20)
+    assert counted.resolved == 0
+    values, ids, _ = backend.search(queries, 0)
+    assert (values[:, 1:] == values[:, :-1]).any()  # ties there are
+    for row in range(30):
+        exact = [exact_dot(queries[row], entries[w]) for w in ids[row]]
+        assert values[row].tolist() == exact
+    long = (entries * 100).astype(np.float16)
+    assert_exact(
+        DeviceBackend(long, 5, device="cpu", engine=torch_engine()), long, queries * 100, 5
+    )
+
+
+def test_places_in_blocks_are_all_places() -> None:
+    for size in (8, 16, 32):
+        block, index = torch.arange(40).repeat_interleave(size), torch.arange(size).repeat(40)
+        places = _place(block, index, size)
+        assert sorted(places.tolist()) == list(range(40 * size))
+        # A block lies within four neighbouring ones.
+        assert (places // (4 * size) == block // 4).all()
+
+
+@pytest.mark.parametrize("dim", [40, 64, 100, 192, 256])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_triton_prepares_queries_as_torch_does(dim: int, dtype: torch.dtype) -> None:
+    engine = triton_engine()
+    entries = torch.from_numpy(clip_like(300, dim, "text", 1)).to(interpreted())
+    queries = torch.from_numpy(clip_like(21, dim, "image", 2)).to(interpreted()).to(dtype)
+    queries[4] = 0
+    queries[5] *= 1000
+    if dtype == torch.float32:
+        queries[6] *= 1e-30
+    codes = EntryCodes(entries, 64, 16)
+    for _ in range(2):
+        found, expected = engine.prepare(codes, queries), codes.prepare(queries)
+        assert torch.equal(found.zero, expected.zero)
+        assert found.extreme.nonzero()[:, 0].tolist() == ([6] if dtype == torch.float32 else [])
+        plain = ~(found.zero | found.extreme)
+        assert (found.codes[plain] - expected.codes[plain]).abs().max() <= 1
+        for name in ("alpha", "per_norm", "per_residual", "slack"):
+            mine, theirs = getattr(found, name)[plain], getattr(expected, name)[plain]
+            torch.testing.assert_close(mine, theirs, rtol=2e-3, atol=1e-5)
+        codes.set_centre(queries[10:].float().mean(0))
 
 
 @pytest.mark.parametrize(
@@ -276,14 +314,18 @@ def test_triton_proposals_are_those_of_torch(block: int) -> None:
     queries = torch.from_numpy(clip_like(20, 64, "image", 2)).to(interpreted())
     codes.set_centre(queries.mean(0))
     prepared = codes.prepare(queries)
-    proposals = TorchProposals()
-    found = engine.proposals.find(prepared, codes, 4, 100)
-    expected = proposals.find(prepared, codes, 4, 100)
-    for row in range(20):
-        # Triton's score is rounded down by a few bits, and its threshold found by halving.
-        mine = set(found.hits[row, : found.count[row]].tolist())
-        theirs = set(expected.hits[row, : expected.count[row]].tolist())
-        assert len(mine ^ theirs) <= 1 + len(theirs) // 10
+    true = (queries.double() @ entries.double().T).topk(4).indices
+    counts = []
+    for proposals in (engine.proposals, TorchProposals()):
+        found = proposals.find(prepared, codes, 4, 256)
+        for row in range(20):
+            places = found.places[row, : found.count[row]].long()
+            names = codes.ids[places[places < 500]].tolist()
+            assert len(set(names)) == len(names)
+            assert set(true[row].tolist()) <= set(names)
+        counts.append(int(found.count.sum()))
+    # Triton's scores are rounded down by a few bits, and its threshold is found by halving.
+    assert abs(counts[0] - counts[1]) < 0.2 * counts[1] + 4 * block
 
 
 @pytest.mark.parametrize(("classes", "k"), [(1, 1), (3, 10), (1500, 4)])
@@ -302,12 +344,21 @@ def test_the_tails_give_the_same_bits(classes: int, k: int) -> None:
     found = engine.score_tail(*arguments, 0.37)
     for mine, theirs in zip(found, torch_score_tail(*arguments, 0.37), strict=True):
         assert torch.equal(mine, theirs)
-    from bliss_index.search.native_tail import score_tail, tail_available
-
-    if tail_available():
-        native = score_tail(similarities, ids, scale, shift, internal, 0.37, 1)
-        for mine, other in zip(found, native, strict=True):
-            np.testing.assert_array_equal(mine.cpu().numpy(), other)
+    total = np.zeros((n, classes))
+    for j in range(k):  # in the order of the entries, every product and sum rounded by itself
+        slope, offset = scale[ids[:, j]].astype(np.float64), shift[ids[:, j]]
+        total += similarities[:, j, None].astype(np.float64) * slope - offset
+    outer = total / k
+    score = internal + 0.37 * outer
+    winner = score.argmin(1)[:, None]
+    expected = (
+        np.take_along_axis(score, winner, 1),
+        winner,
+        np.take_along_axis(internal, winner, 1),
+        np.take_along_axis(outer, winner, 1),
+    )
+    for mine, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine.cpu().numpy(), right[:, 0])
 
 
 def test_kernels_compile_for_gpus() -> None:

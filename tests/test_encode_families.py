@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import encode_models as models
 import numpy as np
 import pytest
 
 from bliss_index.encode import load_encoder
+from bliss_index.encode.random_weights import save_random_model
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +15,7 @@ TEXTS = ["", "cat", "This is a photo of a great white shark", "long " * 90]
 
 FAMILIES = {
     "ViT-B-32": "trimmed",
+    "ViT-B-16": "trimmed",
     "RN50": "trimmed",
     "convnext_base": "trimmed",
     "EVA02-B-16": "trimmed",
@@ -25,28 +25,18 @@ FAMILIES = {
     "MobileCLIP-B": "trimmed",
     "MobileCLIP-S1": "full",
     "MobileCLIP2-S0": "full",
+    "ViT-B-16-SigLIP": "full",
 }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family(name, tmp_path):
-    import torch
-    from safetensors.torch import save_file
-
     from bliss_index.encode.torchvision_cure import import_open_clip
 
-    open_clip = import_open_clip()
-    config = open_clip.get_model_config(name)
-    if config is None:
+    if import_open_clip().get_model_config(name) is None:
         pytest.skip(f"this open_clip has no '{name}'")
     pytest.importorskip("timm")
-    torch.manual_seed(0)
-    model = open_clip.create_model(name)
-    state = {key: value.contiguous().clone() for key, value in model.state_dict().items()}
-    save_file(state, tmp_path / "open_clip_model.safetensors")
-    content = {"model_cfg": config, "preprocess_cfg": {}}
-    (tmp_path / "open_clip_config.json").write_text(json.dumps(content))
-    del model, state
+    save_random_model(name, tmp_path)
     encoder = load_encoder(f"local-dir:{tmp_path}", device="cpu")
     assert encoder.settings["text_positions"] == FAMILIES[name]
     np.testing.assert_allclose(

@@ -13,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from slow_path import SlowPath
 
 from bliss_index.encode import load_encoder
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings
+from bliss_index.encode.encode_store import encode_image_store
 from bliss_index.encode.images import open_images
 from bliss_index.encode.pipeline import PipelineTimes, iter_encoded
 from bliss_index.encode.preprocess import Preprocess
 from bliss_index.errors import InvalidInputError, JobError
+from bliss_index.store import EmbeddingStore
 
 NAMES = ["a/one.png", "a.b/two.jpg", "a0.png", "b/c/three.png", "four.png", "z.webp", "zz.png"]
 BAD = {3: "truncated", 5: "unsupported_type"}
@@ -186,10 +189,8 @@ def settings(timeout=60.0):
     return DecodeSettings(Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3), timeout=timeout)
 
 
-def test_a_hanging_image_is_given_up_and_no_other(tmp_path):
-    pipe = tmp_path / "never.png"
-    os.mkfifo(pipe)  # opening it to read blocks until someone writes
-    tasks = [[content_of(0), str(pipe), content_of(1)], [content_of(2)]]
+def test_a_hanging_image_is_given_up_and_no_other():
+    tasks = [[content_of(0), SlowPath(), content_of(1)], [content_of(2)]]
     with DecodePool(settings(timeout=1.0), 1) as pool:
         results = list(pool.map(tasks))
         assert pool.replaced == 1
@@ -259,6 +260,31 @@ def test_bad_sources(tmp_path, tar):
     refused(text, "x.csv", "UTF-8")
     text.write_text("path\na.png\n")
     refused([text, tar], "different columns", "json (string)")
+
+
+def test_keys_may_be_numbers_and_columns_named_like_a_stores(encoder, tmp_path):
+    table = tmp_path / "x.parquet"
+    columns = {"image": [content_of(0), content_of(1)], "key": [7, None], "text": ["a", "b"]}
+    pq.write_table(pa.table({**columns, "status": [1, 2]}), table)
+    encode_image_store(encoder, open_images(table), tmp_path / "s", workers=0)
+    shard = EmbeddingStore.open(tmp_path / "s").shard(0)
+    assert (shard.keys, shard.status) == (["7", "x.parquet:1"], ["ok", "ok"])
+    assert shard.metadata().to_pylist() == [
+        {"source_text": "a", "source_status": 1},
+        {"source_text": "b", "source_status": 2},
+    ]
+
+
+def test_a_source_without_images_is_refused(encoder, folder, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(InvalidInputError, match="empty holds no images; passed over: nothing"):
+        encode_image_store(encoder, open_images(empty), tmp_path / "s")
+    (empty / "notes.txt").write_text("no image")
+    (empty / ".hidden.png").write_bytes(b"")
+    with pytest.raises(InvalidInputError, match=r"1 \(hidden\), 1 \(no image extension\)"):
+        encode_image_store(encoder, open_images(empty), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_missing_content_is_a_row_with_a_reason(encoder, tmp_path):

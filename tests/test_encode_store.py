@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import tarfile
 import textwrap
 import time
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,6 +25,7 @@ if find_spec("open_clip") is None:
 
 from bulk_fixtures import kill_at_random
 
+from bliss_index.cli.app import app
 from bliss_index.encode import load_encoder
 from bliss_index.encode.encode_store import encode_image_store, encode_text_store
 from bliss_index.encode.images import open_images
@@ -223,42 +225,76 @@ def test_killed_and_continued(pictures, tmp_path, kind):
     assert verify_store(tmp_path / "s").ok
 
 
-def test_bad_files_through_the_command_line(pictures, tmp_path):
+def write_files_of_every_kind(folder, good):
+    """Files whose names begin with 'ok' are images, with 'bad' they are not; how many of each."""
+    rotated = good.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    rotated.save(folder / "ok exif.png", exif=exif)
+    good.save(folder / "ok plain.png")
+    good.save(folder / "ok.jpg", quality=95)
+    good.convert("CMYK").save(folder / "ok cmyk.jpg", quality=95)
+    good.quantize(64).save(folder / "ok palette.png")
+    good.convert("RGBA").save(folder / "ok alpha.png")
+    good.convert("L").save(folder / "ok grey.png")
+    grey = np.asarray(good.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(folder / "ok 16 bit.png")
+    good.save(folder / "ok animated.gif", save_all=True, append_images=[good.rotate(90)])
+    good.save(folder / "ok \u00fcnicode\nand newline.webp")
+    os.symlink("ok.jpg", folder / "ok link.jpg")
+    (folder / "directory.jpg").mkdir()
+    good.save(folder / "directory.jpg" / "ok inside.PNG")
+
+    png, jpeg = (folder / "ok plain.png").read_bytes(), (folder / "ok.jpg").read_bytes()
+    (folder / "bad empty.png").write_bytes(b"")
+    (folder / "bad text.jpg").write_bytes(b"not a picture at all")
+    (folder / "bad cut.png").write_bytes(png[: len(png) // 2])
+    (folder / "bad cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "bad noise.webp").write_bytes(np.random.default_rng(0).bytes(500))
+    header = struct.pack(">II", 40_000, 40_000) + b"\x08\x02\x00\x00\x00"
+    chunk = b"IHDR" + header
+    bomb = png[:8] + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+    (folder / "bad bomb.png").write_bytes(bomb)
+    os.symlink("nowhere.jpg", folder / "bad link.jpg")
+    os.mkfifo(folder / "bad pipe.jpg")
+    os.symlink("/dev/zero", folder / "bad device.png")
+    locked = folder / "bad locked.png"
+    locked.write_bytes(png)
+    locked.chmod(0)
+    if os.access(locked, os.R_OK):  # root reads everything
+        locked.unlink()
+    files = [path.name for path in folder.rglob("*") if path.name.startswith(("ok", "bad"))]
+    bad = sum(name.startswith("bad") for name in files)
+    return len(files) - bad, bad
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_bad_files_through_the_command_line(pictures, tmp_path, workers, capsys):
     folder = tmp_path / "mixed"
     folder.mkdir()
-    good = Image.open(next(pictures.rglob("*.png"))).convert("RGB")
-    buffer = io.BytesIO()
-    good.save(buffer, format="JPEG")
-    jpeg = buffer.getvalue()
-    (folder / "a good.jpg").write_bytes(jpeg)
-    good.convert("CMYK").save(folder / "b cmyk.jpg")
-    good.convert("P").save(folder / "c palette.png")
-    good.convert("RGBA").save(folder / "d alpha.png")
-    good.convert("L").save(folder / "e grey.png")
-    Image.fromarray(np.full((40, 40), 40_000, dtype=np.uint16)).save(folder / "f 16 bit.png")
-    good.save(folder / "g animated.gif", save_all=True, append_images=[good.rotate(90)])
-    (folder / "m empty.png").write_bytes(b"")
-    (folder / "n text.jpg").write_bytes(b"not a picture at all")
-    (folder / "o cut.png").write_bytes((folder / "d alpha.png").read_bytes()[:60])
-    (folder / "p noise.webp").write_bytes(os.urandom(500))
+    image = Image.open(next(pictures.rglob("*.png"))).convert("RGB")
+    good, bad = write_files_of_every_kind(folder, image)
     out = tmp_path / "s"
-    done = subprocess.run(
-        [sys.executable, "-m", "bliss_index", "encode-images", str(folder), "--model", "bliss-tiny",
-         "--out", str(out), "--workers", "1", "--device", "cpu", "--json"],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 3, done.stderr
-    summary = json.loads(done.stdout)
-    assert (summary["rows"], summary["bad_rows"]) == (11, 4)
+    command = ["encode-images", str(folder), "--model", "bliss-tiny", "--out", str(out),
+               "--workers", workers, "--device", "cpu", "--json"]  # fmt: skip
+    assert app(command, standalone_mode=False) == 3
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["rows"], summary["bad_rows"]) == (good + bad, bad)
     shard = EmbeddingStore.open(out).shard(0)
-    status = dict(zip(shard.keys, shard.status, strict=True))
-    assert {Path(key).name[0] for key, code in status.items() if code == "ok"} == set("abcdefg")
-    assert set(status.values()) == {"ok", "undecodable_image"}
-    assert all(shard.error[row] for row in range(11) if not shard.good[row])
-    again = subprocess.run(
-        [sys.executable, "-m", "bliss_index", "encode-images", str(folder), "--model", "bliss-tiny",
-         "--out", str(out), "--json"],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert again.returncode == 3
-    assert "was complete already: 11 images" in again.stderr
+    for row, key in enumerate(shard.keys):
+        name = Path(key).name
+        expected = "ok" if name.startswith("ok") else "undecodable_image"
+        assert (name, shard.status[row]) == (name, expected)
+        assert bool(shard.error[row]) == (expected != "ok")
+    rows = dict(zip(shard.keys, shard.embeddings.astype(float), strict=True))
+    for key, row in rows.items():
+        if key.startswith(("ok", "directory")):
+            other = rows["ok grey.png" if "16 bit" in key else "ok plain.png"]
+            assert row @ other > (0.5 if "grey" in key else 0.98), key
+    np.testing.assert_array_equal(rows["ok exif.png"], rows["ok plain.png"])
+    np.testing.assert_array_equal(rows["ok alpha.png"], rows["ok plain.png"])
+    np.testing.assert_array_equal(rows["directory.jpg/ok inside.PNG"], rows["ok plain.png"])
+    np.testing.assert_array_equal(rows["ok 16 bit.png"], rows["ok grey.png"])
+    np.testing.assert_array_equal(rows["ok link.jpg"], rows["ok.jpg"])
+    assert app(command, standalone_mode=False) == 3
+    assert f"was complete already: {good + bad} images" in capsys.readouterr().err

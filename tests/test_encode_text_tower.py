@@ -127,6 +127,28 @@ def test_buckets_hold_what_is_needed(needed):
     assert (lengths - needed < 8).all()
 
 
+def test_the_tokenizer_does_not_remember_every_word(monkeypatch):
+    from bliss_index.encode import tokenizer as module
+    from bliss_index.encode.torchvision_cure import import_open_clip
+
+    monkeypatch.setattr(module, "_MOST_WORDS", 20)
+    own = import_open_clip().SimpleTokenizer()
+    bounded = module._byte_pair_tokenizer("m", {}, own, 77)
+    words = [f"{chr(97 + i % 26)}{chr(97 + i // 26)}word <end_of_text>" for i in range(200)]
+    for start in range(0, 200, 10):
+        part = words[start : start + 10]
+        np.testing.assert_array_equal(bounded(part).ids, tokenizers()[0](part).numpy())
+        assert len(own.cache) < 45
+
+
+def test_short_texts_are_not_tokenised_to_know_that_they_fit(tmp_path):
+    _, tokenizer = tokenizers()
+    texts = ["a" * 75, "1" * 75, "1" * 76, "word " * 80, "é" * 38, "\u0958" * 30, "cat & dog", ""]
+    expected = [len(tokenizer._encode([text])[0]) > 77 for text in texts]
+    assert tokenizer.find_truncated(texts).tolist() == expected
+    assert expected == [False, False, True, True, False, True, False, False]
+
+
 @functools.cache
 def tokenizers():
     from bliss_index.encode.tokenizer import _byte_pair_tokenizer

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -18,9 +20,8 @@ from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 
 native, found_kernel = load_native()
-KERNELS = [
-    k for k in ("amx-int8", "avx512-vnni", "avx2") if native is not None and native.has_kernel(k)
-]
+NAMES = ("amx-int8", "avx512-vnni", "avx2")
+KERNELS = [name for name in NAMES if native is not None and native.has_kernel(name)]
 Array = npt.NDArray[Any]
 
 
@@ -48,6 +49,107 @@ def test_every_kernel_equals_the_reference(kernel: str, dtype: Any, dim: int) ->
     assert kernel in backend.description
 
 
+def assert_exact(kernel: str, vocabulary: Array, queries: Array, k: int, **tuning: int) -> Any:
+    """Compare with float64 brute force; return the counters."""
+    backend = NativeBackend(vocabulary, k, threads=2, kernel=kernel, **tuning)
+    values, ids, counted = backend.search(queries, 0)
+    similarities, expected = reference_search(vocabulary, queries, k)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(values.astype(np.float32), similarities)
+    return counted
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 97, 2047])
+def test_panels_that_are_not_full(kernel: str, size: int) -> None:
+    for dim, count in [(1, 3), (63, 33), (64, 32), (65, 1)]:
+        vocabulary, queries = rows(20, size, dim), rows(21, count, dim)
+        assert_exact(kernel, vocabulary, queries, min(size, 3))
+        assert_exact(kernel, vocabulary, queries, min(size, 2048))
+
+
+def hard_data(case: str) -> tuple[Array, Array]:
+    rng = np.random.default_rng(22)
+    vocabulary, queries = rows(23, 2500, 48), rows(24, 70, 48)
+    if case == "near ties":
+        vocabulary = (vocabulary[:1] + 1e-7 * vocabulary).astype(np.float32)
+    if case == "a huge entry":
+        vocabulary[77] *= 1e5
+        vocabulary[1234] *= 1e-5
+    if case == "any norm":
+        vocabulary = np.ldexp(vocabulary, rng.integers(-30, 30, (2500, 1)))
+        queries = np.ldexp(queries, rng.integers(-80, 80, (70, 1)))
+    if case == "outliers":
+        vocabulary[:, 5], queries[:, 5], vocabulary[:, 8] = 10.0, -30.0, 1e3
+    if case == "a lattice":
+        vocabulary, queries = np.rint(vocabulary * 2), np.rint(queries * 2)
+    if case == "equal entries":
+        vocabulary = vocabulary[rng.integers(0, 12, 2500)]
+    if case == "zero queries":
+        queries[::3] = 0
+    if case == "float64":
+        return vocabulary.astype(np.float64) * np.pi, queries.astype(np.float64) / np.pi
+    return vocabulary.astype(np.float32), queries.astype(np.float32)
+
+
+HARD = ["near ties", "a huge entry", "any norm", "outliers", "a lattice", "equal entries",
+        "zero queries", "float64"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("case", HARD)
+def test_hard_data(kernel: str, case: str) -> None:
+    vocabulary, queries = hard_data(case)
+    for k in (1, 10, 100):
+        assert_exact(kernel, vocabulary, queries, k)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_candidates_that_do_not_fit(kernel: str) -> None:
+    # Two far ends make the quantisation step coarse; the rest cannot be told apart by it.
+    vocabulary, queries = 1e-9 * rows(27, 2500, 16), rows(28, 70, 16)
+    vocabulary[:2] = [[1e6] * 16, [-1e6] * 16]
+    queries -= queries.mean(axis=1, keepdims=True)
+    counted = assert_exact(kernel, vocabulary, queries, 5, capacity=64)
+    assert counted.full_rows == len(queries)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_calls_at_the_same_time(kernel: str) -> None:
+    vocabulary, queries = rows(25, 3000, 40), rows(26, 700, 40)
+    backend = NativeBackend(vocabulary, 10, threads=2, kernel=kernel)
+    expected = reference_search(vocabulary, queries, 10)[1]
+    found: list[Array] = []
+    workers = [
+        threading.Thread(target=lambda: found.append(backend.search(queries, 0)[1]))
+        for _ in range(5)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 5
+    for ids in found:
+        np.testing.assert_array_equal(ids, expected)
+
+
+@pytest.mark.skipif("amx-int8" not in KERNELS, reason="no AMX here")
+def test_without_permission_for_amx_the_next_kernel_serves() -> None:
+    # Linux refuses the tile registers to a process whose signal stack could not hold them.
+    code = """
+import ctypes
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+room = ctypes.create_string_buffer(8192)
+stack = Stack(ctypes.addressof(room), 0, len(room))
+assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+from bliss_index.search import _native
+print(_native.kernel_name(), _native.has_kernel("amx-int8"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["avx512-vnni", "False"]
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_codes_at_their_limits(kernel: str) -> None:
     # Every code is at the end of its range: sums of 16-bit pairs must not saturate.
@@ -64,7 +166,7 @@ def test_codes_at_their_limits(kernel: str) -> None:
 def test_block_capacity_and_threads_change_nothing(kernel: str) -> None:
     vocabulary, queries = rows(3, 4000, 24), rows(4, 500, 24)
     expected = reference_search(vocabulary, queries, 7)[1]
-    for query_block, capacity, threads in [(8, 0, 1), (16, 64, 3), (1024, 100, 2), (128, 56, 5)]:
+    for query_block, capacity, threads in [(8, 0, 1), (16, 64, 3), (1024, 100, 2), (96, 56, 5)]:
         backend = NativeBackend(
             vocabulary, 7, threads=threads, kernel=kernel,
             query_block=query_block, capacity=capacity,
@@ -120,7 +222,7 @@ def test_memory_is_stated() -> None:
 def test_interrupt_stops_a_long_search() -> None:
     require_native()
     backend = NativeBackend(rows(10, 60_000, 128), 5, threads=1)
-    queries = rows(11, 60_000, 128)  # far more work than the signal waits for
+    queries = np.tile(rows(11, 20_000, 128), (15, 1))  # far more work than the signal waits for
     timer = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
     start = time.monotonic()
     timer.start()

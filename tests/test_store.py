@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -181,14 +182,30 @@ def test_killed_again_and_again(tmp_path):
 
 
 def test_continuing_with_other_settings_is_refused(tmp_path):
-    writer = StoreWriter(tmp_path / "s", kind="image", model=MODEL, dim=12)
-    writer.release()
-    with pytest.raises(StoreError, match="was begun with dim 12, now it is 13"):
-        StoreWriter(tmp_path / "s", kind="image", model=MODEL, dim=13)
-    with pytest.raises(StoreError, match="was begun with dtype 'float16', now it is 'float32'"):
-        StoreWriter(tmp_path / "s", kind="image", model=MODEL, dim=12, dtype="float32")
-    with pytest.raises(StoreError, match=r"begun with attributes .*'a': 1"):
-        StoreWriter(tmp_path / "s", kind="image", model=MODEL, dim=12, attributes={"a": 1})
+    begun = {"kind": "image", "model": MODEL, "dim": 12, "rows_per_shard": 4}
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s", **begun) as writer:
+        writer.append(list("abcd"), rows_of(4))
+        raise KeyboardInterrupt
+    other = ModelIdentity("RN50", "openai")
+    for changed, message in [
+        ({"dim": 13}, "was begun with dim 12, now it is 13"),
+        ({"dtype": "float32"}, "was begun with dtype 'float16', now it is 'float32'"),
+        ({"attributes": {"a": 1}}, "was begun with attributes a None, now it is 1"),
+        ({"model": other}, f"was begun with model name {MODEL.name!r}, now it is 'RN50'"),
+    ]:
+        with pytest.raises(StoreError, match=message):
+            StoreWriter(tmp_path / "s", **{**begun, **changed})
+    with StoreWriter(tmp_path / "s", **begun) as writer:
+        assert writer.rows == 4
+
+
+def test_a_store_without_rows_is_begun_anew(tmp_path):
+    StoreWriter(tmp_path / "s", kind="image", model=MODEL, dim=12).release()
+    with StoreWriter(tmp_path / "s", kind="image", model=MODEL, dim=13) as writer:
+        assert (writer.rows, EmbeddingStore(tmp_path / "s", writer.close()).dim) == (0, 13)
+
+
+def test_outputs_that_are_something_else(tmp_path):
     write(tmp_path / "done")
     with pytest.raises(StoreError, match="already holds a complete image store of 250 rows"):
         write(tmp_path / "done")
@@ -211,6 +228,20 @@ def test_a_read_only_output(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="make it writable or choose another output"):
         write(tmp_path / "s")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_an_output_that_the_system_refuses(tmp_path, monkeypatch, code):
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    with pytest.raises(OutputError, match=rf"s: {os.strerror(code)}; make it writable or choose"):
+        write(tmp_path / "s")
+    monkeypatch.undo()
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(OutputError, match="it is read-only for this user"):
+        write(tmp_path / "t")
 
 
 def test_an_output_below_a_file(tmp_path):

@@ -36,6 +36,15 @@ def test_entries_are_cleaned_counted_and_kept_in_order(tmp_path):
     assert load_vocabulary(path).sources == (str(path),)
 
 
+def test_line_ends_of_every_system(tmp_path):
+    for number, end in enumerate((b"\n", b"\r\n", b"\r")):
+        path = tmp_path / f"{number}.txt"
+        path.write_bytes(end.join([b"cat", b"dog house", b"", b"owl"]) + end)
+        vocabulary = load_vocabulary(path)
+        assert vocabulary.entries == ("cat", "dog house", "owl")
+        assert (vocabulary.read, vocabulary.empty) == (4, 1)
+
+
 def test_exclusion_ignores_case_and_spacing(tmp_path):
     path = write(tmp_path / "a.txt", "dog\nDOG\nhot dog\ncat")
     vocabulary = load_vocabulary([path], exclude=["Dog", "hot  dog "])

@@ -24,8 +24,18 @@ BEST = {
 }  # fmt: skip
 SELECT = {
     "best": "*i64", "per_norm": "*fp32", "per_residual": "*fp32", "slack": "*fp32",
-    "tile_norm": "*fp32", "tile_residual": "*fp32", "count": "*i32", "hits": "*i32",
+    "tile_norm": "*fp32", "tile_residual": "*fp32", "count": "*i32", "places": "*i32",
     "blocks": "i32", "k": "i32", "capacity": "i32",
+}  # fmt: skip
+PREPARE = {
+    "queries": "*fp16", "centre": "*fp32", "signs": "*fp32", "facts": "*fp32", "codes": "*i8",
+    "alphas": "*fp32", "per_norm": "*fp32", "per_residual": "*fp32", "slacks": "*fp32",
+    "zeros": "*i1", "extremes": "*i1", "n": "i32", "dim": "i32",
+}  # fmt: skip
+RANK = {
+    "queries": "*fp16", "entries": "*fp16", "count": "*i32", "places": "*i32", "ids": "*i64",
+    "error": "*fp64", "scratch": "*fp64", "values": "*fp64", "best": "*i64", "doubtful": "*i1",
+    "dim": "i32", "k": "i32", "capacity": "i32", "size": "i32",
 }  # fmt: skip
 PAIRS = {
     "queries": "*fp16", "entries": "*fp16", "row": "*i64", "entry": "*i64", "values": "*fp64",
@@ -80,6 +90,10 @@ def main() -> None:
         others = [
             compiled(kernels.select_kernel, SELECT,
                      {"SIZE": 32, "COUNT": 4, "GROUPS": 256, "HALVINGS": 30}, capability),
+            compiled(kernels.prepare_kernel, PREPARE,
+                     {"CODE_DIM": 512, "DIM": 512, "STAGES": 9, "BM": 8}, capability),
+            compiled(kernels.rank_kernel, RANK, {"WIDTH": 256, "PAIRS": 16, "CHUNK": 128},
+                     capability),
             compiled(kernels.pairs_kernel, PAIRS, {"PAIRS": 16, "CHUNK": 128}, capability),
             compiled(kernels.tail_kernel, TAIL, {"CLASSES": 1024}, capability,
                      enable_fp_fusion=False),
@@ -87,7 +101,7 @@ def main() -> None:
         facts[str(capability)] = {
             "products": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)[\w.]*", product))),
             "spilled": sum(spilled_bytes(ptx, capability) for ptx in (product, *others)),
-            "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[2])),
+            "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[-1])),
         }
     print(json.dumps(facts))
 

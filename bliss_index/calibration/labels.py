@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,14 +54,9 @@ class Labels:
         column = read_column(path, LABEL_COLUMNS)
         keys = None if column.keys is None else tuple(column.keys)
         if keys is not None and len(set(keys)) != len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
+            twice = Counter(keys).most_common(1)[0][0]
             raise InvalidInputError(f"{path} has key {twice!r} more than once")
         return cls(str(path), tuple(_numbers_if_all(column)), keys)
-
-    @property
-    def are_numbers(self) -> bool:
-        """Whether all labels are whole numbers."""
-        return all(isinstance(v, int) and not isinstance(v, bool) for v in self.values)
 
     def of_rows(self, keys_of: Iterator[Sequence[str]], rows: int) -> list[Any]:
         """Return a label for every row; None where there is none for its key.
@@ -116,7 +113,8 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
     """Turn labels into class numbers.
 
     Labels that are names are looked up among the classes; rows of other names are left out, and
-    counted. Labels that are numbers are class numbers; -1 leaves a row out.
+    counted. Labels that are numbers are class numbers, also where a table keeps them as 1.0 because
+    some are missing; -1 leaves a row out.
 
     Raises
     ------
@@ -124,13 +122,16 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
         A number is no class's, or not one name is a class.
     """
     listed = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
+    listed = [_whole_or_missing(label) for label in listed]
     position = {name: number for number, name in enumerate(classes)}
-    by_number = labels.are_numbers and not set(map(str, labels.values)) & set(position)
+    different = set(listed) - {None}
+    are_numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in different)
+    by_number = are_numbers and not set(map(str, different)) & set(position)
     numbers = np.full(store.rows, NO_CLASS, dtype=np.int64)
     other: dict[str, int] = {}
     unlabelled = 0
     for row, label in enumerate(listed):
-        if label is None or label == "":
+        if label is None:
             unlabelled += 1
         elif by_number:
             if not NO_CLASS <= label < len(classes):
@@ -152,10 +153,24 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
     return ClassNumbers(numbers, other, unlabelled)
 
 
+def _whole_or_missing(label: Any) -> Any:
+    """A whole number as such, None for what stands for a missing label; anything else as it is."""
+    if isinstance(label, float):
+        if math.isnan(label):
+            return None
+        return int(label) if label.is_integer() else label
+    return None if label == "" else label
+
+
 def _numbers_if_all(column: Column) -> list[Any]:
     if column.path.suffix == ".txt" or column.path.suffix in (".csv", ".tsv"):
         try:
-            return [int(value) for value in column.values]
+            # Written otherwise, as 007, it is a name.
+            numbers = [None if v == "" else int(v) for v in column.values]
         except ValueError:
             return column.values
+        if all(
+            n is None or str(n) == v.strip() for n, v in zip(numbers, column.values, strict=True)
+        ):
+            return numbers
     return column.values

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from rich.text import Text
 EXIT_ERROR = 1
 EXIT_QUARANTINED = 3
 EXIT_INTERRUPTED = 130
+LOG_SECONDS = 60.0
 
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -76,21 +78,43 @@ class _RateColumn(ProgressColumn):
 
 
 class ProgressLine:
-    """A progress bar that may learn its total late, and can be told what is bad."""
+    """A progress bar that may learn its total late, and can be told what is bad.
 
-    def __init__(self, progress: Progress, task: Any, label: str) -> None:
+    Where it is not shown, in a log, it says a line a minute instead.
+    """
+
+    def __init__(self, progress: Progress, task: Any, label: str, total: int | None) -> None:
         self._progress = progress
         self._task = task
         self._label = label
+        self._total = total
         self._rows = 0
+        self._said_rows, self._said_at = 0, time.monotonic()
 
     def __call__(self, rows: int) -> None:
         self._rows += rows
         self._progress.update(self._task, advance=rows)
+        if self._progress.disable and time.monotonic() - self._said_at >= LOG_SECONDS:
+            self._say_rate()
 
     def start(self, total: int, done: int) -> None:
         """Learn the total, and how much was done before."""
         self._progress.reset(self._task, total=total, completed=done)
+        self._total, self._rows = total, done
+        self._said_rows, self._said_at = done, time.monotonic()
+
+    def _say_rate(self) -> None:
+        now = time.monotonic()
+        rate = (self._rows - self._said_rows) / (now - self._said_at)
+        text = f"{self._label}: {self._rows:,} rows"
+        if self._total:
+            text += f" of {self._total:,}"
+        text += f", {rate:,.0f} rows/s"
+        if self._total and rate > 0:
+            left = timedelta(seconds=round(max(self._total - self._rows, 0) / rate))
+            text += f", {left} left"
+        say(text)
+        self._said_rows, self._said_at = self._rows, now
 
     def note(self, text: str) -> None:
         """Show something beside the label."""
@@ -99,7 +123,7 @@ class ProgressLine:
 
 @contextlib.contextmanager
 def progress_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
-    """Show a progress bar on stderr; nothing where that is no terminal."""
+    """Show a progress bar on stderr; where that is no terminal, say a line a minute."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -111,7 +135,7 @@ def progress_line(label: str, total: int | None = None) -> Iterator[ProgressLine
     with Progress(
         *columns, console=stderr, disable=not stderr.is_terminal, transient=True
     ) as progress:
-        yield ProgressLine(progress, progress.add_task(label, total=total), label)
+        yield ProgressLine(progress, progress.add_task(label, total=total), label, total)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ TINY_TAG = "scenes"
 LOCAL_PREFIX = "local-dir:"
 HUB_PREFIX = "hf-hub:"
 
+_HOW_TO_LIST = "python -c 'import open_clip; print(open_clip.list_models())' names them"
 _CONFIG_FILE = "open_clip_config.json"
 _SAFE_SUFFIX = ".safetensors"
 _PICKLED_SUFFIXES = (".pt", ".pth", ".bin")
@@ -162,7 +163,7 @@ def _resolve_builtin(name: str, pretrained: str | None) -> ModelSource:
     if config is None:
         known = open_clip.list_models()
         close = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(map(repr, close))}?" if close else "see --help"
+        hint = f"did you mean {', '.join(map(repr, close))}?" if close else _HOW_TO_LIST
         raise EncoderError(f"unknown model '{name}' ({len(known)} are known); {hint}")
     tags = open_clip.list_pretrained_tags_by_model(key)
     listing = ", ".join(tags) if tags else "none: pass the path of a checkpoint"

@@ -9,6 +9,7 @@ as open_clip does. Nothing is repaired: a truncated file is an error, not half a
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,7 +108,12 @@ def to_rgb(image: Image) -> Image:
 
 def _read(path: Path) -> bytes:
     try:
+        # A pipe would never end, and a device such as /dev/zero would fill the memory.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DecodeError("unreadable_file", f"{path} is not a regular file")
         return path.read_bytes()
+    except DecodeError:
+        raise
     except (OSError, ValueError) as error:
         raise DecodeError("unreadable_file", f"{path}: {error}") from error
 

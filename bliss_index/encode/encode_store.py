@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from bliss_index.encode.images import ImageSource
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.pipeline import iter_encoded
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.spooled_vocabulary import SpooledVocabulary
-from bliss_index.store import ModelIdentity, StoreWriter, require_same_model
-from bliss_index.store.manifest import MANIFEST_NAME, StoreManifest
+from bliss_index.store import StoreWriter
+from bliss_index.store.complete import find_complete
+from bliss_index.store.schema import carried_names
 from bliss_index.vocabulary import render_prompts
 
 Progress = Callable[[int], None]
 TEXT_ROWS_PER_SHARD = 16384
 IMAGE_ROWS_PER_SHARD = 4096
-_INCIDENTAL = ("device", "text_positions")  # they change the last digits at most
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def encode_text_store(
             "entries_sha256": _entries_sha256(entries),
         },
     }
-    if (done := _complete(output, **wanted)) is not None:
+    if (done := find_complete(output, **wanted)) is not None:
         cut = sum(
             _count_truncated(encoder, p, templates) for _, p in _parts(entries, rows_per_shard)
         )
@@ -198,15 +199,22 @@ def encode_image_store(
         "prompt": None,
         "attributes": {**encoder.settings, "source": source.name},
     }
-    if (done := _complete(output, **wanted)) is not None:
+    if (done := find_complete(output, **wanted)) is not None:
         if (found := source.rows()) != done.rows:
             raise StoreError(
                 f"{output} is complete with {done.rows} images, {source.name} now has {found}; "
                 "choose another output for the images as they are now, or remove it first"
             )
         return EncodeSummary(str(output), done.rows, done.bad_rows, 0)
+    schema = source.metadata_schema
+    carried = [] if schema is None else carried_names(schema.names)
+    if next(source.iter(), None) is None:
+        passed_over = ", ".join(f"{count} ({reason})" for reason, count in source.skipped.items())
+        raise InvalidInputError(
+            f"{source.name} holds no images; passed over: {passed_over or 'nothing'}"
+        )
     with StoreWriter(
-        output, metadata=source.metadata_schema, rows_per_shard=rows_per_shard, **wanted
+        output, metadata=_renamed(schema, carried), rows_per_shard=rows_per_shard, **wanted
     ) as writer:
         first = writer.rows
         if first:
@@ -219,7 +227,7 @@ def encode_image_store(
                 batch.embeddings,
                 status=batch.status,
                 error=batch.error,
-                metadata=batch.metadata,
+                metadata=_with_names(batch.metadata, carried),
             )
             if progress is not None:
                 progress(len(batch))
@@ -227,43 +235,14 @@ def encode_image_store(
     return EncodeSummary(str(output), manifest.rows, manifest.bad_rows, manifest.rows - first)
 
 
-def _complete(
-    output: str | Path,
-    *,
-    kind: str,
-    model: ModelIdentity,
-    dim: int,
-    dtype: str,
-    prompt: str | None,
-    attributes: dict[str, Any],
-) -> StoreManifest | None:
-    """The manifest of a store that an earlier run completed, so that running again is harmless."""
-    if not (Path(output) / MANIFEST_NAME).is_file():
+def _renamed(schema: pa.Schema | None, names: Sequence[str]) -> pa.Schema | None:
+    if schema is None:
         return None
-    manifest = StoreManifest.read(Path(output))
-    if not manifest.complete:
-        return None
-    require_same_model(manifest.model, model, f"the complete store {output}", "what is asked for")
-    before = {
-        **manifest.settings(),
-        **manifest.attributes,
-        "preprocess": manifest.model.preprocess,
-    }
-    now = {
-        "kind": kind,
-        "dim": dim,
-        "dtype": dtype,
-        "prompt": prompt,
-        "preprocess": model.preprocess,
-        **attributes,
-    }
-    for name, value in now.items():
-        if name not in _INCIDENTAL and before.get(name) != value:
-            raise StoreError(
-                f"{output} holds a complete store with {name} {before.get(name)!r}, asked for is "
-                f"{value!r}; choose another output, or remove it first"
-            )
-    return manifest
+    return pa.schema([field.with_name(name) for field, name in zip(schema, names, strict=True)])
+
+
+def _with_names(table: pa.Table | None, names: list[str]) -> pa.Table | None:
+    return None if table is None else table.rename_columns(names)
 
 
 def _require_unchanged(source: ImageSource, row: int, key: str) -> None:

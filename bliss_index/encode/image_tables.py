@@ -42,7 +42,7 @@ class ParquetSource(SourceBase):
             self._rows = file.metadata.num_rows
         self._column, self._kind = _image_column(self._path, schema)
         self._key = next((name for name in KEY_COLUMNS if name in schema.names), None)
-        if self._key is not None and not _is_string(schema.field(self._key).type):
+        if self._key is not None and not _is_key(schema.field(self._key).type):
             self._key = None
         fields = [f for f in schema if f.name not in (self._column, self._key)]
         self._schema = _plain_schema(fields)
@@ -95,7 +95,7 @@ class ParquetSource(SourceBase):
             named, content = cell, str(self._path.parent / cell) if cell else None
         own = values.pop(self._key, None) if self._key is not None else None
         by_path = named if self._kind == "path" else None
-        key = own or by_path or f"{self._path.name}:{number}"
+        key = str(own) if own not in (None, "") else by_path or f"{self._path.name}:{number}"
         if content is None:
             return ImageRow(key, b"", values, "empty: the row has neither bytes nor a path")
         return ImageRow(key, content, values)
@@ -215,6 +215,12 @@ def _is_string(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_key(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return _is_string(kind) or bool(pa.types.is_integer(kind))
 
 
 def _plain_schema(fields: Sequence[pa.Field]) -> pa.Schema | None:

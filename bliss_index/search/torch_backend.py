@@ -2,14 +2,16 @@
 
 A product of tiles proposes, in float32, or in bfloat16 where a processor is faster at it. The error
 of a score is bounded (:mod:`bliss_index.search.torch_proposals`), so an entry whose score lies
-further under the k-th best than both bounds together cannot be among the k best. Candidates are
-found in two stages, block maxima first, rescored in float64, and ordered as
+further under the k-th best than both bounds together cannot be among the k best. A few more than k
+of the best scores are kept; where the last of them is still in reach, many more; where even those
+do not do, the row is searched in full. What is in reach is rescored in float64, and ordered as
 :mod:`bliss_index.search.ordering` says.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,12 +30,12 @@ from bliss_index.search.torch_proposals import (
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 32
 _TILE_ROWS = 512
 _TILE_ENTRIES = 4096
 _PAIRS_AT_ONCE = 512
 _ROWS_AT_ONCE = 4096
-_SPARE_PER_ROW = 512
+# Candidates kept beyond k: at first, and for the rows where those were too few.
+_SPARE, _SPARE_AT_MOST = 16, 512
 
 
 class TorchBackend:
@@ -56,6 +58,9 @@ class TorchBackend:
 
         self._torch = torch
         self._vocabulary = vocabulary
+        with warnings.catch_warnings():  # read-only arrays are welcome: nothing writes
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+            self._entries = torch.from_numpy(vocabulary)
         self._k = k
         self._device = torch.device(device or "cpu")
         self._tile_rows, self._tile_entries = tile or (_TILE_ROWS, _TILE_ENTRIES)
@@ -103,97 +108,76 @@ class TorchBackend:
     def _search_tile(
         self, queries: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
-        torch = self._torch
-        k, n, size = self._k, queries.shape[0], self._vocabulary.shape[0]
-        wide = queries.astype(np.float64)
-        exponents = np.frexp(np.abs(wide).max(axis=1, initial=0.0))[1]
-        proposal = self._scores.propose(np.ldexp(wide, -exponents[:, None]))
-        reach = _Reach(torch, proposal, self._device)
-
-        best = torch.full((n, k), -math.inf, device=self._device)
-        found: list[tuple[Any, Any, Any]] = []
-        overflowed = torch.zeros(n, dtype=torch.bool, device=self._device)
-        for first in range(0, size, self._tile_entries):
-            scores = proposal.queries @ proposal.entries[first : first + self._tile_entries].T
-            best = self._propose(scores, first, best, reach, overflowed, found)
-        threshold = reach.of(best[:, -1])
-        rows = torch.cat([f[0] for f in found])
-        entries = torch.cat([f[1] for f in found])
-        scores = torch.cat([f[2] for f in found])
-        keep = (scores >= threshold[rows]) & ~overflowed[rows]
-        row = rows[keep].cpu().numpy()
-        entry = entries[keep].cpu().numpy()
-        full = np.flatnonzero(overflowed.cpu().numpy())
+        n, size = queries.shape[0], self._vocabulary.shape[0]
+        work = np.float64 if queries.dtype == np.float64 else np.float32
+        narrow = queries.astype(work, copy=False)
+        exponents = np.frexp(np.abs(narrow).max(axis=1, initial=0.0))[1]
+        proposal = self._scores.propose(np.ldexp(narrow, -exponents[:, None]))
+        row, entry, full = self._propose(proposal, _SPARE + self._k // 2)
+        if full.size and self._k + _SPARE + self._k // 2 < size:
+            part, more, overflowed = self._propose(proposal.of(full), _SPARE_AT_MOST + 3 * self._k)
+            row, entry = np.concatenate([row, full[part]]), np.concatenate([entry, more])
+            full = full[overflowed]
+        wide = self._torch.from_numpy(queries.astype(np.float64))
         value = self._rescore(wide, row, entry)
-        error = self._error(wide, row, entry)
+        lengths = wide.norm(dim=1).numpy()
+        error = self._error(lengths[row], entry)
         for index in full:
-            more, its_values, its_errors = self._search_row(wide[index])
+            more, its_values, its_errors = self._search_row(wide[index].numpy())
             row = np.concatenate([row, np.full(more.size, index)])
             entry = np.concatenate([entry, more])
             value = np.concatenate([value, its_values])
             error = np.concatenate([error, its_errors])
         values, ids, resolved = order_candidates(
-            row, entry, value, error, (n, k),
+            row, entry, value, error, (n, self._k),
             lambda i, w: exact_dot(queries[i], self._vocabulary[w]),
         )  # fmt: skip
         counted = SearchStatistics(n, row.size, row.size, resolved, full.size)
         return values, ids, counted
 
     def _propose(
-        self,
-        scores: torch.Tensor,
-        first: int,
-        best: torch.Tensor,
-        reach: _Reach,
-        overflowed: torch.Tensor,
-        found: list[tuple[Any, Any, Any]],
-    ) -> torch.Tensor:
-        """Add this tile's candidates to ``found``; return the best k scores of blocks so far."""
-        torch = self._torch
-        n, width = scores.shape
-        k = self._k
-        block = _BLOCK if width >= _BLOCK * max(4 * k, 16) else 1
-        blocks, whole = width // block, width - width % block
-        # Block b holds the entries b, b + blocks, b + 2 blocks, ...: maxima of whole rows are fast.
-        maxima = scores[:, :whole].view(n, block, blocks).amax(1) if block > 1 else scores
-        if whole < width:
-            maxima = torch.cat([maxima, scores[:, whole:].amax(1, keepdim=True)], 1)
-        maxima = maxima.float()
-        top = maxima.topk(min(k, maxima.shape[1]), dim=1).values
-        best = torch.cat([best, top], 1).topk(k, dim=1).values
-        threshold = reach.of(best[:, -1])
-        passing = maxima >= threshold[:, None]
-        overflowed |= passing.sum(1) > _SPARE_PER_ROW + 4 * k
-        passing &= ~overflowed[:, None]
-        row, column = passing.nonzero(as_tuple=True)
-        if block > 1:
-            lanes = torch.arange(block, device=column.device)
-            in_tail = (column == blocks)[:, None]
-            offsets = torch.where(in_tail, whole + lanes, column[:, None] + lanes * blocks)
-            inside = offsets < torch.where(in_tail, width, whole)
-            values = scores[row[:, None], offsets.clamp(max=width - 1)].float()
-            hit, lane = (inside & (values >= threshold[row][:, None])).nonzero(as_tuple=True)
-            row, column, values = row[hit], offsets[hit, lane], values[hit, lane]
-        else:
-            values = scores[row, column].float()
-        found.append((row, column + first, values))
-        return best
+        self, proposal: Proposal, spare: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Rows and entries of all candidates, and the rows whose candidates are not all known."""
+        lib = self._torch
+        k, size = self._k, self._vocabulary.shape[0]
+        keep = min(size, k + spare)
+        best: torch.Tensor | None = None
+        ids: torch.Tensor | None = None
+        for first in range(0, size, self._tile_entries):
+            scores = proposal.queries @ proposal.entries[first : first + self._tile_entries].T
+            top, places = scores.topk(min(keep, scores.shape[1]), dim=1)
+            places += first
+            if best is not None and ids is not None:
+                top, places = lib.cat([best, top], 1), lib.cat([ids, places], 1)
+                top, order = top.topk(min(keep, top.shape[1]), dim=1)
+                places = places.gather(1, order)
+            best, ids = top, places
+        if best is None or ids is None:
+            raise RuntimeError("a vocabulary without entries")
+        reach = reachable(lib, proposal, best[:, k - 1].float())
+        passing = best.float() >= reach[:, None]
+        overflowed = passing[:, -1] & (keep < size)
+        row, column = (passing & ~overflowed[:, None]).nonzero(as_tuple=True)
+        full = overflowed.nonzero(as_tuple=True)[0]
+        return row.cpu().numpy(), ids[row, column].cpu().numpy(), full.cpu().numpy()
 
     def _rescore(
-        self, wide: npt.NDArray[np.float64], row: npt.NDArray[Any], entry: npt.NDArray[Any]
+        self, wide: torch.Tensor, row: npt.NDArray[Any], entry: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
-        values = np.empty(row.size)
+        torch = self._torch
+        values = torch.empty(row.size, dtype=torch.float64)
+        rows, entries = torch.from_numpy(row), torch.from_numpy(entry)
         for start in range(0, row.size, _PAIRS_AT_ONCE):
             part = slice(start, start + _PAIRS_AT_ONCE)
-            t = self._vocabulary[entry[part]].astype(np.float64)
-            values[part] = np.einsum("ij,ij->i", wide[row[part]], t)
-        return values
+            t = self._entries.index_select(0, entries[part]).double()
+            values[part] = t.mul_(wide.index_select(0, rows[part])).sum(1)
+        return np.asarray(values.numpy())
 
     def _error(
-        self, wide: npt.NDArray[np.float64], row: npt.NDArray[Any], entry: npt.NDArray[Any]
+        self, lengths: npt.NDArray[np.float64], entry: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
-        norms = np.linalg.norm(wide, axis=1)
-        return np.asarray(dot_error(wide.shape[1], norms[row] * self._norms64[entry]))
+        return np.asarray(dot_error(self._vocabulary.shape[1], lengths * self._norms64[entry]))
 
     def _search_row(
         self, query: npt.NDArray[np.float64]
@@ -210,27 +194,19 @@ class TorchBackend:
         return ids, scores[ids], errors[ids]
 
 
-class _Reach:
-    """From the k-th best score of a query to the least score that can still be among the k best.
+def reachable(lib: Any, proposal: Proposal, kth: torch.Tensor) -> torch.Tensor:
+    """From the k-th best scores (n,) to the least scores that can still be among the k best.
 
     With b the bound and u the unit of rounding, a true score is at least s - u |s| - b and at most
     s + u |s| + b. The k-th largest of the former is that of the k-th best score, since they grow
     with s; an entry is out of reach when its latter is below.
     """
-
-    def __init__(self, torch: Any, proposal: Proposal, device: torch.device) -> None:
-        self._torch = torch
-        self._unit = proposal.unit
-        bounds = (proposal.bounds * (1 + 1e-6)).astype(np.float32)
-        self._bounds = torch.from_numpy(bounds).to(device)
-
-    def of(self, kth: torch.Tensor) -> torch.Tensor:
-        """Return the (n,) least scores for (n,) k-th best ones."""
-        magnitude = kth.abs()
-        # The last factor covers the roundings of these lines, in float32.
-        loss = (self._unit + 2.0**-20) * magnitude + (2 + 2.0**-20) * self._bounds
-        target = kth - loss
-        above = target / (1 + 1.01 * self._unit)
-        below = target / (1 - 1.01 * self._unit)
-        result: torch.Tensor = self._torch.where(target >= 0, above, below)
-        return result
+    unit = proposal.unit
+    bounds = lib.from_numpy((proposal.bounds * (1 + 1e-6)).astype(np.float32)).to(kth.device)
+    # The last factor covers the roundings of these lines, in float32.
+    loss = (unit + 2.0**-20) * kth.abs() + (2 + 2.0**-20) * bounds
+    target = kth - loss
+    above = target / (1 + 1.01 * unit)
+    below = target / (1 - 1.01 * unit)
+    result: torch.Tensor = lib.where(target >= 0, above, below)
+    return result

@@ -14,9 +14,13 @@ import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import read_names
+from bliss_index.store.complete import find_complete
+from bliss_index.store.files import file_sha256
 from bliss_index.store.identity import ModelIdentity
+from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.normalise import unit_rows
-from bliss_index.store.schema import OK
+from bliss_index.store.reader import EmbeddingStore
+from bliss_index.store.schema import OK, carried_names
 from bliss_index.store.sources import ColumnNames, EmbeddingBatch, EmbeddingSource, open_source
 from bliss_index.store.writer import ROWS_PER_SHARD, StoreWriter
 
@@ -32,10 +36,9 @@ class ImportSummary:
     path, kind, dim
         The store.
     rows, bad_rows, status
-        Rows in it, those among them that are quarantined, and rows by status, as this run read
-        them.
+        Rows in it, those among them that are quarantined, and rows by status.
     dropped
-        Rows left out of a text store, on request.
+        Rows that this run left out of a text store, on request.
     """
 
     path: str
@@ -77,7 +80,8 @@ def import_embeddings(
     location
         As :func:`bliss_index.store.sources.open_source` takes it.
     output
-        Directory of the store; an unfinished import of the same file is continued.
+        Directory of the store; an unfinished import of the same file is continued, a complete one
+        left as it is.
     kind
         "image" or "text".
     model
@@ -104,33 +108,37 @@ def import_embeddings(
         raise InvalidInputError("an image store takes no texts; leave --texts out")
     if drop_bad_rows and kind == "image":
         raise InvalidInputError("bad rows of images keep their place; drop them when they are used")
+    if kind == "image" and columns is not None and columns.text is not None:
+        raise InvalidInputError(
+            f"an image store takes no texts; column {columns.text!r} is carried as it is, leave "
+            "--text-column out"
+        )
     source = open_source(location, kind=kind, columns=columns)
+    if not source.rows:
+        raise InvalidInputError(f"{location} holds 0 rows of embeddings; nothing to import")
     given_keys = None if keys is None else read_names(keys, "key", rows=source.rows)
     given_texts = None if texts is None else read_names(texts, "text", rows=source.rows)
     schema = _metadata_schema(source) if kind == "image" else None
-    attributes = {
-        "imported_from": [[part.name, part.rows, part.sha256()] for part in source.parts],
-        "keys": None if keys is None else Path(keys).name,
-        "texts": None if texts is None else Path(texts).name,
+    wanted: dict[str, Any] = {
+        "kind": kind,
+        "model": model,
+        "dim": source.dim,
+        "dtype": dtype,
+        "prompt": prompt,
+        "attributes": {
+            "imported_from": [[part.name, part.rows, part.sha256()] for part in source.parts],
+            "keys": None if keys is None else [Path(keys).name, file_sha256(Path(keys))],
+            "texts": None if texts is None else [Path(texts).name, file_sha256(Path(texts))],
+        },
     }
-    status: Counter[str] = Counter()
+    if (done := find_complete(output, **wanted)) is not None:
+        return _summary(output, done, 0)
     dropped = first_row = 0
-    with StoreWriter(
-        output,
-        kind=kind,
-        model=model,
-        dim=source.dim,
-        dtype=dtype,
-        prompt=prompt,
-        metadata=schema,
-        rows_per_shard=rows_per_shard,
-        attributes=attributes,
-    ) as writer:
+    with StoreWriter(output, metadata=schema, rows_per_shard=rows_per_shard, **wanted) as writer:
         committed = writer.rows  # of an import that was interrupted; its rows are read over again
         for name, batch in _batches(source):
             rows = _prepare(batch, name, first_row, dtype, kind, given_keys, given_texts)
             first_row += len(rows.keys)
-            status.update(rows.status.tolist())
             if kind == "text":
                 kept = _only_good(rows, first_row - len(rows.keys), drop_bad_rows)
                 dropped += len(rows.keys) - len(kept.keys)
@@ -141,8 +149,16 @@ def import_embeddings(
             if progress is not None:
                 progress(batch.embeddings.shape[0])
         manifest = writer.close()
+    return _summary(output, manifest, dropped)
+
+
+def _summary(output: str | Path, manifest: StoreManifest, dropped: int) -> ImportSummary:
+    status: Counter[str] = Counter()
+    for shard in EmbeddingStore(Path(output), manifest).iter_shards():
+        status.update(shard.status)
+    kind, dim = manifest.kind, manifest.dim
     return ImportSummary(
-        str(output), kind, source.dim, manifest.rows, manifest.bad_rows, dict(status), dropped
+        str(output), kind, dim, manifest.rows, manifest.bad_rows, dict(status), dropped
     )
 
 
@@ -242,7 +258,7 @@ def _append(writer: StoreWriter, rows: _Rows, skipped: int) -> None:
     if rows.texts is not None:
         writer.append(rows.keys[rest], rows.embeddings[rest], texts=rows.texts[rest])
         return
-    metadata = None if rows.metadata is None else rows.metadata.slice(skipped)
+    metadata = None if rows.metadata is None else _carried(rows.metadata.slice(skipped))
     writer.append(
         rows.keys[rest],
         rows.embeddings[rest],
@@ -255,5 +271,9 @@ def _append(writer: StoreWriter, rows: _Rows, skipped: int) -> None:
 def _metadata_schema(source: EmbeddingSource) -> pa.Schema | None:
     """Columns to carry: those of the first batch that are not the store's own."""
     for _, batch in _batches(source):
-        return None if batch.metadata is None else batch.metadata.schema
+        return None if batch.metadata is None else _carried(batch.metadata).schema
     return None
+
+
+def _carried(table: pa.Table) -> pa.Table:
+    return table.rename_columns(carried_names(table.column_names))

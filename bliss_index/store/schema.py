@@ -38,6 +38,21 @@ def shard_schema(kind: str, dim: int, dtype: str, metadata: pa.Schema | None = N
     return pa.schema(fields)
 
 
+def carried_names(names: Sequence[str]) -> list[str]:
+    """Names of other people's columns in a store: the store's own get 'source_' before them."""
+    taken = {*names, *RESERVED_COLUMNS}
+    result = []
+    for name in names:
+        carried = name
+        if name in RESERVED_COLUMNS:
+            carried = f"source_{name}"
+            while carried in taken:
+                carried = f"source_{carried}"
+            taken.add(carried)
+        result.append(carried)
+    return result
+
+
 def embedding_type(dim: int, dtype: str) -> pa.DataType:
     """Arrow type of an embedding column."""
     value = pa.float16() if dtype == "float16" else pa.float32()

@@ -40,6 +40,7 @@ class NpyPart:
     dim: int
     stored: np.dtype[Any]
     offset: int
+    by_column: bool = False  # numpy's Fortran order
     metadata: MetadataTable | None = None
 
     @classmethod
@@ -52,14 +53,14 @@ class NpyPart:
             It is no ``.npy`` file of a two-dimensional array of floats, or it is truncated.
         """
         with file.open() as stream:
-            shape, stored, offset = _read_header(stream, file.name)
+            shape, stored, offset, by_column = _read_header(stream, file.name)
             size = stream.size()
         wanted = offset + shape[0] * shape[1] * stored.itemsize
         if size < wanted:
             raise InvalidInputError(
                 f"{file.name} has {size} bytes, its header promises {wanted}: truncated"
             )
-        return cls(file, shape[0], shape[1], stored, offset)
+        return cls(file, shape[0], shape[1], stored, offset, by_column)
 
     def with_metadata(self, table: MetadataTable) -> NpyPart:
         """The same rows with keys, texts and other columns of a table."""
@@ -76,15 +77,27 @@ class NpyPart:
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
         tables = iter(()) if self.metadata is None else self.metadata.batches(rows)
         with self.file.open() as stream:
-            stream.seek(self.offset)
             for start in range(0, self.rows, rows):
-                count = min(rows, self.rows - start)
-                data = stream.read(count * self.dim * self.stored.itemsize)
-                if len(data) != count * self.dim * self.stored.itemsize:
-                    raise InvalidInputError(f"{self.name} ends within row {start + count - 1}")
-                matrix = np.frombuffer(data, dtype=self.stored).reshape(count, self.dim)
+                matrix = self._read(stream, start, min(rows, self.rows - start))
                 batch = next(tables, None)
                 yield replace(batch or _NO_METADATA, embeddings=as_float(matrix, self.name))
+
+    def _read(self, stream: Any, start: int, count: int) -> npt.NDArray[Any]:
+        """Rows from `start` on, shape (count, dim)."""
+        size = self.stored.itemsize
+        if not self.by_column:
+            stream.seek(self.offset + start * self.dim * size)
+            data = stream.read(count * self.dim * size)
+        else:
+            columns = []
+            for column in range(self.dim):
+                stream.seek(self.offset + (column * self.rows + start) * size)
+                columns.append(stream.read(count * size))
+            data = b"".join(columns)
+        if len(data) != count * self.dim * size:
+            raise InvalidInputError(f"{self.name} ends within row {start + count - 1}")
+        values = np.frombuffer(data, dtype=self.stored)
+        return values.reshape(self.dim, count).T if self.by_column else values.reshape(count, -1)
 
     def sha256(self) -> str:
         digest = self.file.sha256()
@@ -141,9 +154,12 @@ def read_npz(file: SourceFile) -> ArrayPart:
         with file.open() as stream, np.load(stream, allow_pickle=False) as arrays:
             if _ARRAY_NAME not in arrays.files:
                 raise InvalidInputError(
-                    f"{file.name} has no array {_ARRAY_NAME!r}; it has {', '.join(arrays.files)}"
+                    f"{file.name} has no array {_ARRAY_NAME!r}; it has "
+                    f"{', '.join(arrays.files) or 'none'}. Write numpy.savez(path, embeddings=...)"
                 )
             array = arrays[_ARRAY_NAME]
+    except InvalidInputError:
+        raise
     except _ARCHIVE_ERRORS as error:
         raise InvalidInputError(f"{file.name} cannot be read as .npz: {error}") from error
     if array.ndim != 2:
@@ -156,7 +172,8 @@ def read_npz(file: SourceFile) -> ArrayPart:
 _NO_METADATA = EmbeddingBatch(np.empty((0, 0)))
 
 
-def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any], int]:
+def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any], int, bool]:
+    """Shape, type, offset of the values, and whether they are stored column by column."""
     try:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
@@ -167,14 +184,10 @@ def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any]
             raise ValueError(f"format version {version} is not known")
     except NPY_ERRORS as error:
         raise InvalidInputError(f"{name} cannot be read as .npy: {error}") from error
-    if fortran or len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
-        order = "column by column" if fortran else "row by row"
-        raise InvalidInputError(
-            f"{name} holds an array of shape {shape} stored {order}, expected (rows, dim) stored "
-            "row by row (numpy.ascontiguousarray)"
-        )
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 1:
+        raise InvalidInputError(f"{name} holds an array of shape {shape}, expected (rows, dim)")
     if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
         raise InvalidInputError(
             f"{name} holds values of type {dtype}, expected float16, float32 or float64"
         )
-    return (int(shape[0]), int(shape[1])), dtype, int(stream.tell())
+    return (int(shape[0]), int(shape[1])), dtype, int(stream.tell()), bool(fortran)

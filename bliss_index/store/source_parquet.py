@@ -40,8 +40,8 @@ class ParquetPart:
     carried: tuple[str, ...]
 
     @classmethod
-    def open(cls, file: SourceFile, wanted: ColumnNames) -> ParquetPart:
-        """Read the schema and find the columns.
+    def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> ParquetPart:
+        """Read the schema and find the columns; without `texts`, a text column is carried.
 
         Raises
         ------
@@ -55,13 +55,14 @@ class ParquetPart:
             if embedding is None and len(lists) == 1:
                 embedding = lists[0]
             if embedding is None or embedding not in lists:
+                wanted_names = EMBEDDING_COLUMNS if embedding is None else (embedding,)
                 raise InvalidInputError(
-                    f"{file.name} has no embedding column "
-                    f"{embedding or 'named ' + ' or '.join(EMBEDDING_COLUMNS)!r}: its columns of "
-                    f"float lists are {lists or 'none'}, all columns are {schema.names}"
+                    f"{file.name} has no column {' or '.join(map(repr, wanted_names))} with lists "
+                    "of floats; its columns are "
+                    f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
                 )
             key = _column(file, schema.names, wanted.key, KEY_COLUMNS)
-            text = _column(file, schema.names, wanted.text, TEXT_COLUMNS)
+            text = _column(file, schema.names, wanted.text, TEXT_COLUMNS) if texts else None
             kind = schema.field(embedding).type
             half = kind.value_type == pa.float16()
             dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
@@ -108,12 +109,12 @@ class MetadataTable:
     carried: tuple[str, ...]
 
     @classmethod
-    def open(cls, file: SourceFile, wanted: ColumnNames) -> MetadataTable:
-        """Read the schema and find the columns."""
+    def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> MetadataTable:
+        """Read the schema and find the columns; without `texts`, a text column is carried."""
         with _opened(file) as table:
             names = table.schema_arrow.names
             key = _column(file, names, wanted.key, KEY_COLUMNS)
-            text = _column(file, names, wanted.text, TEXT_COLUMNS)
+            text = _column(file, names, wanted.text, TEXT_COLUMNS) if texts else None
             carried = tuple(n for n in names if n not in (key, text))
             return cls(file, table.metadata.num_rows, key, text, carried)
 

@@ -149,6 +149,7 @@ def open_source(
     from bliss_index.store.source_parquet import ParquetPart
 
     columns = columns or ColumnNames()
+    texts = kind == "text"  # what describes an image is one of its other columns
     filesystem, path = resolve(location)
     try:
         info = filesystem.get_file_info(path)
@@ -163,7 +164,7 @@ def open_source(
         if path.endswith(".npz"):
             return EmbeddingSource(str(location), (read_npz(file),))
         if path.endswith(".parquet"):
-            return EmbeddingSource(str(location), (ParquetPart.open(file, columns),))
+            return EmbeddingSource(str(location), (ParquetPart.open(file, columns, texts=texts),))
         raise InvalidInputError(
             f"{location} is of no known type; known are .npy, .npz, .parquet and folders of them"
         )
@@ -172,7 +173,7 @@ def open_source(
     arrays = [f for f in files if f.name.startswith(f"{folder}/") and f.name.endswith(".npy")]
     if arrays:
         tables = [f for f in files if f.name.startswith("metadata/") and _is_parquet(f)]
-        return EmbeddingSource(str(location), _with_metadata(arrays, tables, columns))
+        return EmbeddingSource(str(location), _with_metadata(arrays, tables, columns, texts))
     arrays = [f for f in files if f.name.endswith(".npy")]
     tables = [f for f in files if _is_parquet(f)]
     if arrays and tables:
@@ -182,7 +183,8 @@ def open_source(
         )
     if arrays:
         return EmbeddingSource(str(location), tuple(NpyPart.open(f) for f in arrays))
-    return EmbeddingSource(str(location), tuple(ParquetPart.open(f, columns) for f in tables))
+    parts = tuple(ParquetPart.open(f, columns, texts=texts) for f in tables)
+    return EmbeddingSource(str(location), parts)
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,7 @@ def _is_parquet(file: SourceFile) -> bool:
 
 
 def _with_metadata(
-    arrays: list[SourceFile], tables: list[SourceFile], columns: ColumnNames
+    arrays: list[SourceFile], tables: list[SourceFile], columns: ColumnNames, texts: bool
 ) -> tuple[SourcePart, ...]:
     from bliss_index.store.source_npy import NpyPart
     from bliss_index.store.source_parquet import MetadataTable
@@ -272,7 +274,7 @@ def _with_metadata(
     for position, array in enumerate(arrays):
         part = NpyPart.open(array)
         if tables:
-            table = MetadataTable.open(tables[position], columns)
+            table = MetadataTable.open(tables[position], columns, texts=texts)
             if table.rows != part.rows:
                 raise InvalidInputError(
                     f"{array.name} has {part.rows} rows, {table.name} has {table.rows}"

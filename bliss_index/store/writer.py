@@ -280,12 +280,15 @@ class StoreWriter:
                 f"{self.path} already holds a complete {found.kind} store of {found.rows} rows "
                 f"({found.model.describe()}); choose another output, or remove it first"
             )
-        before, now = found.settings(), wanted.settings()
-        for name in now:
-            if before[name] != now[name]:
+        if not found.shards:  # nothing was written that other settings would contradict
+            wanted.write(self.path)
+            return wanted
+        before, now = _flat(found.settings()), _flat(wanted.settings())
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
                 raise StoreError(
-                    f"{self.path} was begun with {name} {before[name]!r}, now it is "
-                    f"{now[name]!r}; continue with the same settings, or choose another output"
+                    f"{self.path} was begun with {name} {before.get(name)!r}, now it is "
+                    f"{now.get(name)!r}; continue with the same settings, or choose another output"
                 )
         known = {shard.file for shard in found.shards}
         for leftover in self.path.glob("shard-*.arrow"):
@@ -363,6 +366,17 @@ class _Pending:
         self.tables = [rest] if rest.num_rows else []
         self.rows = rest.num_rows
         return whole.slice(0, rows)
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of settings by both their names, so that a message shows what differs alone."""
+    result: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            result.update({f"{name} {inner}": item for inner, item in value.items()})
+        else:
+            result[name] = value
+    return result
 
 
 def _may_stay(name: str) -> bool:

@@ -14,17 +14,23 @@ import numpy.typing as npt
 import torch
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.device.codes import EntryCodes, QueryCodes, padded_dim
+from bliss_index.search.device.codes import EntryCodes, padded_dim
 from bliss_index.search.device.engine import DeviceEngine, choose_engine
-from bliss_index.search.device.ordering import Rescored, best_in_order, row_errors, search_in_full
-from bliss_index.search.device.proposals import block_size, expand
+from bliss_index.search.device.ordering import (
+    Rescored,
+    best_in_order,
+    resolve,
+    row_errors,
+    search_in_full,
+)
+from bliss_index.search.device.proposals import block_size, pairs_of
 from bliss_index.search.inputs import bad_rows_error, checked_rows
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
 _LOGGER = logging.getLogger("bliss_index")
 _BLOCKS_PER_RESULT = 4  # below that, float64 products of all entries are no slower
-_SPARE = 128
+_SPARE = 216
 _CENTRE_AT_LEAST = 32
 _CENTRE_ROWS = 4096
 _ROWS = 65536
@@ -46,7 +52,7 @@ class DeviceOptions:
     block
         Entries on the device at once; None for all if they fit, else as many as do.
     capacity
-        Blocks of entries that a query may have to look into; None for what k suggests.
+        Candidates kept per query, rounded up to a power of two; None for what k suggests.
     """
 
     rows: int = _ROWS
@@ -173,7 +179,9 @@ class DeviceBackend:
             counted += more
             best.append((values, ids))
             if len(best) > 1:
-                values, ids, resolved = self._merge(best, row_errors(queries, longest), host_row)
+                values, ids, resolved = self._merge(
+                    best, row_errors(queries, block.entries, longest), host_row
+                )
                 counted += SearchStatistics(resolved=resolved)
                 best = [(values, ids)]
         return *best[0], counted
@@ -210,52 +218,47 @@ class DeviceBackend:
         self, block: _Block, queries: torch.Tensor, k: int, host_row: HostRow
     ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
         """Search one batch: ids are places within the block."""
-        codes = block.codes.prepare(queries)
-        row, entry, overflowed = self._candidates(block.codes, codes, k)
-        value = self._engine.pair_products(queries, block.entries, row, entry)
-        parts = [(row, entry, value)]
-        zero = codes.zero.nonzero()[:, 0]
-        if zero.shape[0]:
-            first = torch.arange(k, device=self._device).repeat(zero.shape[0])
-            nothing = torch.zeros(first.shape[0], dtype=torch.float64, device=self._device)
-            parts.append((zero.repeat_interleave(k), first, nothing))
-        full = overflowed.nonzero()[:, 0]
-        if full.shape[0]:
-            parts += search_in_full(block.entries, queries, full, k, block.longest)
-        row, entry, value = (torch.cat(column) for column in zip(*parts, strict=True))
-        if len(parts) > 1:
-            row, order = row.sort(stable=True)
-            entry, value = entry[order], value[order]
-        error = row_errors(queries, block.longest)
-        values, ids, resolved = best_in_order(
-            Rescored(row, entry, value, error), k, self._exact(host_row, block.first)
-        )
-        candidates = row.shape[0]
-        counted = SearchStatistics(0, candidates, candidates, resolved, full.shape[0])
+        error = row_errors(queries, block.entries, block.longest)
+        exact = self._exact(host_row, block.first)
+        codes = self._engine.prepare(block.codes, queries)
+        candidates = resolved = 0
+        if block.codes.codes.shape[0] // block.codes.block < _BLOCKS_PER_RESULT * k:
+            left = ~codes.zero
+            values = torch.empty((queries.shape[0], k), dtype=torch.float64, device=self._device)
+            ids = torch.empty_like(values, dtype=torch.int64)
+        else:
+            capacity = self._capacity()
+            hits = self._engine.proposals.find(codes, block.codes, k, capacity)
+            left = ((hits.count > capacity) | codes.extreme) & ~codes.zero
+            chosen = ~(left | codes.zero)
+            values, ids, doubtful = self._engine.rank(
+                queries, block.entries, block.codes, hits, chosen, error, k
+            )
+            candidates = int(torch.where(chosen, hits.count, 0).sum())
+            row, entry = pairs_of(hits, block.codes, doubtful)
+            value = self._engine.pair_products(queries, block.entries, row, entry)
+            found = Rescored(row, entry, value, error)
+            resolved = resolve(found, doubtful, k, exact, values, ids)
+        values[codes.zero] = 0.0
+        ids[codes.zero] = torch.arange(k, device=self._device)
+        rows = left.nonzero()[:, 0]
+        if rows.shape[0]:
+            parts = search_in_full(block.entries, queries, rows, k, block.longest)
+            row, entry, value = (torch.cat(column) for column in zip(*parts, strict=True))
+            found = Rescored(torch.searchsorted(rows, row), entry, value, error[rows])
+            numbers = rows.tolist()
+            values[rows], ids[rows], more = best_in_order(
+                found, k, lambda at, entry: exact(numbers[at], entry)
+            )
+            candidates += row.shape[0]
+            resolved += more
+        counted = SearchStatistics(0, candidates, candidates, resolved, rows.shape[0])
         return values, ids, counted
 
-    def _candidates(
-        self, entries: EntryCodes, queries: QueryCodes, k: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Find which entries can be among the k best.
-
-        Returns
-        -------
-        row and entry (P,) of the candidates, by row; and which queries (n,) are left: those with
-        more blocks than there is room for.
-        """
-        capacity = self._capacity()
-        if entries.codes.shape[0] // entries.block < _BLOCKS_PER_RESULT * k:
-            none = torch.empty(0, dtype=torch.int64, device=self._device)
-            return none, none, ~queries.zero
-        hits = self._engine.proposals.find(queries, entries, k, capacity)
-        overflowed = (hits.count > capacity) & ~queries.zero
-        row, entry = expand(hits, entries, ~(overflowed | queries.zero))
-        return row, entry, overflowed
-
     def _capacity(self) -> int:
-        """Blocks kept per query."""
-        return self._options.capacity or _SPARE + 4 * self._k
+        """Candidates kept per query."""
+        wanted = self._options.capacity or _SPARE + 4 * self._k
+        return int(1 << (max(wanted, self._k) - 1).bit_length())
 
     def _rows_at_once(self, size: int) -> int:
         proposals = self._engine.proposals

@@ -21,10 +21,10 @@ import torch
 
 LEVELS = 127
 UNIT_32 = 2.0**-24
+TINY = 2.0**-90
 _UNIT_64 = 2.0**-53
 _MULTIPLE = 64  # coordinates: what the integer product of a GPU takes at a time
 _FACTOR_STAGES = 6
-_TINY = 2.0**-90
 _SEED = 20240717
 _EXTREME = 60
 
@@ -38,8 +38,7 @@ class Rotation:
     """Random signs, then Hadamard transforms of blocks: an orthonormal map of padded vectors.
 
     A block is a power of two that divides the padded dimension, and is transformed as a Kronecker
-    product of two small Hadamard matrices. Coordinates come out in another order than the matrix
-    says, the same for both sides.
+    product of two small Hadamard matrices, which is Sylvester's matrix of the block.
 
     Parameters
     ----------
@@ -47,6 +46,13 @@ class Rotation:
         Padded dimension.
     device
         Where vectors are.
+
+    Attributes
+    ----------
+    block
+        Coordinates that are transformed together.
+    signs
+        (dim,) float32.
     """
 
     def __init__(self, dim: int, device: torch.device) -> None:
@@ -55,7 +61,8 @@ class Rotation:
         self._outer = 2 ** min(stages // 2, _FACTOR_STAGES)
         self._dim = dim
         signs = np.random.default_rng(_SEED).integers(0, 2, dim) * 2 - 1
-        self._signs = torch.from_numpy(signs.astype(np.float64)).to(device)
+        self.block = self._inner * self._outer
+        self.signs = torch.from_numpy(signs.astype(np.float32)).to(device)
         self._factors = [
             torch.from_numpy(_hadamard(size)).to(device) for size in (self._inner, self._outer)
         ]
@@ -74,11 +81,12 @@ class Rotation:
         n = vectors.shape[0]
         kind = vectors.dtype
         inner, outer = (factor.to(kind) for factor in self._factors)
-        turned = (vectors * self._signs.to(kind)).view(-1, self._inner) @ inner
+        turned = (vectors * self.signs.to(kind)).view(-1, self._inner) @ inner
         if self._outer > 1:
             blocks = turned.view(-1, self._outer, self._inner).transpose(1, 2)
             turned = blocks.reshape(-1, self._outer) @ outer
-        return turned.view(n, self._dim) * (1.0 / math.sqrt(self._inner * self._outer))
+            turned = turned.view(-1, self._inner, self._outer).transpose(1, 2)
+        return turned.reshape(n, self._dim) * (1.0 / math.sqrt(self.block))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +106,8 @@ class QueryCodes:
         (n,) float32, rounding of the scores themselves.
     zero
         (n,) bool: rows of zeros, whose inner products are all zero.
+    extreme
+        (n,) bool: rows whose codes mean nothing, because float32 cannot hold their scale.
     """
 
     codes: torch.Tensor
@@ -106,6 +116,7 @@ class QueryCodes:
     per_residual: torch.Tensor
     slack: torch.Tensor
     zero: torch.Tensor
+    extreme: torch.Tensor
 
 
 class EntryCodes:
@@ -134,6 +145,10 @@ class EntryCodes:
         (Wp,) int64: the entry at a position.
     longest
         An upper bound of the entries' norms, as they came.
+    bound, largest_bias
+        The largest sum of norm and residual, and the largest magnitude of a bias.
+    centre, centre_square
+        (D,) float32, what a multiple of is taken away from queries, and its square.
     """
 
     def __init__(self, entries: torch.Tensor, tile: int, block: int) -> None:
@@ -161,11 +176,11 @@ class EntryCodes:
             self._encode(start)
         self.tile_norm = self.norm.view(-1, tile).amax(1)
         self.tile_residual = self.residual.view(-1, tile).amax(1)
-        self._bound = float(self.norm.max()) + float(self.residual.max())
+        self.bound = float(self.norm.max()) + float(self.residual.max())
         self.longest = self._longest * 2.0**self._exponent * (1 + 1e-9)
-        self._centre = torch.zeros(padded, device=self.device)
-        self._centre_square = 0.0
-        self._largest_bias = 0.0
+        self.centre = torch.zeros(padded, device=self.device)
+        self.centre_square = 0.0
+        self.largest_bias = 0.0
         self.bias = self._column(rows)
 
     @property
@@ -179,7 +194,7 @@ class EntryCodes:
         square = float(vector.double().square().sum())
         if not square > 1e-12:
             return
-        centre = torch.zeros_like(self._centre)
+        centre = torch.zeros_like(self.centre)
         centre[: self.dim] = vector
         wide = vector.float().double()
         bias = torch.zeros_like(self.bias)
@@ -189,8 +204,8 @@ class EntryCodes:
             bias[start:stop] = rows @ wide
         # Rounding of the float64 sums, which is far below that of storing them in float32.
         largest = float(bias.abs().max()) + 1e-3 * math.sqrt(square) * self._largest
-        self.bias, self._largest_bias = bias, largest
-        self._centre, self._centre_square = centre, square
+        self.bias, self.largest_bias = bias, largest
+        self.centre, self.centre_square = centre, square
 
     def prepare(self, queries: torch.Tensor) -> QueryCodes:
         """Make (n, d) finite queries of any floating-point type ready."""
@@ -200,12 +215,12 @@ class EntryCodes:
         extreme = queries.dtype == torch.float64 or bool((exponent.abs() > _EXTREME).any())
         wide = queries.double() if extreme else queries.float()
         scale = torch.exp2(-exponent.to(wide.dtype))
-        x = torch.zeros((queries.shape[0], self._centre.numel()), device=self.device)
+        x = torch.zeros((queries.shape[0], self.centre.numel()), device=self.device)
         x[:, : self.dim] = wide * scale[:, None]
         alpha = torch.zeros(queries.shape[0], device=self.device)
-        if self._centre_square:
-            alpha = (x * self._centre).sum(1) / self._centre_square
-        rest = x - alpha[:, None] * self._centre
+        if self.centre_square:
+            alpha = (x * self.centre).sum(1) / self.centre_square
+        rest = x - alpha[:, None] * self.centre
         turned = self.rotation.apply(rest)
         step = turned.abs().amax(1) / LEVELS
         step = torch.where(step > 2.0**-100, step, 1.0)
@@ -215,21 +230,22 @@ class EntryCodes:
         norm, code_norm, deviation, kept = (
             row.square().sum(1).sqrt() * margin + 2.0**-60 for row in (x, values, left, rest)
         )
-        away = alpha.abs() * math.sqrt(self._centre_square) * margin
-        roundings = (self.rotation.growth + 2 * _factor_roundings(self.device)) * kept
+        away = alpha.abs() * math.sqrt(self.centre_square) * margin
+        roundings = (self.rotation.growth + 2 * factor_roundings(self.device)) * kept
         roundings += 3 * (norm + away) + 3 * code_norm * step
         deviation += UNIT_32 * 1.01 * roundings
         # From here on in units of the step: a factor of the query changes no order.
         alpha = alpha / step
         wider = 1 + 2.0**-20
-        largest = code_norm * self._bound + alpha.abs() * self._largest_bias
+        largest = code_norm * self.bound + alpha.abs() * self.largest_bias
         return QueryCodes(
             values.to(torch.int8),
             alpha,
             deviation / step * wider,
             code_norm * wider,
-            16 * UNIT_32 * largest + _TINY,
+            16 * UNIT_32 * largest + TINY,
             zero,
+            torch.zeros_like(zero),
         )
 
     def _encode(self, start: int) -> None:
@@ -274,7 +290,7 @@ def _above(values: torch.Tensor) -> torch.Tensor:
     return (values * (1 + 1e-6) + 2.0**-100).float()
 
 
-def _factor_roundings(device: torch.device) -> float:
+def factor_roundings(device: torch.device) -> float:
     """Unit roundoff of a factor inside torch's float32 product as it is set, in float32's."""
     precision = torch.get_float32_matmul_precision()
     high = 2.0**-8 if device.type == "cpu" else 2.0**-10

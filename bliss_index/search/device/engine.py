@@ -8,9 +8,13 @@ from importlib.util import find_spec
 
 import torch
 
-from bliss_index.search.device.proposals import Proposals, TorchProposals
+from bliss_index.search.device.codes import EntryCodes, QueryCodes
+from bliss_index.search.device.ordering import Rescored, rank
+from bliss_index.search.device.proposals import Hits, Proposals, TorchProposals, pairs_of
 
+Prepare = Callable[[EntryCodes, torch.Tensor], QueryCodes]
 PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 Tail = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPABILITY = (8, 0)
 _PAIR_ELEMENTS = 1 << 24
@@ -19,12 +23,16 @@ _TAIL_ELEMENTS = 1 << 24
 
 @dataclass(frozen=True)
 class DeviceEngine:
-    """The three steps that have kernels of their own.
+    """The steps that have kernels of their own.
 
     Attributes
     ----------
+    prepare
+        Makes queries ready: :meth:`EntryCodes.prepare`.
     proposals
         Finds candidates by integer products.
+    rank
+        Rescores and orders candidates; see :func:`torch_rank`.
     pair_products
         Inner products (P,) float64 of rows of queries (n, d) and of entries (W, d).
     score_tail
@@ -33,7 +41,9 @@ class DeviceEngine:
         Why it is this one; empty where nothing needs to be said.
     """
 
+    prepare: Prepare
     proposals: Proposals
+    rank: Rank
     pair_products: PairProducts
     score_tail: Tail
     reason: str = ""
@@ -63,16 +73,62 @@ def why_no_triton(device: torch.device) -> str:
     return ""
 
 
-def triton_engine() -> DeviceEngine:
-    """Triton's kernels."""
+def triton_engine(proposals: Proposals | None = None) -> DeviceEngine:
+    """Triton's kernels; their tiles as given or as usual."""
     from bliss_index.search.device import triton_engine as kernels
 
-    return DeviceEngine(kernels.TritonProposals(), kernels.pair_products, kernels.score_tail)
+    return DeviceEngine(
+        kernels.prepare,
+        proposals or kernels.TritonProposals(),
+        kernels.rank,
+        kernels.pair_products,
+        kernels.score_tail,
+    )
 
 
 def torch_engine(reason: str = "") -> DeviceEngine:
     """Torch's own operations."""
-    return DeviceEngine(TorchProposals(), torch_pair_products, torch_score_tail, reason)
+    return DeviceEngine(
+        EntryCodes.prepare,
+        TorchProposals(),
+        torch_rank,
+        torch_pair_products,
+        torch_score_tail,
+        reason,
+    )
+
+
+def torch_rank(
+    queries: torch.Tensor,
+    entries: torch.Tensor,
+    codes: EntryCodes,
+    hits: Hits,
+    chosen: torch.Tensor,
+    error: torch.Tensor,
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rescore candidates in float64 and order the k best, as far as float64 decides.
+
+    Parameters
+    ----------
+    queries, entries, codes
+        (n, d), (W, d), and the codes of the latter.
+    hits
+        Candidates.
+    chosen
+        (n,) bool, queries whose candidates are all there; others get no results.
+    error
+        (n,) float64, bound of the error of a query's float64 sums.
+    k
+        Results per query.
+
+    Returns
+    -------
+    values (n, k) float64, ids (n, k) int64, and (n,) bool: chosen queries that are for the host.
+    """
+    row, entry = pairs_of(hits, codes, chosen)
+    value = torch_pair_products(queries, entries, row, entry)
+    return rank(Rescored(row, entry, value, error), k)
 
 
 def torch_pair_products(

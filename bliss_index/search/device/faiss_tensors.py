@@ -133,7 +133,7 @@ class FaissTensorSearch:
         value = self._engine.pair_products(queries, self._entries, row, ids[row, column])
         values = torch.full_like(scores, -torch.inf, dtype=torch.float64)
         values[row, column] = value
-        error = row_errors(queries, self._longest)
+        error = row_errors(queries, self._entries, self._longest)
         enough = found.sum(1) >= k
         if flat and count < self.size:
             norms = scaled.double().square().sum(1).sqrt() * (1 + 1e-9)

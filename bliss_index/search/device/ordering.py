@@ -16,7 +16,8 @@ import torch
 from bliss_index.search.ordering import ROUNDING_64, order_candidates
 
 _LAST = torch.iinfo(torch.int64).max
-_WIDE = 64
+_WIDE = 256
+_EXACT_BELOW = 31.0
 _FULL_ELEMENTS = 1 << 26
 _FULL_ENTRIES = 65536
 
@@ -60,12 +61,24 @@ def best_in_order(
     -------
     values (n, k) float64, ids (n, k) int64, and how many products were evaluated exactly.
     """
+    values, ids, doubtful = rank(found, k)
+    resolved = resolve(found, doubtful, k, exact, values, ids)
+    return values, ids, resolved
+
+
+def rank(found: Rescored, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Order the candidates of every row by float64, as far as that decides.
+
+    Returns
+    -------
+    values (n, k) float64, ids (n, k) int64, and (n,) bool: rows that are for the host. Rows without
+    candidates hold nothing.
+    """
     n = found.error.shape[0]
     device = found.value.device
     counts = torch.bincount(found.row, minlength=n)
     starts = counts.cumsum(0) - counts
-    width = 4 * k + _WIDE
-    wide = counts > width
+    wide = counts > 4 * k + _WIDE
     columns = int(torch.where(wide, 0, counts).max()) if n else 0
     columns = max(columns, k)
     place = torch.arange(found.row.shape[0], device=device) - starts[found.row]
@@ -79,18 +92,27 @@ def best_in_order(
     values, order = values.gather(1, order).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, order)
     doubtful = wide | _doubtful(values, found.error, k)
-    values, ids = values[:, :k].contiguous(), ids[:, :k].contiguous()
-    resolved = _resolve(found, doubtful, k, exact, values, ids)
-    return values, ids, resolved
+    return values[:, :k].contiguous(), ids[:, :k].contiguous(), doubtful
 
 
-def row_errors(queries: torch.Tensor, longest: float) -> torch.Tensor:
-    """Bound (n,) of |float64 sum - correctly rounded inner product| for queries (n, d).
+def row_errors(queries: torch.Tensor, entries: torch.Tensor, longest: float) -> torch.Tensor:
+    """Bound (n,) of |float64 sum - correctly rounded inner product|, for any entry.
 
-    :func:`bliss_index.search.ordering.dot_error` of the longest entry.
+    :func:`bliss_index.search.ordering.dot_error` of the longest entry. Of float16 vectors all
+    products are multiples of 2^-48, and sums of them below 2^5 are exact in float64, in any order.
+
+    Parameters
+    ----------
+    queries, entries
+        (n, d) and (W, d).
+    longest
+        Upper bound of the entries' norms.
     """
     lengths = queries.double().square().sum(1).sqrt() * (1 + 1e-9)
-    return (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+    error = (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+    if queries.dtype == entries.dtype == torch.float16:
+        return torch.where(lengths * longest < _EXACT_BELOW, 0.0, error)
+    return error
 
 
 def search_in_full(
@@ -121,7 +143,7 @@ def search_in_full(
         for start in range(0, size, _FULL_ENTRIES):
             texts = entries[start : start + _FULL_ENTRIES].double()
             scores[:, start : start + _FULL_ENTRIES] = wide @ texts.T
-        error = row_errors(queries[part], longest)
+        error = row_errors(queries[part], entries, longest)
         reached = scores.topk(k, dim=1).values[:, -1] - 2 * error
         row, entry = (scores >= reached[:, None]).nonzero(as_tuple=True)
         found.append((part[row], entry, scores[row, entry]))
@@ -137,7 +159,7 @@ def _doubtful(values: torch.Tensor, error: torch.Tensor, k: int) -> torch.Tensor
     return (close | straddles.any(1)) & (error > 0)
 
 
-def _resolve(
+def resolve(
     found: Rescored,
     doubtful: torch.Tensor,
     k: int,
@@ -145,7 +167,7 @@ def _resolve(
     values: torch.Tensor,
     ids: torch.Tensor,
 ) -> int:
-    """Replace the results of doubtful rows by the host's."""
+    """Replace the results of doubtful rows by the host's; return how many products that took."""
     rows = doubtful.nonzero()[:, 0]
     if rows.shape[0] == 0:
         return 0

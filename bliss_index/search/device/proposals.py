@@ -18,31 +18,31 @@ from bliss_index.search.device.codes import EntryCodes, QueryCodes
 
 _LANES = 4  # threads that hold a row of a tensor-core product: every second pair of columns each
 _EXACT_IN_FLOAT32 = 1 << 24
+_ENTRIES_AT_ONCE = 8192  # a multiple of every tile
 _GROUPS_PER_RESULT = 8
 _LEAST_GROUPS = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """Blocks that can hold one of the k best.
+    """Candidates of n queries.
 
     Attributes
     ----------
     count
         (n,) int32, how many there are; where that is more than there is room for, only some of
         them are here.
-    hits
-        (n, capacity) int32, the first ``count`` of a row meaningful, in the order of the blocks:
-        block * 2 b + i for an entry alone, block * 2 b + b + i for a whole block, where b is the
-        number of entries of a block and i the place of the best among them.
+    places
+        (n, capacity) int32, the first ``count`` of a row meaningful: places in the order of the
+        entry codes. Places behind the last entry are nobody's.
     """
 
     count: torch.Tensor
-    hits: torch.Tensor
+    places: torch.Tensor
 
 
 class Proposals(Protocol):
-    """A way to find the blocks."""
+    """A way to find candidates."""
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class Proposals(Protocol):
         ...
 
     def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
-        """Find the blocks that can hold one of the k best entries of each query."""
+        """Find all entries that can be among the k best of each query, and some others."""
         ...
 
 
@@ -68,7 +68,7 @@ class TorchProposals:
     """With torch's own products: any device, any version."""
 
     name = "torch int8"
-    tile = 256
+    tile = 128
     bytes_per_block = 1024
 
     def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
@@ -79,25 +79,36 @@ class TorchProposals:
         hit = best + bound >= threshold
         whole = second + bound >= threshold
         size = entries.block
-        number = torch.arange(best.shape[1], device=best.device) * (2 * size)
-        codes = number + whole * size + place
-        slot = hit.cumsum(1) - 1
-        row, block = (hit & (slot < capacity)).nonzero(as_tuple=True)
-        hits = torch.zeros((best.shape[0], capacity), dtype=torch.int32, device=best.device)
-        hits[row, slot[row, block]] = codes[row, block].to(torch.int32)
-        return Hits(hit.sum(1).to(torch.int32), hits)
+        room = torch.where(whole, size, hit.long())
+        slot = room.cumsum(1) - room
+        places = torch.zeros((best.shape[0], capacity), dtype=torch.int32, device=best.device)
+        row, block = hit.nonzero(as_tuple=True)
+        copies = room[row, block]
+        index = torch.where(whole[row, block], 0, place[row, block])
+        row, block, at, index = (
+            column.repeat_interleave(copies) for column in (row, block, slot[row, block], index)
+        )
+        ends = copies.cumsum(0)
+        step = torch.arange(row.shape[0], device=row.device)
+        step -= (ends - copies).repeat_interleave(copies)
+        at, index = at + step, index + step
+        there = at < capacity
+        found = _place(block, index, size)
+        places[row[there], at[there]] = found[there].to(torch.int32)
+        return Hits(room.sum(1).to(torch.int32), places)
 
     def _block_best(
         self, queries: QueryCodes, entries: EntryCodes
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Best scores, their places, and second best scores of the blocks, (n, blocks) each."""
         columns = []
-        for first in range(0, entries.codes.shape[0], entries.tile):
+        for first in range(0, entries.codes.shape[0], _ENTRIES_AT_ONCE):
             scores = _scores(queries, entries, first)
             scores[:, max(0, entries.size - first) :] = -torch.inf
-            count = entries.tile // entries.block
-            pairs = scores.view(-1, count // _LANES, entries.block // 2, _LANES, 2)
-            values, places = pairs.transpose(2, 3).reshape(-1, count, entries.block).topk(2)
+            width = scores.shape[1] // (_LANES * entries.block)
+            pairs = scores.view(-1, width, entries.block // 2, _LANES, 2)
+            blocks = pairs.transpose(2, 3).reshape(-1, width * _LANES, entries.block)
+            values, places = blocks.topk(2)
             columns.append((values[..., 0], places[..., 0], values[..., 1]))
         best, place, second = (torch.cat(column, 1) for column in zip(*columns, strict=True))
         return best, place, second
@@ -118,7 +129,7 @@ def group_count(k: int) -> int:
     return 1 << max(_LEAST_GROUPS, _GROUPS_PER_RESULT * k).bit_length() - 1
 
 
-def expand(
+def pairs_of(
     hits: Hits, entries: EntryCodes, chosen: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Name the candidates of some queries.
@@ -130,30 +141,27 @@ def expand(
     entries
         The codes that were searched.
     chosen
-        (n,) bool, queries whose hits are all there.
+        (n,) bool, queries whose candidates are all there.
 
     Returns
     -------
     row and entry (P,) int64, sorted by row.
     """
-    capacity = hits.hits.shape[1]
-    columns = int(torch.where(chosen, hits.count, 0).max().clamp(max=capacity))
-    there = torch.arange(columns, device=chosen.device) < hits.count[:, None]
-    row, column = (there & chosen[:, None]).nonzero(as_tuple=True)
-    code = hits.hits[row, column].long()
-    size = entries.block
-    block, rest = code // (2 * size), code % (2 * size)
-    whole = rest >= size
-    copies = torch.where(whole, size, 1)
-    row, block = row.repeat_interleave(copies), block.repeat_interleave(copies)
-    ends = copies.cumsum(0)
-    inside = torch.arange(row.shape[0], device=row.device)
-    inside = inside - (ends - copies).repeat_interleave(copies)
-    index = torch.where(whole, 0, rest).repeat_interleave(copies) + inside
-    position = block // _LANES * (_LANES * size) + block % _LANES * 2
-    position += index // 2 * (2 * _LANES) + index % 2
-    exists = position < entries.size
-    return row[exists], entries.ids[position[exists]]
+    rows = chosen.nonzero()[:, 0]
+    if rows.shape[0] == 0:
+        return rows, rows
+    count = hits.count[rows]
+    columns = int(count.max())
+    place = hits.places[rows, :columns].long()
+    there = torch.arange(columns, device=rows.device) < count[:, None]
+    row, column = (there & (place < entries.size)).nonzero(as_tuple=True)
+    return rows[row], entries.ids[place[row, column]]
+
+
+def _place(block: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tensor:
+    """Place in the order of the codes of the index-th entry of a block."""
+    first = block // _LANES * (_LANES * size) + block % _LANES * 2
+    return first + index // 2 * (2 * _LANES) + index % 2
 
 
 def _kth_group(lower: torch.Tensor, k: int) -> torch.Tensor:
@@ -167,9 +175,9 @@ def _kth_group(lower: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _scores(queries: QueryCodes, entries: EntryCodes, first: int) -> torch.Tensor:
-    """Scores (n, tile) float32 of one tile."""
-    tile = slice(first, first + entries.tile)
-    codes = entries.codes[tile]
+    """Scores (n, m) float32 of some tiles from entry ``first``."""
+    part = slice(first, first + _ENTRIES_AT_ONCE)
+    codes = entries.codes[part]
     if codes.is_cuda and queries.codes.shape[0] > 16:
         products = torch._int_mm(queries.codes, codes.T).float()
     else:
@@ -177,7 +185,7 @@ def _scores(queries: QueryCodes, entries: EntryCodes, first: int) -> torch.Tenso
         exact = codes.shape[1] * 127 * 127 < _EXACT_IN_FLOAT32 and not codes.is_cuda
         kind = torch.float32 if exact else torch.float64
         products = (queries.codes.to(kind) @ codes.T.to(kind)).float()
-    return products * entries.step[tile] + queries.alpha[:, None] * entries.bias[tile]
+    return products * entries.step[part] + queries.alpha[:, None] * entries.bias[part]
 
 
 def _bounds(queries: QueryCodes, entries: EntryCodes) -> torch.Tensor:

@@ -1,21 +1,25 @@
-"""Launches Triton's kernels."""
+"""Launches Triton's kernels, each on the GPU where its arrays are."""
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.device import triton_kernels as kernels
-from bliss_index.search.device.codes import EntryCodes, QueryCodes
+from bliss_index.search.device.codes import UNIT_32, EntryCodes, QueryCodes
 from bliss_index.search.device.proposals import Hits, group_count
 
 _PAIRS = 16
 _CHUNK = 128
 _MOST_CLASSES = 1024
 _HALVINGS = 30
+_PREPARED = 4096  # coordinates of a program
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,16 @@ class TritonProposals:
         best = self.block_best(queries, entries)
         n, blocks = best.shape
         count = torch.empty(n, dtype=torch.int32, device=best.device)
-        hits = torch.empty((n, capacity), dtype=torch.int32, device=best.device)
+        places = torch.empty((n, capacity), dtype=torch.int32, device=best.device)
         if n:
-            kernels.select_kernel[(n,)](
-                best, queries.per_norm, queries.per_residual, queries.slack,
-                entries.tile_norm, entries.tile_residual, count, hits, blocks, k, capacity,
-                SIZE=entries.block, COUNT=self.tile // entries.block, GROUPS=group_count(k),
-                HALVINGS=_HALVINGS,
-            )  # fmt: skip
-        return Hits(count, hits)
+            with _device_of(best):
+                kernels.select_kernel[(n,)](
+                    best, queries.per_norm, queries.per_residual, queries.slack,
+                    entries.tile_norm, entries.tile_residual, count, places, blocks, k, capacity,
+                    SIZE=entries.block, COUNT=self.tile // entries.block, GROUPS=group_count(k),
+                    HALVINGS=_HALVINGS,
+                )  # fmt: skip
+        return Hits(count, places)
 
     def block_best(self, queries: QueryCodes, entries: EntryCodes) -> torch.Tensor:
         """Best two scores of every block, (n, blocks) int64; see the kernel."""
@@ -85,14 +90,74 @@ class TritonProposals:
         blocks = entries.codes.shape[0] // entries.block
         best = torch.empty((n, blocks), dtype=torch.int64, device=entries.device)
         if n:
-            kernels.block_best_kernel[(-(-n // shape.queries) * tiles,)](
-                queries.codes, queries.alpha, entries.codes, entries.step, entries.bias, best,
-                n, entries.size, tiles,
-                DIM=dim, BM=shape.queries, BN=shape.entries,
-                BK=min(shape.depth, dim & -dim), GROUP=shape.group, SIZE=entries.block,
-                num_warps=shape.warps, num_stages=shape.stages,
-            )  # fmt: skip
+            with _device_of(best):
+                kernels.block_best_kernel[(-(-n // shape.queries) * tiles,)](
+                    queries.codes, queries.alpha, entries.codes, entries.step, entries.bias, best,
+                    n, entries.size, tiles,
+                    DIM=dim, BM=shape.queries, BN=shape.entries,
+                    BK=min(shape.depth, dim & -dim), GROUP=shape.group, SIZE=entries.block,
+                    num_warps=shape.warps, num_stages=shape.stages,
+                )  # fmt: skip
         return best
+
+
+def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
+    """Make queries ready; see :meth:`EntryCodes.prepare`."""
+    if queries.dtype not in (torch.float16, torch.float32):
+        return entries.prepare(queries)
+    n, dim = queries.shape
+    code_dim, block = entries.codes.shape[1], entries.rotation.block
+    facts = torch.tensor(
+        [
+            entries.centre_square,
+            math.sqrt(entries.centre_square) * (1 + 1e-6),
+            entries.bound,
+            entries.largest_bias,
+            entries.rotation.growth,
+            1 + (code_dim + 16) * UNIT_32,
+            1 / math.sqrt(block),
+        ],
+        device=queries.device,
+    )
+    codes = torch.empty((n, code_dim), dtype=torch.int8, device=queries.device)
+    alpha, per_norm, per_residual, slack = torch.empty((4, n), device=queries.device)
+    zero, extreme = torch.empty((2, n), dtype=torch.bool, device=queries.device)
+    width = triton.next_power_of_2(code_dim)
+    rows = max(1, _PREPARED // width)
+    if n:
+        with _device_of(codes):
+            kernels.prepare_kernel[(-(-n // rows),)](
+                queries.contiguous(), entries.centre, entries.rotation.signs, facts,
+                codes, alpha, per_norm, per_residual, slack, zero, extreme, n, dim,
+                CODE_DIM=code_dim, DIM=width, STAGES=block.bit_length() - 1, BM=rows,
+            )  # fmt: skip
+    return QueryCodes(codes, alpha, per_norm, per_residual, slack, zero, extreme)
+
+
+def rank(
+    queries: torch.Tensor,
+    entries: torch.Tensor,
+    codes: EntryCodes,
+    hits: Hits,
+    chosen: torch.Tensor,
+    error: torch.Tensor,
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rescore and order; see :func:`bliss_index.search.device.ordering.rank_hits`."""
+    n, capacity = hits.places.shape
+    scratch = torch.empty((n, capacity), dtype=torch.float64, device=queries.device)
+    values = torch.empty((n, k), dtype=torch.float64, device=queries.device)
+    ids = torch.empty((n, k), dtype=torch.int64, device=queries.device)
+    doubtful = torch.empty(n, dtype=torch.bool, device=queries.device)
+    if n:
+        with _device_of(queries):
+            kernels.rank_kernel[(n,)](
+                queries.contiguous(), entries.contiguous(), hits.count, hits.places, codes.ids,
+                error, scratch, values, ids, doubtful,
+                queries.shape[1], k, capacity, codes.size,
+                WIDTH=triton.next_power_of_2(capacity), PAIRS=_PAIRS, CHUNK=_CHUNK,
+            )  # fmt: skip
+    return values, ids, doubtful & chosen
 
 
 def pair_products(
@@ -101,11 +166,12 @@ def pair_products(
     """Inner products (P,) float64 of pairs: rows of (n, d) queries and of (W, d) entries."""
     values = torch.empty(row.shape[0], dtype=torch.float64, device=row.device)
     if row.shape[0]:
-        kernels.pairs_kernel[(-(-row.shape[0] // _PAIRS),)](
-            queries.contiguous(), entries.contiguous(), row.contiguous(), entry.contiguous(),
-            values, row.shape[0], queries.shape[1],
-            PAIRS=_PAIRS, CHUNK=_CHUNK,
-        )  # fmt: skip
+        with _device_of(queries):
+            kernels.pairs_kernel[(-(-row.shape[0] // _PAIRS),)](
+                queries.contiguous(), entries.contiguous(), row.contiguous(), entry.contiguous(),
+                values, row.shape[0], queries.shape[1],
+                PAIRS=_PAIRS, CHUNK=_CHUNK,
+            )  # fmt: skip
     return values
 
 
@@ -128,11 +194,17 @@ def score_tail(
     anomaly, inner, outer = (torch.empty_like(internal[:, 0]) for _ in range(3))
     nearest = torch.empty(n, dtype=torch.int64, device=ids.device)
     if n:
-        kernels.tail_kernel[(n,)](
-            similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
-            internal.contiguous(), internal.new_tensor([lam, k]),
-            anomaly, nearest, inner, outer, k, classes,
-            CLASSES=min(_MOST_CLASSES, triton.next_power_of_2(classes)),
-            enable_fp_fusion=False,
-        )  # fmt: skip
+        with _device_of(ids):
+            kernels.tail_kernel[(n,)](
+                similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
+                internal.contiguous(), internal.new_tensor([lam, k]),
+                anomaly, nearest, inner, outer, k, classes,
+                CLASSES=min(_MOST_CLASSES, triton.next_power_of_2(classes)),
+                enable_fp_fusion=False,
+            )  # fmt: skip
     return anomaly, nearest, inner, outer
+
+
+def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Make the tensor's GPU the current one, on which Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

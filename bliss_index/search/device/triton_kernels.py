@@ -16,6 +16,88 @@ def _ordered(bits):
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
+@triton.jit
+def _butterfly(rows, BM: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr):
+    """Sums and differences of neighbouring runs of HALF coordinates."""
+    pairs = tl.reshape(rows, (BM, DIM // (2 * HALF), 2, HALF))
+    upper, lower = tl.split(tl.permute(pairs, (0, 1, 3, 2)))
+    pairs = tl.join(upper + lower, upper - lower)
+    return tl.reshape(tl.permute(pairs, (0, 1, 3, 2)), (BM, DIM))
+
+
+@triton.jit
+def _hadamard(rows, BM: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr):
+    """Hadamard transforms (not scaled) of neighbouring blocks of 2^STAGES coordinates."""
+    for stage in tl.static_range(STAGES):
+        rows = _butterfly(rows, BM, DIM, 2**stage)
+    return rows
+
+
+@triton.jit
+def _norm(rows, margin):
+    """Upper bound of the norms of rows."""
+    return tl.sqrt(tl.sum(rows * rows, 1)) * margin + 8.7e-19
+
+
+@triton.jit(do_not_specialize=["n"])
+def prepare_kernel(
+    queries, centre, signs, facts, codes, alphas, per_norm, per_residual, slacks, zeros, extremes,
+    n, dim,
+    CODE_DIM: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Make queries ready: :meth:`bliss_index.search.device.codes.EntryCodes.prepare` in one pass.
+
+    ``facts``: square of the centre, its norm, largest bound and bias of the entries, roundings of
+    the transform and scale, and the margin of a norm.
+    """
+    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    column = tl.arange(0, DIM)
+    known, inside = row < n, column < dim
+    square, centre_norm = tl.load(facts), tl.load(facts + 1)
+    largest_bound, largest_bias = tl.load(facts + 2), tl.load(facts + 3)
+    growth, margin, scale_back = tl.load(facts + 4), tl.load(facts + 5), tl.load(facts + 6)
+    x = tl.load(
+        queries + row[:, None] * dim + column[None, :],
+        mask=known[:, None] & inside[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    # Scale by the power of two that brings the largest coordinate to about 1.
+    top = tl.max(tl.abs(x), 1)
+    exponent = (top.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    ordinary = (exponent > 67) & (exponent < 187)
+    scale = ((253 - tl.where(ordinary, exponent, 126)) << 23).to(tl.float32, bitcast=True)
+    x = x * scale[:, None]
+    middle = tl.load(centre + column, mask=column < CODE_DIM, other=0.0)
+    # Without a centre it is zero, and so is the product.
+    alpha = tl.sum(x * middle[None, :], 1) / tl.where(square > 0, square, 1.0)
+    rest = x - alpha[:, None] * middle[None, :]
+    sign = tl.load(signs + column, mask=column < CODE_DIM, other=1.0)
+    turned = _hadamard(rest * sign[None, :], BM, DIM, STAGES) * scale_back
+    step = tl.max(tl.abs(turned), 1) / 127.0
+    step = tl.where(step > 7.9e-31, step, 1.0)
+    code = tl.floor(turned / step[:, None] + 0.5)
+    code = tl.minimum(tl.maximum(code, -127.0), 127.0)
+    left = turned - step[:, None] * code
+    code_norm = _norm(code, margin)
+    away = tl.abs(alpha) * centre_norm * margin
+    roundings = growth * _norm(rest, margin) + 3 * (_norm(x, margin) + away) + 3 * code_norm * step
+    deviation = _norm(left, margin) + 6.03e-8 * roundings
+    alpha = alpha / step
+    largest = code_norm * largest_bound + tl.abs(alpha) * largest_bias
+    tl.store(
+        codes + row[:, None] * CODE_DIM + column[None, :],
+        code.to(tl.int8),
+        mask=known[:, None] & (column < CODE_DIM)[None, :],
+    )
+    wider = 1.000001
+    tl.store(alphas + row, alpha, mask=known)
+    tl.store(per_norm + row, deviation / step * wider, mask=known)
+    tl.store(per_residual + row, code_norm * wider, mask=known)
+    tl.store(slacks + row, 9.54e-7 * largest + 8.1e-28, mask=known)
+    tl.store(zeros + row, top == 0, mask=known)
+    tl.store(extremes + row, (top != 0) & ~ordinary, mask=known)
+
+
 @triton.jit(do_not_specialize=["n", "size", "tiles"])
 def block_best_kernel(
     query_codes, query_alpha, entry_codes, entry_step, entry_bias, best, n, size, tiles,
@@ -72,11 +154,11 @@ def _score_of(key, SIZE: tl.constexpr):
 
 @triton.jit(do_not_specialize=["blocks", "k", "capacity"])
 def select_kernel(
-    best, per_norm, per_residual, slack, tile_norm, tile_residual, count, hits,
+    best, per_norm, per_residual, slack, tile_norm, tile_residual, count, places,
     blocks, k, capacity,
     SIZE: tl.constexpr, COUNT: tl.constexpr, GROUPS: tl.constexpr, HALVINGS: tl.constexpr,
 ):  # fmt: skip
-    """Find the threshold of one query, and the blocks that can reach it."""
+    """Find the threshold of one query, the blocks that can reach it, and their candidates."""
     query = tl.program_id(0).to(tl.int64)
     norm, residual = tl.load(per_norm + query), tl.load(per_residual + query)
     rounding = 4 * tl.load(slack + query)
@@ -110,12 +192,76 @@ def select_kernel(
         bound += residual * tl.load(tile_residual + block // COUNT, mask=known, other=0.0)
         bound += rounding
         hit = known & (first + tl.abs(first) * 0.0000153 + bound >= low)
-        whole = second + tl.abs(second) * 0.0000153 + bound >= low
-        code = block * (2 * SIZE) + tl.where(whole, SIZE, 0) + (key & (SIZE - 1))
-        slot = filled + tl.cumsum(hit.to(tl.int32), 0) - 1
-        tl.store(hits + query * capacity + slot, code, mask=hit & (slot < capacity))
-        filled += tl.sum(hit.to(tl.int32))
+        whole = hit & (second + tl.abs(second) * 0.0000153 + bound >= low)
+        first_place = (block // 4) * (4 * SIZE) + (block % 4) * 2
+        index = key & (SIZE - 1)
+        room = tl.where(whole, SIZE, hit.to(tl.int32))
+        slot = filled + tl.cumsum(room, 0) - room
+        at = places + query * capacity + slot
+        place = first_place + (index // 2) * 8 + index % 2
+        tl.store(at, place, mask=hit & (whole == 0) & (slot < capacity))
+        if tl.sum(whole.to(tl.int32)) > 0:
+            for i in range(SIZE):
+                place = first_place + (i // 2) * 8 + i % 2
+                tl.store(at + i, place, mask=whole & (slot + i < capacity))
+        filled += tl.sum(room)
     tl.store(count + query, filled)
+
+
+@triton.jit(do_not_specialize=["k", "capacity", "size"])
+def rank_kernel(
+    queries, entries, count, places, ids, error, scratch, values, best, doubtful,
+    dim, k, capacity, size,
+    WIDTH: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr,
+):  # fmt: skip
+    """Rescore one query's candidates in float64 and write its k best in order.
+
+    A query is doubtful where values of neighbours, or the rounding of a value to float32, are
+    closer than the error of the sums.
+    """
+    query = tl.program_id(0).to(tl.int64)
+    filled = tl.minimum(tl.load(count + query), capacity)
+    for start in range(0, filled, PAIRS):
+        slot = start + tl.arange(0, PAIRS)
+        known = slot < filled
+        place = tl.load(places + query * capacity + slot, mask=known, other=0)
+        known &= place < size
+        entry = tl.load(ids + place, mask=known, other=0)
+        total = tl.zeros((PAIRS,), dtype=tl.float64)
+        for first in range(0, dim, CHUNK):
+            column = first + tl.arange(0, CHUNK)
+            inside = column < dim
+            left = tl.load(queries + query * dim + column, mask=inside, other=0.0).to(tl.float64)
+            right = tl.load(
+                entries + entry[:, None] * dim + column[None, :],
+                mask=known[:, None] & inside[None, :],
+                other=0.0,
+            ).to(tl.float64)
+            total += tl.sum(left[None, :] * right, axis=1)
+        total = tl.where(known, total, float("-inf"))
+        tl.store(scratch + query * capacity + slot, total, mask=slot < filled)
+    tl.debug_barrier()
+    slot = tl.arange(0, WIDTH)
+    there = slot < filled
+    value = tl.load(scratch + query * capacity + slot, mask=there, other=float("-inf"))
+    place = tl.load(places + query * capacity + slot, mask=there, other=0)
+    there &= place < size
+    entry = tl.load(ids + place, mask=there, other=0)
+    bound = tl.load(error + query)
+    doubt = tl.zeros((), dtype=tl.int32)
+    before = tl.full((), float("inf"), dtype=tl.float64)
+    for j in range(k + 1):
+        largest = tl.max(value, 0)
+        chosen = tl.min(tl.where(value == largest, entry, 0x7FFFFFFFFFFFFFFF), 0)
+        doubt |= ((bound > 0) & (before - largest <= 2 * bound)).to(tl.int32)
+        if j < k:
+            low, high = (largest - bound).to(tl.float32), (largest + bound).to(tl.float32)
+            doubt |= ((bound > 0) & (low != high)).to(tl.int32)
+            tl.store(values + query * k + j, largest + 0.0)
+            tl.store(best + query * k + j, chosen)
+        value = tl.where((value == largest) & (entry == chosen), float("-inf"), value)
+        before = largest
+    tl.store(doubtful + query, doubt != 0)
 
 
 @triton.jit(do_not_specialize=["pairs"])

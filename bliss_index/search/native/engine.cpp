@@ -157,8 +157,7 @@ void Engine::pack(std::size_t threads) {
   mean32_.assign(mean_.begin(), mean_.end());
 
   const std::size_t slots = panels_ * layout_.panel, bytes = panels_ * panel_bytes_;
-  code_storage_.reset(new std::int8_t[bytes + 63]);
-  codes_ = code_storage_.get() + (64 - reinterpret_cast<std::uintptr_t>(code_storage_.get()) % 64) % 64;
+  codes_ = make_large_array<std::int8_t>(bytes);
   correction_.assign(slots, 0);
   step_.assign(slots, 0.0f);
   centred_norm_.assign(slots, 0.0f);
@@ -177,7 +176,7 @@ void Engine::pack(std::size_t threads) {
 
 void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
   work.resize(dim_);
-  std::int8_t* out = codes_ + p * panel_bytes_;
+  std::int8_t* out = codes_.get() + p * panel_bytes_;
   std::memset(out, 0, panel_bytes_);
   const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
   for (std::size_t id = p * layout_.panel; id < stop; ++id) {

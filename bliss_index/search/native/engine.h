@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernel.h"
+#include "large_array.h"
 #include "ordering.h"
 
 namespace bliss {
@@ -88,7 +89,7 @@ class Engine {
   std::size_t row_stride() const { return capacity_ + layout_.panel + 16; }
   void rotate(double* v) const;
 
-  const std::int8_t* codes_of(std::size_t panel) const { return codes_ + panel * panel_bytes_; }
+  const std::int8_t* codes_of(std::size_t panel) const { return codes_.get() + panel * panel_bytes_; }
 
   Rows entries_;
   const Kernel& kernel_;
@@ -105,8 +106,7 @@ class Engine {
   std::vector<float> mean32_;
   std::vector<float> signs_;
   Rotation rotation_{};
-  std::unique_ptr<std::int8_t[]> code_storage_;
-  std::int8_t* codes_ = nullptr;
+  LargeArray<std::int8_t> codes_;
   std::vector<std::int32_t> correction_;
   std::vector<float> step_;
   std::vector<float> centred_norm_, residual_;  // of the entries, from above

@@ -6,6 +6,7 @@
 
 namespace bliss {
 
+constexpr std::size_t kClassUnit = 8, kClassStrip = 32;  // classes that are multiplied together
 constexpr float kUnit32 = 0x1p-24f;  // unit roundoff of float32
 
 enum class Type { float16, float32, float64 };
@@ -132,6 +133,9 @@ struct Kernel {
   double (*dot64_f16)(const double*, const std::uint16_t*, std::size_t);
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
+  // Float64 rows (rows x dim) with class texts, a multiple of kClassUnit of them: (rows x classes).
+  void (*class_products)(const double* x, std::size_t rows, std::size_t dim, const double* texts,
+                         std::size_t classes, double* out);
   std::size_t lanes;  // of float32; a dot product keeps four accumulators of this many
   // Raise `threshold` to the k-th largest lower end or little less, drop what ends below it, and
   // return the new count.

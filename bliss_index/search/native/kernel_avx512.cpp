@@ -99,10 +99,10 @@ void score(const Panel& panel, Block& block, std::size_t steps) {
 }  // namespace
 
 const Kernel avx512_kernel = {
-    "avx512-vnni", {kPanel, kPanel, kGroup, 4}, 128, 127, 128, score, nothing, nothing,
+    "avx512-vnni", {kPanel, kPanel, kGroup, 4}, 512, 127, 128, score, nothing, nothing,
     load_query, widen_query, prepare_query<127, 128>,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
-    kLanes, select,
+    class_products, kLanes, select,
 };
 
 }  // namespace bliss

@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <functional>
 #include <string>
 #include <tuple>
 
@@ -22,6 +23,25 @@ bliss::Rows rows_at(std::uintptr_t address, int bytes, std::size_t count, std::s
                            : bytes == 4 ? bliss::Type::float32
                                         : bliss::Type::float64;
   return {reinterpret_cast<const void*>(address), type, count, dim};
+}
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Run something that asks its argument now and then whether to go on, without the interpreter lock.
+template <class Work>
+void run_interruptible(Work work) {
+  bool done;
+  {
+    nb::gil_scoped_release release;
+    done = work([] {
+      nb::gil_scoped_acquire acquire;
+      return PyErr_CheckSignals() == 0;
+    });
+  }
+  if (!done) throw nb::python_error();
 }
 
 bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
@@ -45,46 +65,41 @@ std::tuple<Counters, std::vector<std::int64_t>> search(
     std::size_t threads, std::uintptr_t values, std::uintptr_t ids) {
   bliss::Counts counts;
   std::vector<std::int64_t> bad;
-  bool done;
-  {
-    nb::gil_scoped_release release;
-    const auto idle = [] {
-      nb::gil_scoped_acquire acquire;
-      return PyErr_CheckSignals() == 0;
-    };
-    done = engine.search(rows_at(address, bytes, count, dim), threads, idle,
-                         reinterpret_cast<double*>(values), reinterpret_cast<std::int64_t*>(ids),
-                         counts, bad);
-  }
-  if (!done) throw nb::python_error();
+  run_interruptible([&](const std::function<bool()>& idle) {
+    return engine.search(rows_at(address, bytes, count, dim), threads, idle, at<double>(values),
+                         at<std::int64_t>(ids), counts, bad);
+  });
   return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows}, bad};
 }
 
-void score_tail(std::uintptr_t similarities, std::uintptr_t ids, std::uintptr_t scale,
-                std::uintptr_t shift, std::uintptr_t internal, std::size_t rows, std::size_t k,
-                std::size_t classes, double lambda, std::size_t threads, std::uintptr_t anomaly,
-                std::uintptr_t nearest, std::uintptr_t nearest_internal,
-                std::uintptr_t nearest_external) {
-  const bliss::Tail tail{reinterpret_cast<const float*>(similarities),
-                         reinterpret_cast<const std::int64_t*>(ids),
-                         reinterpret_cast<const float*>(scale),
-                         reinterpret_cast<const float*>(shift),
-                         reinterpret_cast<const double*>(internal),
-                         rows, k, classes, lambda,
-                         reinterpret_cast<double*>(anomaly),
-                         reinterpret_cast<std::int64_t*>(nearest),
-                         reinterpret_cast<double*>(nearest_internal),
-                         reinterpret_cast<double*>(nearest_external)};
-  bool done;
-  {
-    nb::gil_scoped_release release;
-    const auto idle = [] {
-      nb::gil_scoped_acquire acquire;
-      return PyErr_CheckSignals() == 0;
-    };
-    done = bliss::score_tail(tail, threads, idle);
-  }
-  if (!done) throw nb::python_error();
+bliss::Tail* make_tail(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t sigma,
+                       std::size_t classes, std::size_t dim, double lambda) {
+  const bliss::Kernel* kernel = bliss::find_kernel("");
+  if (!kernel) throw nb::value_error("this processor lacks what every kernel needs");
+  return new bliss::Tail(at<const double>(texts), at<const double>(mu), at<const double>(sigma),
+                         classes, dim, lambda, *kernel);
+}
+
+void score_tail(const bliss::Tail& tail, std::uintptr_t images, int bytes, std::size_t count,
+                std::size_t dim, std::uintptr_t similarities, std::uintptr_t ids, std::size_t k,
+                std::uintptr_t scale, std::uintptr_t shift, std::size_t threads,
+                std::uintptr_t anomaly, std::uintptr_t nearest, std::uintptr_t internal,
+                std::uintptr_t external) {
+  run_interruptible([&](const std::function<bool()>& idle) {
+    return tail.score(rows_at(images, bytes, count, dim),
+                      {at<const float>(similarities), at<const std::int64_t>(ids), k,
+                       at<const float>(scale), at<const float>(shift)},
+                      threads, idle,
+                      {at<double>(anomaly), at<std::int64_t>(nearest), at<double>(internal),
+                       at<double>(external)});
+  });
+}
+
+void internal_scores(const bliss::Tail& tail, std::uintptr_t images, int bytes, std::size_t count,
+                     std::size_t dim, std::size_t threads, std::uintptr_t out) {
+  run_interruptible([&](const std::function<bool()>& idle) {
+    return tail.internal(rows_at(images, bytes, count, dim), threads, idle, at<double>(out));
+  });
 }
 
 }  // namespace
@@ -109,6 +124,7 @@ NB_MODULE(_native, m) {
       .def("kernel_seconds", &bliss::Engine::kernel_seconds, "count"_a, "threads"_a,
            nb::call_guard<nb::gil_scoped_release>())
       .def("search", &search);
-  m.def("score_tail", &score_tail);
+  nb::class_<bliss::Tail>(m, "Tail").def("score", &score_tail).def("internal", &internal_scores);
+  m.def("make_tail", &make_tail, nb::rv_policy::take_ownership);
   m.def("make_engine", &make_engine, nb::rv_policy::take_ownership);
 }

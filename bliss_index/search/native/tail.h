@@ -1,29 +1,56 @@
-// What follows the search: normalised similarities summed for every class, and the smallest total.
+// What follows the search: internal scores, normalised similarities summed for every class, and the
+// smallest total.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <vector>
+
+#include "engine.h"
 
 namespace bliss {
 
-// Arrays are C-contiguous: similarities and ids (rows x k), tables (entries x classes), internal
-// scores (rows x classes); the four results have a number per row.
-struct Tail {
+// What the search found, and the tables that normalise it. Arrays are C-contiguous: similarities
+// and ids (rows x k), tables (entries x classes).
+struct Found {
   const float* similarities;
   const std::int64_t* ids;
+  std::size_t k;
   const float* scale;
   const float* shift;
-  const double* internal;
-  std::size_t rows, k, classes;
-  double lambda;
-  double* anomaly;
-  std::int64_t* nearest;
-  double* nearest_internal;
-  double* nearest_external;
 };
 
-// Returns false when `idle` asked to stop.
-bool score_tail(const Tail& tail, std::size_t threads, const std::function<bool()>& idle);
+// A number per row.
+struct Winners {
+  double* anomaly;
+  std::int64_t* nearest;
+  double* internal;
+  double* external;
+};
+
+class Tail {
+ public:
+  // texts (classes x dim); mu and sigma of each class on its own text.
+  Tail(const double* texts, const double* mu, const double* sigma, std::size_t classes,
+       std::size_t dim, double lambda, const Kernel& kernel);
+
+  // Both return false when `idle` asked to stop.
+  bool score(const Rows& images, const Found& found, std::size_t threads,
+             const std::function<bool()>& idle, const Winners& winners) const;
+  // (rows x classes)
+  bool internal(const Rows& images, std::size_t threads, const std::function<bool()>& idle,
+                double* out) const;
+
+ private:
+  struct Work;
+  void internal_block(const Rows& images, std::size_t first, std::size_t last, Work& work) const;
+
+  const Kernel& kernel_;
+  std::size_t classes_, padded_, dim_;
+  double lambda_;
+  std::vector<double> texts_;  // in strips
+  std::vector<double> mu_, sigma_;
+};
 
 }  // namespace bliss

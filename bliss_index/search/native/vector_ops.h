@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -24,6 +25,7 @@ inline void store(float* p, Floats v) { _mm512_storeu_ps(p, v); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats spread(float v) { return _mm512_set1_ps(v); }
 inline Doubles load_wide(const double* p) { return _mm512_loadu_pd(p); }
+inline Doubles spread_wide(double v) { return _mm512_set1_pd(v); }
 inline Doubles load_wide(const float* p) { return _mm512_cvtps_pd(_mm256_loadu_ps(p)); }
 inline Doubles load_wide(const std::uint16_t* p) {
   return _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -41,6 +43,7 @@ inline void store(float* p, Floats v) { _mm256_storeu_ps(p, v); }
 inline Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats spread(float v) { return _mm256_set1_ps(v); }
 inline Doubles load_wide(const double* p) { return _mm256_loadu_pd(p); }
+inline Doubles spread_wide(double v) { return _mm256_set1_pd(v); }
 inline Doubles load_wide(const float* p) { return _mm256_cvtps_pd(_mm_loadu_ps(p)); }
 inline Doubles load_wide(const std::uint16_t* p) {
   return _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
@@ -176,6 +179,62 @@ double dot64(const double* x, const T* t, std::size_t dim) {
   double tail = 0;
   for (; i < dim; ++i) tail += x[i] * double(widen(t[i]));
   return total((a + b) + (c + d)) + tail;
+}
+
+// Products of kRows rows with kUnits * kClassUnit classes. Every product is a sum in the order of the
+// coordinates, a lane per class: the same bits for any number of rows, and for any instruction set.
+template <std::size_t kRows, std::size_t kUnits>
+void multiply_classes(const double* x, std::size_t dim, const double* texts, std::size_t width,
+                      double* out, std::size_t stride) {
+  constexpr std::size_t lanes = kLanes / 2, vectors = kUnits * kClassUnit / lanes;
+  Doubles sums[kRows][vectors];
+  for (auto& row : sums)
+    for (Doubles& sum : row) sum = Doubles{};
+  for (std::size_t i = 0; i < dim; ++i, texts += width) {
+    Doubles text[vectors];
+#pragma GCC unroll 8
+    for (std::size_t v = 0; v < vectors; ++v) text[v] = load_wide(texts + v * lanes);
+#pragma GCC unroll 8
+    for (std::size_t r = 0; r < kRows; ++r) {
+      const Doubles value = spread_wide(x[r * dim + i]);
+#pragma GCC unroll 8
+      for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = fma(value, text[v], sums[r][v]);
+    }
+  }
+  for (std::size_t r = 0; r < kRows; ++r)
+    for (std::size_t v = 0; v < vectors; ++v)
+      std::memcpy(out + r * stride + v * lanes, &sums[r][v], sizeof(Doubles));
+}
+
+template <std::size_t kUnits>
+void multiply_rows(const double* x, std::size_t rows, std::size_t dim, const double* texts,
+                   std::size_t width, double* out, std::size_t stride) {
+  constexpr std::size_t together = 6;
+  std::size_t r = 0;
+  for (; r + together <= rows; r += together)
+    multiply_classes<together, kUnits>(x + r * dim, dim, texts, width, out + r * stride, stride);
+  for (; r < rows; ++r)
+    multiply_classes<1, kUnits>(x + r * dim, dim, texts, width, out + r * stride, stride);
+}
+
+// Texts lie in strips of up to kClassStrip classes, coordinate by coordinate.
+void class_products(const double* x, std::size_t rows, std::size_t dim, const double* texts,
+                    std::size_t classes, double* out) {
+  for (std::size_t first = 0; first < classes; first += kClassStrip) {
+    const std::size_t width = std::min(kClassStrip, classes - first);
+    const double* const strip = texts + first * dim;
+#ifdef __AVX512F__
+    switch (width / kClassUnit) {
+      case 4: multiply_rows<4>(x, rows, dim, strip, width, out + first, classes); break;
+      case 3: multiply_rows<3>(x, rows, dim, strip, width, out + first, classes); break;
+      case 2: multiply_rows<2>(x, rows, dim, strip, width, out + first, classes); break;
+      default: multiply_rows<1>(x, rows, dim, strip, width, out + first, classes);
+    }
+#else
+    for (std::size_t at = 0; at < width; at += kClassUnit)
+      multiply_rows<1>(x, rows, dim, strip + at, width, out + first + at, classes);
+#endif
+  }
 }
 
 inline void store_wide(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }

@@ -30,15 +30,18 @@ Workspace::Workspace(const Engine& engine)
       step_(queries_.size()), alpha_(step_.size()), threshold_(step_.size(), kInfinity),
       per_norm_(step_.size()), per_residual_(step_.size()), slack_(step_.size()),
       candidates_(step_.size()), trigger_(step_.size()), due_(step_.size() + 1),
-      ids_(new std::uint32_t[step_.size() * engine.row_stride()]),
-      lower_(new float[step_.size() * engine.row_stride()]),
-      upper_(new float[step_.size() * engine.row_stride()]), x32_(engine.padded_),
+      rows_(make_large_array<std::uint32_t>(3 * step_.size() * engine.row_stride())),
+      x32_(engine.padded_),
       work_(engine.padded_), code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
   codes_ = aligned(code_storage_.data());
+  const std::size_t numbers = step_.size() * engine.row_stride();
+  ids_ = rows_.get();
+  lower_ = reinterpret_cast<float*>(rows_.get() + numbers);
+  upper_ = reinterpret_cast<float*>(rows_.get() + 2 * numbers);
   block_ = {step_.size(),         codes_,          step_.data(),       alpha_.data(),
             threshold_.data(),    per_norm_.data(), per_residual_.data(), slack_.data(),
-            candidates_.data(),   trigger_.data(), ids_.get(),         lower_.get(),
-            upper_.get(),         engine.row_stride(), due_.data(),    0};
+            candidates_.data(),   trigger_.data(), ids_,         lower_,
+            upper_,         engine.row_stride(), due_.data(),    0};
   exact_ = [this](std::uint32_t id) {
     read_row(engine_.entries_, id, t64_.data());
     const bool exact_products = !rounded_ && engine_.entries_.type != Type::float64;
@@ -57,7 +60,7 @@ void Workspace::search(const Engine::Centre& centre, const Rows& queries, std::s
   for (std::size_t slot = 0; slot < count; ++slot) arrange(slot);
   for (std::size_t slot = 0; slot < count; ++slot) {
     // Rescoring waits for memory: while one query is rescored, the next one's rows are fetched.
-    next_ = ids_.get() + (slot + 1) * block_.stride;
+    next_ = ids_ + (slot + 1) * block_.stride;
     next_count_ = slot + 1 < count ? std::min<std::size_t>(candidates_[slot + 1], 2 * engine_.k_) : 0;
     finish(queries, first + slot, slot, values, ids);
   }
@@ -148,7 +151,7 @@ void Workspace::select(std::size_t slot) {
   if (candidates_[slot] >= engine_.k_) {
     const float before = query.threshold;
     const std::size_t at = slot * block_.stride;
-    const Selection selection{ids_.get() + at, lower_.get() + at, upper_.get() + at,
+    const Selection selection{ids_ + at, lower_ + at, upper_ + at,
                               candidates_[slot], engine_.k_};
     candidates_[slot] = engine_.kernel_.select(selection, query.threshold);
     // The test adds a bound without the slack, and rounds.
@@ -169,9 +172,9 @@ void Workspace::arrange(std::size_t slot) {
   if (queries_[slot].state == State::searched) select(slot);
   const std::size_t k = engine_.k_, count = candidates_[slot];
   if (queries_[slot].state != State::searched || count <= k) return;
-  std::uint32_t* const ids = ids_.get() + slot * block_.stride;
-  float* const lower = lower_.get() + slot * block_.stride;
-  float* const upper = upper_.get() + slot * block_.stride;
+  std::uint32_t* const ids = ids_ + slot * block_.stride;
+  float* const lower = lower_ + slot * block_.stride;
+  float* const upper = upper_ + slot * block_.stride;
   const float kth = queries_[slot].threshold;
   std::size_t best = 0;
   for (std::size_t i = 0; best < k; ++i) {
@@ -220,8 +223,8 @@ void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, d
 void Workspace::rescore_candidates(const float* x, std::size_t slot, double norm, double scale,
                                    double error64) {
   const std::size_t k = engine_.k_, count = candidates_[slot];
-  const std::uint32_t* ids = ids_.get() + slot * block_.stride;
-  const float* upper = upper_.get() + slot * block_.stride;
+  const std::uint32_t* ids = ids_ + slot * block_.stride;
+  const float* upper = upper_ + slot * block_.stride;
   const bool narrow = engine_.entries_.type != Type::float64;
   double least = std::numeric_limits<double>::infinity();
   for (std::size_t i = 0; i < k; ++i) {
@@ -310,7 +313,7 @@ void Workspace::prefetch_next() {
   const char* row = static_cast<const char*>(engine_.entries_.row(*next_++));
   --next_count_;
   const std::size_t bytes = engine_.dim_ * type_bytes(engine_.entries_.type);
-  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+  for (std::size_t at = 0; at < std::min<std::size_t>(bytes, 256); at += 64) __builtin_prefetch(row + at);
 }
 
 }  // namespace bliss

@@ -52,9 +52,11 @@ class Workspace {
   std::uint8_t* codes_;  // aligned to a cache line
   std::vector<float> step_, alpha_, threshold_, per_norm_, per_residual_, slack_;
   std::vector<std::uint32_t> candidates_, trigger_, due_;
-  // A row for every query, of which few pages are ever touched.
-  std::unique_ptr<std::uint32_t[]> ids_;
-  std::unique_ptr<float[]> lower_, upper_;
+  // Ids, lower and upper ends: a row of each for every query, of which little is ever touched.
+  LargeArray<std::uint32_t> rows_;
+  std::uint32_t* ids_;
+  float* lower_;
+  float* upper_;
   std::vector<float> x32_, work_;
   std::vector<std::uint8_t> code_;
   std::vector<double> x64_, t64_, bounds_;
