@@ -1,13 +1,12 @@
 """The paper's data sets, read from the folders that torchvision (or their authors' archives) leave.
 
-CIFAR's own files are pickles. They are read by a reader that makes arrays, numbers and texts and
-refuses everything else, so that nothing in them is ever run.
+CIFAR's own files are pickles; :mod:`bliss_index.evaluation.plain_pickle` reads them without
+unpickling.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from bliss_index.calibration.labels import Labels
 from bliss_index.encode.image_rows import ImageRow, ImageSource, SourceBase
 from bliss_index.encode.images import FolderSource
 from bliss_index.errors import CorruptStoreError, InvalidInputError
+from bliss_index.evaluation.plain_pickle import read_plain_pickle
 
 _SIDE, _CHANNELS = 32, 3
 _TINY_CLASSES = 200
@@ -126,7 +126,7 @@ def dataset_of_protocol(protocol: str) -> str:
 
 
 def _open_cifar(name: str, directory: Path, layout: _Cifar) -> ImageDataset:
-    names = _read_pickle(directory / layout.meta).get(layout.names)
+    names = read_plain_pickle(directory / layout.meta).get(layout.names)
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
         raise CorruptStoreError(f"{directory / layout.meta} has no list {layout.names!r}")
     splits = []
@@ -138,7 +138,7 @@ def _open_cifar(name: str, directory: Path, layout: _Cifar) -> ImageDataset:
 
 
 def _cifar_labels(path: Path, layout: _Cifar, classes: int) -> list[int]:
-    values = _read_pickle(path)
+    values = read_plain_pickle(path)
     labels = values.get(layout.labels)
     rows = _pixels(path, values).shape[0]
     if not isinstance(labels, list) or len(labels) != rows:
@@ -161,7 +161,7 @@ class _CifarSource(SourceBase):
         self.skipped = {}
         number = 0
         for path in self._paths:
-            pixels = _pixels(path, _read_pickle(path))
+            pixels = _pixels(path, read_plain_pickle(path))
             first, number = max(0, start - number), number + pixels.shape[0]
             for row in range(first, pixels.shape[0]):
                 planes = pixels[row].reshape(_CHANNELS, _SIDE, _SIDE)
@@ -171,7 +171,7 @@ class _CifarSource(SourceBase):
                 yield ImageRow(f"{path.name}/{row:05}", buffer.getvalue())
 
     def rows(self) -> int:
-        return sum(_pixels(path, _read_pickle(path)).shape[0] for path in self._paths)
+        return sum(_pixels(path, read_plain_pickle(path)).shape[0] for path in self._paths)
 
 
 def _pixels(path: Path, values: dict[str, Any]) -> npt.NDArray[np.uint8]:
@@ -236,43 +236,3 @@ def _lines(path: Path) -> list[str]:
         return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise CorruptStoreError(f"{path} cannot be read: {error}") from error
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Reads pickles of arrays, numbers and texts; anything that could run code is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            if name == "_reconstruct":
-                return _reconstruct
-        elif module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        elif (module, name) == ("_codecs", "encode"):
-            return _latin_bytes
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> npt.NDArray[Any]:
-    """An empty array whose shape and content follow, which is all that a pickle asks for."""
-    if kind is not np.ndarray or shape != (0,):
-        raise pickle.UnpicklingError("it asks for something else than an array")
-    return np.empty(0, np.uint8)
-
-
-def _latin_bytes(text: str, encoding: str) -> bytes:
-    """How a pickle of Python 3 in protocol 2 writes bytes."""
-    return text.encode("latin1" if encoding == "latin1" else "utf-8")
-
-
-def _read_pickle(path: Path) -> dict[str, Any]:
-    try:
-        with open(path, "rb") as file:
-            values = _ArraysOnly(file, encoding="latin1").load()
-    except Exception as error:  # damaged pickles raise nearly anything
-        raise CorruptStoreError(
-            f"{path} cannot be read as arrays, numbers and texts: {type(error).__name__}: {error}; "
-            "download it again"
-        ) from error
-    if not isinstance(values, dict):
-        raise CorruptStoreError(f"{path} holds a {type(values).__name__}, expected a dictionary")
-    return values
