@@ -111,10 +111,17 @@ class ExternalTables:
         return int(self._known.sum())
 
     def require(self, ids: npt.NDArray[np.int64]) -> None:
-        """Compute the rows of these entries, where that has not been done."""
+        """Compute the rows of these entries, where that has not been done.
+
+        A block costs the same however few entries it has, so it is filled with others: the rare
+        entries that turn up in batch after batch of a long job then cost no block each.
+        """
         wanted = np.zeros_like(self._known)
         wanted[ids.reshape(-1)] = True
         missing = np.flatnonzero(wanted & ~self._known)
+        if free := -missing.size % _ENTRY_ROWS:
+            others = np.flatnonzero(~wanted & ~self._known)[:free]
+            missing = np.concatenate([missing, others])
         for start in range(0, missing.size, _ENTRY_ROWS):
             entries = missing[start : start + _ENTRY_ROWS]
             mu, sigma = self._calibration.statistics(self._vocabulary[entries])

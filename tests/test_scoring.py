@@ -133,11 +133,21 @@ def test_contributions_sum_to_the_external_part(rng):
     np.testing.assert_allclose(contributions.sum(1), 0.8 * scores.external, atol=1e-10)
 
 
-def test_tables_hold_only_what_was_asked_for(rng):
+def test_tables_hold_what_was_asked_for_in_full_blocks(rng):
     images, vocabulary, texts, labels = clip_like(rng, 200, 5000, 3)
     scorer = make_scorer(vocabulary, texts, images, labels, k=3)
-    ids = scorer.score(images[:10]).ids
-    assert scorer.tables.known == len(np.unique(ids)) < 31
+    asked = []
+    compute = scorer.calibration.statistics
+    scorer.calibration.__dict__["statistics"] = lambda entries: asked.append(1) or compute(entries)
+    first = scorer.score(images[:10])
+    assert (scorer.tables.known, len(asked)) == (256, 1)
+    for start in range(10, 200, 10):  # rare entries in every batch
+        scorer.score(images[start : start + 10])
+    scorer.tables.require(np.arange(5000))
+    assert (scorer.tables.known, len(asked)) == (5000, 20)
+    mu, sigma = compute(vocabulary[first.ids[3]])
+    np.testing.assert_array_equal(scorer.tables.scale[first.ids[3]], np.float32(1 / sigma))
+    np.testing.assert_array_equal(scorer.tables.shift[first.ids[3]], np.float32(mu / sigma))
 
 
 @pytest.mark.parametrize("native", sorted({False, tail_available()}))

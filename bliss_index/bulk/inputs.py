@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.store import EmbeddingStore, ModelIdentity
@@ -24,12 +26,28 @@ DEFAULT_ROWS = 8192
 
 @dataclass(frozen=True, eq=False)
 class InputRows:
-    """Consecutive rows: unit embeddings where `status` is "ok", zero elsewhere."""
+    """Consecutive rows: unit embeddings where `status` is "ok", zero elsewhere.
 
-    keys: list[str]
+    Attributes
+    ----------
+    keys, status, error
+        (n,) strings; `error` is null in good rows.
+    embeddings
+        (n, d).
+    good
+        (n,) whether the status is "ok".
+    """
+
+    keys: pa.Array
     embeddings: npt.NDArray[Any]
-    status: npt.NDArray[np.object_]
-    error: list[str | None]
+    status: pa.Array
+    error: pa.Array
+    good: npt.NDArray[np.bool_]
+
+    @property
+    def good_embeddings(self) -> npt.NDArray[Any]:
+        """The embeddings of the good rows; all of them as they are, where none is bad."""
+        return self.embeddings if self.good.all() else self.embeddings[self.good]
 
 
 class InputPart(Protocol):
@@ -42,11 +60,18 @@ class InputPart(Protocol):
     def rows(self) -> int: ...
 
     def read(self, rows: int) -> Iterator[InputRows]:
-        """Read all rows in order; raise CorruptStoreError where the part is damaged."""
+        """Read all rows in order; raise CorruptStoreError where that cannot be done.
+
+        They may be damaged until :meth:`check` has returned.
+        """
         ...
 
     def sha256(self) -> str:
-        """Hash of its content."""
+        """Hash of the content that it should have."""
+        ...
+
+    def check(self) -> str:
+        """Hash the content that it has; raise CorruptStoreError where it should have another."""
         ...
 
     def stamp(self) -> list[Any]:
@@ -112,7 +137,7 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
 
 @dataclass(frozen=True, eq=False)
 class StorePart:
-    """A shard of one of our stores; its hash is checked before its rows are used."""
+    """A shard of one of our stores, which knows what its hash should be."""
 
     store: EmbeddingStore
     index: int
@@ -126,15 +151,19 @@ class StorePart:
         return self.store.shards[self.index].rows
 
     def read(self, rows: int) -> Iterator[InputRows]:
-        shard = self.store.shard(self.index, check_hash=True)
-        status = np.asarray(shard.status, dtype=object)
-        keys, error = shard.keys, shard.error
+        shard = self.store.shard(self.index)
         for start in range(0, shard.rows, rows):
-            part = slice(start, start + rows)
-            yield InputRows(keys[part], shard.embeddings[part], status[part], error[part])
+            keys, status, error = (
+                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
+            )
+            good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
+            yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
 
     def sha256(self) -> str:
         return self.store.shards[self.index].sha256
+
+    def check(self) -> str:
+        return self.store.check_hash(self.index)
 
     def stamp(self) -> list[Any]:
         return [self.sha256()]
@@ -180,7 +209,7 @@ class ForeignPart:
                 unit[status != OK] = 0
                 seen.append(keys)
                 row += count
-                yield InputRows(keys, unit, status, error)
+                yield InputRows(_texts(keys), unit, _texts(status), _texts(error), status == OK)
         except InvalidInputError as problem:
             raise CorruptStoreError(str(problem)) from problem
         if row != self.rows:
@@ -189,5 +218,12 @@ class ForeignPart:
     def sha256(self) -> str:
         return self.part.sha256()
 
+    def check(self) -> str:
+        return self.sha256()
+
     def stamp(self) -> list[Any]:
         return self.part.stamp()
+
+
+def _texts(values: Any) -> pa.Array:
+    return pa.array(values, pa.string())

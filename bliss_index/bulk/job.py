@@ -45,7 +45,6 @@ from bliss_index.errors import (
 )
 from bliss_index.store import require_same_model
 from bliss_index.store.files import DirectoryLock, make_directory, remove_temporaries, write_json
-from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
 
 ENGINES = ("local", "ray")
@@ -387,8 +386,9 @@ def _results(
 def _sample(part: InputPart) -> npt.NDArray[Any]:
     """Return a few hundred good images of a part; none where it is damaged."""
     try:
+        part.check()
         for rows in part.read(_SAMPLE_ROWS):
-            return np.asarray(rows.embeddings[rows.status == OK])
+            return np.asarray(rows.good_embeddings)
     except CorruptStoreError:
         pass  # scoring the part will say so
     return np.empty((0, 0))

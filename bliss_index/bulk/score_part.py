@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.bulk.inputs import InputPart, InputRows
@@ -24,6 +25,8 @@ from bliss_index.store.schema import OK
 from bliss_index.thresholds import conformal_p_values
 
 ROW_GROUP_ROWS = 16384
+# Columns of few different values; a dictionary of keys or scores only costs time and space.
+_REPEATING = ["nearest_class", "status", "error", "entries.list.element"]
 _BATCHES_BEHIND = 2
 _LEAST_BATCH_ROWS = 16
 
@@ -95,7 +98,7 @@ class PartScorer:
         self._normal_scores = normal_scores
         self._progress = progress or (lambda rows: None)
         self._notify = notify or (lambda text: None)
-        self._classes = np.asarray(scorer.calibration.classes, dtype=object)
+        self._classes = pa.array(scorer.calibration.classes, pa.string())
         self._schema = scores_schema(
             explain=entries is not None,
             flag=threshold is not None,
@@ -116,15 +119,26 @@ class PartScorer:
         """
         began = time.perf_counter()
         stamp = part.stamp()
-        digest = part.sha256()
         status: Counter[str] = Counter()
-        with atomic_file(self._directory / output_name(index)) as sink:
-            with pq.ParquetWriter(sink, self._schema, compression="zstd") as writer:
-                output = _Output(writer)
-                for rows in self._scored(part, output):
-                    status.update(rows.status.tolist())
-                    self._progress(len(rows.keys))
-                output.flush()
+        with (
+            ThreadPoolExecutor(1, thread_name_prefix="check") as pool,
+            atomic_file(self._directory / output_name(index)) as sink,
+        ):
+            check = pool.submit(part.check)
+            try:
+                with pq.ParquetWriter(
+                    sink, self._schema, compression="zstd", use_dictionary=_REPEATING
+                ) as writer:
+                    output = _Output(writer)
+                    for rows in self._scored(part, output):
+                        for count in pc.value_counts(rows.status).to_pylist():
+                            status[count["values"]] += count["counts"]
+                        self._progress(len(rows.keys))
+                    output.flush()
+            except Exception:
+                check.result()  # where the part is damaged, that is the reason
+                raise
+            digest = check.result()  # before anything gets its name
             written, output_digest = sink.size, sink.sha256
         total = sum(status.values())
         record = PartRecord(
@@ -160,7 +174,7 @@ class PartScorer:
     def _staged(self, part: InputPart) -> Iterator[tuple[InputRows, Any]]:
         """Read batches and bring their good rows to where they are scored."""
         for rows in part.read(self._batch_rows):
-            yield rows, self._scorer.stage(_good_rows(rows))
+            yield rows, self._scorer.stage(rows.good_embeddings)
 
     def _finish(self, rows: InputRows, images: Any, found: Found, output: _Output) -> InputRows:
         """Score rows whose search is done, and write them."""
@@ -169,8 +183,8 @@ class PartScorer:
         return rows
 
     def _table(self, rows: InputRows, scores: Scores) -> pa.Table:
-        good = rows.status == OK
-        n = len(rows.keys)
+        good = rows.good
+        n = good.size
 
         def column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
             if good.all():
@@ -188,13 +202,13 @@ class PartScorer:
 
         single = np.float32
         columns = [
-            pa.array(rows.keys, pa.string()),
+            rows.keys,
             column(scores.anomaly.astype(single), pa.float32()),
-            column(self._classes[scores.nearest_class], pa.string()),
+            self._classes.take(column(scores.nearest_class, pa.int64())),
             column(scores.internal.astype(single), pa.float32()),
             column(scores.external.astype(single), pa.float32()),
-            pa.array(rows.status, pa.string()),
-            pa.array(rows.error, pa.string()),
+            rows.status,
+            rows.error,
         ]
         if self._threshold is not None:
             columns.append(column(scores.anomaly >= self._threshold, pa.bool_()))
@@ -254,8 +268,3 @@ class _Output:
 
     def _write(self, group: pa.Table) -> None:
         self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
-
-
-def _good_rows(rows: InputRows) -> npt.NDArray[Any]:
-    good = rows.status == OK
-    return rows.embeddings if good.all() else rows.embeddings[good]

@@ -121,12 +121,12 @@ def _check_part(
         raise CorruptStoreError(f"{output.name}: rows with a score are not those of status 'ok'")
     keys = table.column("key").to_pylist()
     if part is not None:
-        found = part.sha256()
+        found = part.check()
         if found != record.input_sha256:
             raise CorruptStoreError(
                 f"it was scored with SHA-256 {record.input_sha256}, the input has {found} now"
             )
-        given = [key for batch in part.read(_READ_ROWS) for key in batch.keys]
+        given = [key for batch in part.read(_READ_ROWS) for key in batch.keys.to_pylist()]
         if given != keys:
             raise CorruptStoreError("keys are not those of the input, in its order")
     repeated = registry.register(keys)

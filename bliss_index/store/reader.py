@@ -218,19 +218,37 @@ class EmbeddingStore:
                     f"{path} has {size} bytes, the manifest says {record.bytes}: truncated or "
                     "replaced; restore it, or make the store again"
                 )
-            if check_hash and (digest := file_sha256(path)) != record.sha256:
-                raise CorruptStoreError(
-                    f"{path} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
-                    "restore it, or make the store again"
-                )
         except OSError as error:
             raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+        if check_hash:
+            self.check_hash(index)
         batch = read_shard(path, shard_schema(self.kind, self.dim, self.dtype))
         if batch.num_rows != record.rows:
             raise CorruptStoreError(
                 f"{path} holds {batch.num_rows} rows, the manifest says {record.rows}"
             )
         return Shard(index, self._starts[index], batch, self.dim)
+
+    def check_hash(self, index: int) -> str:
+        """Read a shard's whole file; return its SHA-256.
+
+        Raises
+        ------
+        CorruptStoreError
+            The file cannot be read, or has another hash than the manifest says.
+        """
+        record = self.manifest.shards[index]
+        path = self.path / record.file
+        try:
+            digest = file_sha256(path)
+        except OSError as error:
+            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+        if digest != record.sha256:
+            raise CorruptStoreError(
+                f"{path} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
+                "restore it, or make the store again"
+            )
+        return digest
 
     def iter_shards(self, *, check_hash: bool = False) -> Iterator[Shard]:
         """Map one shard after another."""
