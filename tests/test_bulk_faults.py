@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,11 @@ from bulk_fixtures import (
 )
 
 from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
+from bliss_index.bulk.inputs import open_input
 from bliss_index.bulk.job import JobListener
+from bliss_index.bulk.records import RECORD_FOLDER
+from bliss_index.bulk.score_part import PartScorer
+from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.store import EmbeddingStore
 
@@ -278,6 +283,76 @@ def test_a_damaged_shard_fails_alone(job, copy, whole, tmp_path, damage, workers
     summary = run_job(copy.images, tmp_path / "s", copy.settings(), options)
     assert (summary.complete, summary.parts_earlier) == (True, 5)
     assert outputs(tmp_path / "s") == whole
+
+
+def test_no_flipped_bit_is_ever_scored(job, copy, tmp_path):
+    """Wherever it is, and whatever it makes of the rows: nothing gets a file name."""
+    scorer = ScoringInputs.open(job.settings()).make_scorer()
+    (tmp_path / "s" / RECORD_FOLDER).mkdir(parents=True)
+    parts = PartScorer(scorer, tmp_path / "s", batch_rows=16)
+    part = open_input(copy.images).parts[1]
+    shard = copy.images / part.name
+    good = shard.read_bytes()
+    matrix = EmbeddingStore.open(job.images).shard(1).embeddings
+    first = good.index(matrix[0].tobytes())
+    places = np.random.default_rng(0).integers(0, len(good), 100).tolist()
+    for place in [*places, *range(first, first + 40)]:
+        content = bytearray(good)
+        content[place] ^= 0x40
+        shard.write_bytes(content)
+        with pytest.raises(CorruptStoreError, match="shard-00001"):
+            parts.score_part(part, 1)
+    content = bytearray(good)
+    content[first : first + 2] = np.float16("nan").tobytes()  # the search refuses such rows
+    shard.write_bytes(content)
+    with pytest.raises(CorruptStoreError, match="has SHA-256 .* altered"):
+        parts.score_part(part, 1)
+    assert [path.name for path in (tmp_path / "s").rglob("*")] == [RECORD_FOLDER]
+    shard.write_bytes(good)
+    assert parts.score_part(part, 1).rows == 50
+
+
+def test_nothing_is_committed_before_the_hash_is_known(job, copy, tmp_path, monkeypatch):
+    """The hash is slow; every row is scored by then, and the file still has no name."""
+    content = bytearray((copy.images / "shard-00000.arrow").read_bytes())
+    content[-600] ^= 1
+    scored: list[int] = []
+    every_row = threading.Event()
+    check = EmbeddingStore.check_hash
+
+    def late(store, index):
+        if index == 0:
+            assert every_row.wait(60)
+            assert not list((tmp_path / "s").glob("*.parquet"))
+            (copy.images / "shard-00000.arrow").write_bytes(content)
+        return check(store, index)
+
+    class Listening(JobListener):
+        def advanced(self, rows):
+            scored.append(rows)
+            if sum(scored) == 50:
+                every_row.set()
+
+    monkeypatch.setattr("bliss_index.bulk.job._sample", lambda part: np.empty((0, 0)))
+    monkeypatch.setattr(EmbeddingStore, "check_hash", late)
+    summary = run_job(copy.images, tmp_path / "s", copy.settings(), listener=Listening())
+    assert [name for name, _ in summary.failed] == ["shard-00000.arrow"]
+    assert not (tmp_path / "s" / "shard-00000.parquet").exists()
+
+
+def test_a_file_that_is_replaced_while_it_is_scored(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings()
+    np.save(tmp_path / "a.npy", rows[:100])
+
+    class Replacing(JobListener):
+        def advanced(self, count):
+            np.save(tmp_path / "a.npy", rows[100:200])
+
+    summary = run_job(tmp_path / "a.npy", tmp_path / "s", job.settings(), listener=Replacing())
+    ((_, reason),) = summary.failed
+    assert "a.npy was replaced while it was scored" in reason
+    assert not list((tmp_path / "s").glob("*.parquet"))
+    assert run_job(tmp_path / "a.npy", tmp_path / "s", job.settings()).complete
 
 
 def test_an_input_that_is_replaced_between_runs(job, tmp_path):

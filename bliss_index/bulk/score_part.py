@@ -19,6 +19,7 @@ from bliss_index.bulk.inputs import InputPart, InputRows
 from bliss_index.bulk.memory import is_out_of_memory
 from bliss_index.bulk.prefetch import prefetched
 from bliss_index.bulk.records import PartRecord, output_name, record_path
+from bliss_index.errors import CorruptStoreError
 from bliss_index.scoring import Scorer, Scores
 from bliss_index.store.files import atomic_file
 from bliss_index.store.schema import OK
@@ -113,7 +114,8 @@ class PartScorer:
         Raises
         ------
         CorruptStoreError
-            The part is damaged; nothing was written.
+            The part is damaged, which its hash may tell last, or was replaced meanwhile; nothing
+            was written.
         OutputError
             The output cannot be written; nothing was left behind.
         """
@@ -138,7 +140,9 @@ class PartScorer:
             except Exception:
                 check.result()  # where the part is damaged, that is the reason
                 raise
-            digest = check.result()  # before anything gets its name
+            digest = check.result()  # before the file gets its name
+            if part.stamp() != stamp:
+                raise CorruptStoreError(f"{part.name} was replaced while it was scored")
             written, output_digest = sink.size, sink.sha256
         total = sum(status.values())
         record = PartRecord(
