@@ -211,10 +211,11 @@ def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
     for rows in part.read(_READ_ROWS):
         if row < start + len(rows.keys):
             here = row - start
-            if rows.keys[here] != key:
+            found = rows.keys[here].as_py()
+            if found != key:
                 raise StoreError(
-                    f"row {row} of {part.name} is {rows.keys[here]!r}, it was {key!r} when it was "
-                    "scored; give the original images with --images"
+                    f"row {row} of {part.name} is {found!r}, it was {key!r} when it was scored; "
+                    "give the original images with --images"
                 )
             return rows.embeddings[here : here + 1]
         start += len(rows.keys)

@@ -177,7 +177,7 @@ class PartScorer:
 
     def _staged(self, part: InputPart) -> Iterator[tuple[InputRows, Any]]:
         """Read batches and bring their good rows to where they are scored."""
-        for rows in part.read(self._batch_rows):
+        for rows in part.read(self._batch_rows, checked=False):
             yield rows, self._scorer.stage(rows.good_embeddings)
 
     def _finish(self, rows: InputRows, images: Any, found: Found, output: _Output) -> InputRows:

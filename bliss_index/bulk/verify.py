@@ -121,7 +121,7 @@ def _check_part(
         raise CorruptStoreError(f"{output.name}: rows with a score are not those of status 'ok'")
     keys = table.column("key").to_pylist()
     if part is not None:
-        found = part.check()
+        found = part.sha256()
         if found != record.input_sha256:
             raise CorruptStoreError(
                 f"it was scored with SHA-256 {record.input_sha256}, the input has {found} now"
