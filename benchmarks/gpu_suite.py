@@ -218,7 +218,7 @@ def tile_shapes(suite: Suite) -> dict[str, Any]:
         TileShape(128, 128, 128, 8, 3, group=16), TileShape(128, 128, 128, 8, 3, group=4),
     ):  # fmt: skip
         try:
-            codes = EntryCodes(entries, shape.entries, block_size(size, shape.entries))
+            codes = EntryCodes(entries, shape.entries, block_size(size, shape.entries, 10))
             codes.set_centre(queries.float().mean(0))
             prepared = codes.prepare(queries)
             proposals = TritonProposals(shape)
@@ -325,7 +325,7 @@ def stages(suite: Suite) -> dict[str, float]:
     entries = suite.tensor(clip_like(size, dim, "text", 1, np.float16))
     queries = suite.tensor(clip_like(count, dim, "image", 2, np.float16))
     engine = suite.engine
-    codes = EntryCodes(entries, engine.proposals.tile, block_size(size, engine.proposals.tile))
+    codes = EntryCodes(entries, engine.proposals.tile, block_size(size, engine.proposals.tile, k))
     codes.set_centre(queries.float().mean(0))
     prepared = engine.prepare(codes, queries)
     hits = engine.proposals.find(prepared, codes, k, 256)

@@ -64,3 +64,66 @@ def test_the_table_of_false_alarms(caltech):
         for cell, way in zip(row, ("held out", "own"), strict=True):
             flagged = caltech["false_alarms"][f"{way} {rate}"]["normal_flagged"]["mean"]
             assert cell == f"{100 * flagged:.1f} %"
+
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def readme_rows(first: str) -> dict[str, list[str]]:
+    """First cells and the others of README's table whose heading begins with `first`."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = {}
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        head, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[head] = cells
+    return rows
+
+
+def test_the_readmes_searches():
+    xeon, epyc = result("search_cpu_xeon")["results"], result("search_cpu_k10")["results"]
+
+    def of(results: list, entries: int) -> dict:
+        return next(
+            r["ways"] for r in results if (r["entries"], r["dim"], r["k"]) == (entries, 512, 10)
+        )
+
+    def times(text: str, ratio: float) -> bool:
+        digits = 0 if ratio >= 10 else 1
+        return f"{ratio:.{digits}f} times" in text
+
+    rows = readme_rows("entries")
+    assert [int(name.replace(",", "")) for name in rows] == [2_000, 20_000, 100_000, 1_000_000]
+    for name, (amx, vnni, other) in rows.items():
+        ways = of(xeon, int(name.replace(",", "")))
+        flat = ways["flat"]["queries_per_second"]
+        assert f"{ways['native']['queries_per_second']:,.0f} images/s" in amx
+        assert times(amx, ways["native"]["queries_per_second"] / flat)
+        assert times(vnni, ways["avx512-vnni"]["queries_per_second"] / flat)
+        ways = of(epyc, int(name.replace(",", "")))
+        assert f"{ways['native']['queries_per_second']:,.0f} images/s" in other
+        assert times(other, ways["flat"]["times_slower"])
+
+
+def test_the_readmes_accuracy():
+    auroc = result("caltech101_chain")["auroc"]
+    for name, cells in zip(auroc, readme_rows("normal classes").values(), strict=True):
+        runs, *means = cells
+        for cell, way in zip(means, ("BLISS", "raw similarity", "label term"), strict=True):
+            found = auroc[name][way]
+            shown = cell.replace("*", "").split(" ± ")
+            assert shown == [f"{found['mean']:.4f}", f"{found['std']:.4f}"]
+            assert runs == str(found["runs"])
+
+
+def test_the_readmes_job():
+    found = result("bulk_cpu_xeon")
+    cell = next(
+        c for name, (c,) in readme_rows("on the Xeon, two cores").items() if "score" in name
+    )
+    assert f"{found['whole_run_images_per_second']:,.0f} images/s" in cell
+    for rows, peak in found["peak_mib"].items():
+        assert f"{peak:.0f} MiB" in cell, rows

@@ -30,7 +30,7 @@ from bliss_index.search.protocol import SearchStatistics
 
 _LOGGER = logging.getLogger("bliss_index")
 _BLOCKS_PER_RESULT = 4  # below that, float64 products of all entries are no slower
-_SPARE = 216
+_LEAST_CAPACITY = 256
 _CENTRE_AT_LEAST = 32
 _CENTRE_ROWS = 4096
 _ROWS = 65536
@@ -257,12 +257,12 @@ class DeviceBackend:
 
     def _capacity(self) -> int:
         """Candidates kept per query."""
-        wanted = self._options.capacity or _SPARE + 4 * self._k
+        wanted = self._options.capacity or max(_LEAST_CAPACITY, 8 * self._k)
         return int(1 << (max(wanted, self._k) - 1).bit_length())
 
     def _rows_at_once(self, size: int) -> int:
         proposals = self._engine.proposals
-        blocks = size // block_size(size, proposals.tile) + 1
+        blocks = size // block_size(size, proposals.tile, self._k) + 1
         fitting = _PROPOSAL_BYTES // (proposals.bytes_per_block * blocks)
         return int(max(_LEAST_ROWS, min(self._rows, fitting)))
 
@@ -304,7 +304,7 @@ class DeviceBackend:
         rows = self._vocabulary[first : first + self._block_size]
         entries = upload(rows, self._device)
         tile = self._engine.proposals.tile
-        codes = EntryCodes(entries, tile, block_size(entries.shape[0], tile))
+        codes = EntryCodes(entries, tile, block_size(entries.shape[0], tile, self._k))
         if self._centre is not None:
             codes.set_centre(self._centre)
         return _Block(first, entries, codes, codes.longest)

@@ -20,6 +20,8 @@ _LANES = 4  # threads that hold a row of a tensor-core product: every second pai
 _EXACT_IN_FLOAT32 = 1 << 24
 _ENTRIES_AT_ONCE = 8192  # a multiple of every tile
 _GROUPS_PER_RESULT = 8
+_LEAST_BLOCKS = 2048
+_BLOCKS_PER_RESULT = 64
 _LEAST_GROUPS = 256
 
 
@@ -114,13 +116,14 @@ class TorchProposals:
         return best, place, second
 
 
-def block_size(size: int, tile: int) -> int:
-    """Entries of a block, for a vocabulary of some size.
+def block_size(size: int, tile: int, k: int) -> int:
+    """Entries of a block, for a vocabulary of some size and a number of results.
 
-    Smaller blocks take more memory; of larger ones, more hold two candidates and are then looked
+    Smaller blocks take more memory. Of larger ones, more hold two candidates, and are then looked
     into as a whole.
     """
-    parts = 1 if size >= 1 << 16 else 2 if size >= 1 << 13 else 4
+    wanted = max(_LEAST_BLOCKS, _BLOCKS_PER_RESULT * k)
+    parts = next((p for p in (1, 2) if size * _LANES * p >= wanted * tile), 4)
     return tile // (_LANES * parts)
 
 
