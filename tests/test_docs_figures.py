@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -127,3 +128,21 @@ def test_the_readmes_job():
     assert f"{found['whole_run_images_per_second']:,.0f} images/s" in cell
     for rows, peak in found["peak_mib"].items():
         assert f"{peak:.0f} MiB" in cell, rows
+
+
+def test_the_page_about_bulk_jobs():
+    page = " ".join((ROOT / "docs" / "bulk.md").read_text().split())
+    found, ray = result("bulk_cpu_xeon"), result("bulk_ray_xeon")
+    alone, checked, job, whole = (
+        f"{found[f'{name}_images_per_second']:,.0f}"
+        for name in ("search_alone", "check_and_search", "job", "whole_run")
+    )
+    assert f"does {alone} images/s" in page
+    assert f"then searching it {checked}, the job {job}:" in page
+    ratios = (found["job_over_search"], found["job_over_check_and_search"])
+    assert "{:.2f} and {:.2f} of them".format(*ratios) in page
+    assert f"The whole command does {whole} images/s" in page
+    rate = ray["images_per_second_while_scoring"]
+    assert f"{rate['ray']:,} instead of {rate['local']:,} images/s" in page
+    seconds = (median(ray[f"{engine}_seconds"]) for engine in ("ray", "local"))
+    assert "took {:.1f} s instead of {:.1f} s".format(*seconds) in page
