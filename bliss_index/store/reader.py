@@ -210,16 +210,7 @@ class EmbeddingStore:
             The file is missing, truncated, or not what the manifest says.
         """
         record = self.manifest.shards[index]
-        path = self.path / record.file
-        try:
-            size = path.stat().st_size
-            if size != record.bytes:
-                raise CorruptStoreError(
-                    f"{path} has {size} bytes, the manifest says {record.bytes}: truncated or "
-                    "replaced; restore it, or make the store again"
-                )
-        except OSError as error:
-            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+        path = self._whole_file(index)
         if check_hash:
             self.check_hash(index)
         batch = read_shard(path, shard_schema(self.kind, self.dim, self.dtype))
@@ -235,10 +226,10 @@ class EmbeddingStore:
         Raises
         ------
         CorruptStoreError
-            The file cannot be read, or has another hash than the manifest says.
+            The file cannot be read, or has another size or hash than the manifest says.
         """
         record = self.manifest.shards[index]
-        path = self.path / record.file
+        path = self._whole_file(index)
         try:
             digest = file_sha256(path)
         except OSError as error:
@@ -249,6 +240,21 @@ class EmbeddingStore:
                 "restore it, or make the store again"
             )
         return digest
+
+    def _whole_file(self, index: int) -> Path:
+        """Return where a shard is; raise CorruptStoreError if its size is not the manifest's."""
+        record = self.manifest.shards[index]
+        path = self.path / record.file
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+        if size != record.bytes:
+            raise CorruptStoreError(
+                f"{path} has {size} bytes, the manifest says {record.bytes}: truncated or "
+                "replaced; restore it, or make the store again"
+            )
+        return path
 
     def iter_shards(self, *, check_hash: bool = False) -> Iterator[Shard]:
         """Map one shard after another."""
