@@ -16,7 +16,7 @@ namespace bliss {
 struct Found {
   const float* similarities;
   const std::int64_t* ids;
-  std::size_t k;
+  std::size_t count, k;
   const float* scale;
   const float* shift;
 };
