@@ -14,7 +14,7 @@ from bliss_index.calibration import calibrate
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring import BlissScorer, label_scores, raw_scores
 from bliss_index.search import exact_search
-from bliss_index.search.native_tail import tail_available
+from bliss_index.search.native_tail import NativeTail, tail_available
 
 
 def make_scorer(vocabulary, texts, images, labels, *, k, lam=0.5, backend="auto"):
@@ -122,6 +122,109 @@ def test_native_internal_scores_have_one_value(rng, dtype, classes):
     mu, sigma = calibration.label_statistics()
     expected = (mu - images.astype(np.float64) @ texts.astype(np.float64).T) / sigma
     np.testing.assert_allclose(whole, expected, rtol=1e-12, atol=1e-12)
+
+
+def screening_case(rng, case, classes, dim, k):
+    """Texts, mu, sigma, lam, images, similarities, ids, scale and shift that suit `case`."""
+    texts = unit(rng.normal(size=(classes, dim)) + 1.0, np.float64)
+    images = unit(rng.normal(size=(150, dim)) + 0.5, np.float64)
+    mu = rng.normal(0.25, 0.02, classes)
+    sigma = rng.uniform(0.01, 0.04, classes)
+    scale = rng.uniform(20, 60, size=(40, classes)).astype(np.float32)
+    shift = (0.2 * scale + rng.normal(size=scale.shape)).astype(np.float32)
+    lam = 0.5
+    if case == "equal classes":
+        texts[:], mu[:], sigma[:], scale[:], shift[:] = texts[0], mu[0], sigma[0], 30.0, 6.0
+    elif case == "pairs of equal classes":
+        texts[1::2], mu[1::2], sigma[1::2] = texts[::2], mu[::2], sigma[::2]
+        scale[:, 1::2], shift[:, 1::2] = scale[:, ::2], shift[:, ::2]
+    elif case == "near-ties":
+        texts[:] = texts[0] * (1 + 1e-15 * rng.integers(-4, 5, size=texts.shape))
+        mu[:], sigma[:], scale[:], shift[:] = mu[0], sigma[0], 30.0, 6.0
+    elif case in ("few near-ties", "few near-ties of float32"):
+        # Of the second kind float32 products get the order wrong.
+        step = 1e-15 if case == "few near-ties" else 1e-7
+        texts[20:] *= -1.0
+        texts[:20] = texts[0] * (1 + step * rng.integers(-4, 5, size=(20, dim)))
+        mu[:], sigma[:], scale[:], shift[:] = mu[0], sigma[0], 30.0, 6.0
+    elif case == "tiny sigma":
+        sigma[::3] = 1e-8
+        scale[:, ::3], shift[:, ::3] = 1e8, 2e7
+    elif case == "huge sigma":
+        sigma[::3] = 1e30
+    elif case == "cancelling sums":
+        shift[:] = scale * np.float32(0.25) + np.float32(1e-6) * shift
+        scale[:, ::5] *= 1e12
+        shift[:, ::5] *= 1e12
+    elif case == "norms from 1e-30 to 1e30":
+        images *= 10.0 ** rng.integers(-30, 31, size=(150, 1))
+    elif case == "norms of float32's ends":
+        images *= 10.0 ** rng.choice([-44.0, -19.0, 0.0, 19.0, 38.0], size=(150, 1))
+    elif case == "tiny coordinates":
+        images[:, ::2] *= 1e-42
+        texts[:, 1::2] *= 1e-40
+    elif case == "long texts":
+        texts[::7] *= 1e20
+    elif case == "lam 0":
+        lam = 0.0
+    elif case == "lam 1e6":
+        lam = 1e6
+    elif case == "not a number":
+        shift[3] = np.nan
+        scale[5, 10:] = np.inf
+    elif case == "zero images":
+        images[::2] = 0.0
+    similarities = rng.normal(0.25, 0.03, size=(150, k)).astype(np.float32)
+    ids = rng.integers(0, 40, size=(150, k))
+    return texts, mu, sigma, lam, images, similarities, ids, scale, shift
+
+
+@pytest.mark.skipif(not tail_available(), reason="the native extension is not built")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "random", "equal classes", "pairs of equal classes", "near-ties", "few near-ties",
+        "few near-ties of float32", "tiny sigma", "huge sigma", "cancelling sums",
+        "norms from 1e-30 to 1e30",
+        "norms of float32's ends", "tiny coordinates", "long texts", "lam 0", "lam 1e6",
+        "not a number", "zero images",
+    ],
+)  # fmt: skip
+def test_screened_classes_change_no_bit(rng, case, dtype):
+    """The winners are those of all classes in float64, for any number of them and any threads."""
+    with np.errstate(all="ignore"):
+        for classes, dim, k in ((64, 40, 3), (100, 17, 1), (334, 64, 10)):
+            texts, mu, sigma, lam, images, similarities, ids, scale, shift = screening_case(
+                rng, case, classes, dim, k
+            )
+            images = images.astype(dtype)
+            images[~np.isfinite(images)] = 1.0
+            tail = NativeTail(texts, mu, sigma, lam, 2)
+            inner = tail.internal_scores(images)
+            outer = np.zeros_like(inner)
+            for j in range(k):
+                term = similarities[:, j].astype(np.float64)[:, None] * scale[ids[:, j]]
+                outer += term - shift[ids[:, j]]
+            outer /= k
+            total = inner + lam * outer
+            # The first of the smallest, with which nothing that is not a number compares.
+            nearest = [first_smallest(row) for row in total]
+            rows = np.arange(len(images))
+            expected = (total[rows, nearest], nearest, inner[rows, nearest], outer[rows, nearest])
+            for threads in (1, 3):
+                tail = NativeTail(texts, mu, sigma, lam, threads)
+                found = tail.winners(images, similarities, ids, scale, shift)
+                for one, other in zip(found, expected, strict=True):
+                    np.testing.assert_array_equal(one, other)
+
+
+def first_smallest(row):
+    best = 0
+    for c in range(1, len(row)):
+        if row[c] < row[best]:
+            best = c
+    return best
 
 
 def test_contributions_sum_to_the_external_part(rng):

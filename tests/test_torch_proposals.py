@@ -53,8 +53,9 @@ KINDS = ["clip", "near ties", "near ties far below float32", "queries in a heap"
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_top_k_is_that_of_float64(precision: str, dtype: Any, kind: str) -> None:
     entries, queries = data(kind, dtype)
-    for k in (1, 10):
-        backend = TorchBackend(entries, k, precision=precision, tile=(32, 900))
+    # Several tiles of entries; one, with few blocks for k, and with many.
+    for k, tile in ((1, (32, 900)), (10, (32, 900)), (100, (32, 5000)), (10, None)):
+        backend = TorchBackend(entries, k, precision=precision, tile=tile)
         values, ids, _ = backend.search(queries, 0)
         similarities, expected = reference_search(entries, queries, k)
         np.testing.assert_array_equal(ids, expected)

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 _TILE_ROWS = 512
 _TILE_ENTRIES = 4096
-_PAIRS_AT_ONCE = 512
+_PAIRS_AT_ONCE = 256  # their float64 rows then stay in the second-level cache
 _ROWS_AT_ONCE = 4096
+# Entries of a block, of which only the best counts at first; blocks there must be for each result.
+_BLOCK, _BLOCKS_PER_RESULT = 16, 4
 # Candidates kept beyond k: at first, and for the rows where those were too few.
 _SPARE, _SPARE_AT_MOST = 16, 512
 
@@ -119,7 +121,11 @@ class TorchBackend:
         narrow = queries.astype(work, copy=False)
         exponents = np.frexp(np.abs(narrow).max(axis=1, initial=0.0))[1]
         proposal = self._scores.propose(np.ldexp(narrow, -exponents[:, None]))
-        row, entry, full = self._propose(proposal, _SPARE + self._k // 2)
+        blocks = size // _BLOCK
+        if size <= self._tile_entries and blocks >= _BLOCKS_PER_RESULT * self._k:
+            row, entry, full = self._propose_in_blocks(proposal)
+        else:
+            row, entry, full = self._propose(proposal, _SPARE + self._k // 2)
         if full.size and self._k + _SPARE + self._k // 2 < size:
             part, more, overflowed = self._propose(proposal.of(full), _SPARE_AT_MOST + 3 * self._k)
             row, entry = np.concatenate([row, full[part]]), np.concatenate([entry, more])
@@ -167,6 +173,30 @@ class TorchBackend:
         row, column = (passing & ~overflowed[:, None]).nonzero(as_tuple=True)
         full = overflowed.nonzero(as_tuple=True)[0]
         return row.cpu().numpy(), ids[row, column].cpu().numpy(), full.cpu().numpy()
+
+    def _propose_in_blocks(
+        self, proposal: Proposal
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Do what :meth:`_propose` does, for entries of one tile and many more than k.
+
+        The k-th best of the blocks' best scores is at most the k-th best of all, since k entries
+        reach it, and much cheaper to find. What it puts in reach is read off the scores.
+        """
+        scores = proposal.queries @ proposal.entries.T
+        n, size = scores.shape
+        width = size // _BLOCK
+        best = scores[:, : _BLOCK * width].reshape(n, _BLOCK, width).amax(1)
+        kth = best.topk(self._k, dim=1).values[:, self._k - 1].float()
+        reach = reachable(self._torch, proposal, kth)
+        if scores.dtype != reach.dtype:  # rounded, but never up
+            reach = (reach - 2.0**-7 * reach.abs() - 2.0**-100).to(scores.dtype)
+        flat = np.flatnonzero((scores >= reach[:, None]).cpu().numpy())
+        row, entry = np.divmod(flat, size)
+        many = np.bincount(row, minlength=n) > self._k + _SPARE_AT_MOST
+        if many.any():
+            known = ~many[row]
+            row, entry = row[known], entry[known]
+        return row, entry, np.flatnonzero(many)
 
     def _rescore(
         self, wide: torch.Tensor, row: npt.NDArray[Any], entry: npt.NDArray[Any]

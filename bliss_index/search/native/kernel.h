@@ -6,7 +6,11 @@
 
 namespace bliss {
 
-constexpr std::size_t kClassUnit = 8, kClassStrip = 32;  // classes that are multiplied together
+// Classes that are multiplied together: a unit of 64 bytes, and a strip as texts lie in memory.
+template <class T>
+constexpr std::size_t kClassUnit = 64 / sizeof(T);
+template <class T>
+constexpr std::size_t kClassStrip = 4 * kClassUnit<T>;
 constexpr float kUnit32 = 0x1p-24f;  // unit roundoff of float32
 
 enum class Type { float16, float32, float64 };
@@ -110,6 +114,21 @@ struct Rotation {
   const float* signs_last;   // for [dim - block, dim); null where block == dim
 };
 
+// Totals of all classes for one image, less precise than they are returned: base - product * inverse
+// + weight * sum, within norm * per_norm + slack + 2^-48 |weight * sum|. Room for whole units of float.
+struct Estimates {
+  std::size_t classes;
+  const float* products;   // with the texts
+  const double* sums;      // over the entries
+  const double* base;      // mu / sigma
+  const double* inverse;   // 1 / sigma
+  const double* per_norm;  // the product's error, and the roundings of all steps, in units of sigma
+  const double* slack;
+  double norm;  // of the image, from above
+  double weight;
+  double* lower;  // written: room for the lower ends
+};
+
 struct Kernel {
   const char* name;
   Layout layout;
@@ -133,9 +152,16 @@ struct Kernel {
   double (*dot64_f16)(const double*, const std::uint16_t*, std::size_t);
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
-  // Float64 rows (rows x dim) with class texts, a multiple of kClassUnit of them: (rows x classes).
-  void (*class_products)(const double* x, std::size_t rows, std::size_t dim, const double* texts,
-                         std::size_t classes, double* out);
+  // Rows (rows x dim) with class texts, a multiple of kClassUnit of them: (rows x classes).
+  void (*class_products64)(const double* x, std::size_t rows, std::size_t dim, const double* texts,
+                           std::size_t classes, double* out);
+  void (*class_products32)(const float* x, std::size_t rows, std::size_t dim, const float* texts,
+                           std::size_t classes, float* out);
+  // Products of `count` pairs of vectors, with the bits of class_products64.
+  void (*pair_products)(const double* const* x, const double* const* texts, std::size_t count,
+                        std::size_t dim, double* out);
+  // The classes, in order, whose totals can be the smallest; returns how many there are.
+  std::size_t (*smallest)(const Estimates&, std::uint32_t* out);
   std::size_t lanes;  // of float32; a dot product keeps four accumulators of this many
   // Raise `threshold` to the k-th largest lower end or little less, drop what ends below it, and
   // return the new count.

@@ -87,7 +87,7 @@ void score_tail(const bliss::Tail& tail, std::uintptr_t images, int bytes, std::
                 std::uintptr_t external) {
   run_interruptible([&](const std::function<bool()>& idle) {
     return tail.score(rows_at(images, bytes, count, dim),
-                      {at<const float>(similarities), at<const std::int64_t>(ids), k,
+                      {at<const float>(similarities), at<const std::int64_t>(ids), count, k,
                        at<const float>(scale), at<const float>(shift)},
                       threads, idle,
                       {at<double>(anomaly), at<std::int64_t>(nearest), at<double>(internal),

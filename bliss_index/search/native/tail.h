@@ -16,7 +16,7 @@ namespace bliss {
 struct Found {
   const float* similarities;
   const std::int64_t* ids;
-  std::size_t k;
+  std::size_t count, k;
   const float* scale;
   const float* shift;
 };
@@ -44,13 +44,28 @@ class Tail {
 
  private:
   struct Work;
-  void internal_block(const Rows& images, std::size_t first, std::size_t last, Work& work) const;
+  // Float32 texts and what bounds the totals made with them. Empty where classes are few, or have
+  // numbers for which the bounds are not made.
+  struct Screen {
+    std::vector<float> texts;  // in strips
+    std::vector<double> rows;  // (classes x dim)
+    std::vector<double> base, inverse, per_norm, slack;
+  };
+  void make_screen(const double* texts);
+  void load_block(const Rows& images, std::size_t first, std::size_t last, Work& work) const;
+  void internal_rows(std::size_t rows, Work& work) const;
+  // Of the images of a block, those whose winners are now known are taken off `work.rows`.
+  void screen_block(const Found& found, std::size_t first, const Winners& winners,
+                    Work& work) const;
+  void sum_entries(const Found& found, std::size_t row, double* sum) const;
 
   const Kernel& kernel_;
-  std::size_t classes_, padded_, dim_;
+  std::size_t classes_, dim_;
   double lambda_;
+  std::size_t padded_;         // classes in whole units
   std::vector<double> texts_;  // in strips
   std::vector<double> mu_, sigma_;
+  Screen screen_;
 };
 
 }  // namespace bliss

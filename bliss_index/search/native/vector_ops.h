@@ -181,34 +181,41 @@ double dot64(const double* x, const T* t, std::size_t dim) {
   return total((a + b) + (c + d)) + tail;
 }
 
-// Products of kRows rows with kUnits * kClassUnit classes. Every product is a sum in the order of the
+inline Floats load_same(const float* p) { return load(p); }
+inline Doubles load_same(const double* p) { return load_wide(p); }
+inline Floats spread_same(float v) { return spread(v); }
+inline Doubles spread_same(double v) { return spread_wide(v); }
+
+// Products of kRows rows with kUnits units of classes. Every product is a sum in the order of the
 // coordinates, a lane per class: the same bits for any number of rows, and for any instruction set.
-template <std::size_t kRows, std::size_t kUnits>
-void multiply_classes(const double* x, std::size_t dim, const double* texts, std::size_t width,
-                      double* out, std::size_t stride) {
-  constexpr std::size_t lanes = kLanes / 2, vectors = kUnits * kClassUnit / lanes;
-  Doubles sums[kRows][vectors];
+template <std::size_t kRows, std::size_t kUnits, class T>
+void multiply_classes(const T* x, std::size_t dim, const T* texts, std::size_t width, T* out,
+                      std::size_t stride) {
+  using Vector = decltype(load_same(texts));
+  constexpr std::size_t lanes = sizeof(Vector) / sizeof(T);
+  constexpr std::size_t vectors = kUnits * kClassUnit<T> / lanes;
+  Vector sums[kRows][vectors];
   for (auto& row : sums)
-    for (Doubles& sum : row) sum = Doubles{};
+    for (Vector& sum : row) sum = Vector{};
   for (std::size_t i = 0; i < dim; ++i, texts += width) {
-    Doubles text[vectors];
+    Vector text[vectors];
 #pragma GCC unroll 8
-    for (std::size_t v = 0; v < vectors; ++v) text[v] = load_wide(texts + v * lanes);
+    for (std::size_t v = 0; v < vectors; ++v) text[v] = load_same(texts + v * lanes);
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < kRows; ++r) {
-      const Doubles value = spread_wide(x[r * dim + i]);
+      const Vector value = spread_same(x[r * dim + i]);
 #pragma GCC unroll 8
       for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = fma(value, text[v], sums[r][v]);
     }
   }
   for (std::size_t r = 0; r < kRows; ++r)
     for (std::size_t v = 0; v < vectors; ++v)
-      std::memcpy(out + r * stride + v * lanes, &sums[r][v], sizeof(Doubles));
+      std::memcpy(out + r * stride + v * lanes, &sums[r][v], sizeof(Vector));
 }
 
-template <std::size_t kUnits>
-void multiply_rows(const double* x, std::size_t rows, std::size_t dim, const double* texts,
-                   std::size_t width, double* out, std::size_t stride) {
+template <std::size_t kUnits, class T>
+void multiply_rows(const T* x, std::size_t rows, std::size_t dim, const T* texts, std::size_t width,
+                   T* out, std::size_t stride) {
   constexpr std::size_t together = 6;
   std::size_t r = 0;
   for (; r + together <= rows; r += together)
@@ -218,23 +225,86 @@ void multiply_rows(const double* x, std::size_t rows, std::size_t dim, const dou
 }
 
 // Texts lie in strips of up to kClassStrip classes, coordinate by coordinate.
-void class_products(const double* x, std::size_t rows, std::size_t dim, const double* texts,
-                    std::size_t classes, double* out) {
-  for (std::size_t first = 0; first < classes; first += kClassStrip) {
-    const std::size_t width = std::min(kClassStrip, classes - first);
-    const double* const strip = texts + first * dim;
+template <class T>
+void class_products(const T* x, std::size_t rows, std::size_t dim, const T* texts,
+                    std::size_t classes, T* out) {
+  for (std::size_t first = 0; first < classes; first += kClassStrip<T>) {
+    const std::size_t width = std::min(kClassStrip<T>, classes - first);
+    const T* const strip = texts + first * dim;
 #ifdef __AVX512F__
-    switch (width / kClassUnit) {
+    switch (width / kClassUnit<T>) {
       case 4: multiply_rows<4>(x, rows, dim, strip, width, out + first, classes); break;
       case 3: multiply_rows<3>(x, rows, dim, strip, width, out + first, classes); break;
       case 2: multiply_rows<2>(x, rows, dim, strip, width, out + first, classes); break;
       default: multiply_rows<1>(x, rows, dim, strip, width, out + first, classes);
     }
 #else
-    for (std::size_t at = 0; at < width; at += kClassUnit)
+    for (std::size_t at = 0; at < width; at += kClassUnit<T>)
       multiply_rows<1>(x, rows, dim, strip + at, width, out + first + at, classes);
 #endif
   }
+}
+
+// Sums in the order of the coordinates, several at a time: each step of one waits for the last.
+template <std::size_t kTogether>
+void multiply_pairs(const double* const* x, const double* const* texts, std::size_t dim,
+                    double* out) {
+  double sums[kTogether] = {};
+  for (std::size_t i = 0; i < dim; ++i)
+#pragma GCC unroll 8
+    for (std::size_t p = 0; p < kTogether; ++p) sums[p] = std::fma(x[p][i], texts[p][i], sums[p]);
+  std::memcpy(out, sums, sizeof sums);
+}
+
+void pair_products(const double* const* x, const double* const* texts, std::size_t count,
+                   std::size_t dim, double* out) {
+  std::size_t p = 0;
+  for (; p + 8 <= count; p += 8) multiply_pairs<8>(x + p, texts + p, dim, out + p);
+  for (; p < count; ++p) multiply_pairs<1>(x + p, texts + p, dim, out + p);
+}
+
+#ifdef __AVX512F__
+inline Doubles magnitude(Doubles v) { return _mm512_abs_pd(v); }
+// The second operand where one is NaN.
+inline Doubles smaller(Doubles a, Doubles b) { return _mm512_min_pd(a, b); }
+inline unsigned not_above_mask(Doubles a, Doubles b) {
+  return _mm512_cmp_pd_mask(a, b, _CMP_NGT_UQ);
+}
+#else
+inline Doubles magnitude(Doubles v) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), v); }
+inline Doubles smaller(Doubles a, Doubles b) { return _mm256_min_pd(a, b); }
+inline unsigned not_above_mask(Doubles a, Doubles b) {
+  return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_NGT_UQ)));
+}
+#endif
+
+// A class is left out only where its lower end is above another's upper end. An end that is not a
+// number leaves nothing out.
+std::size_t smallest(const Estimates& e, std::uint32_t* out) {
+  constexpr std::size_t lanes = kLanes / 2;
+  const Doubles norm = spread_wide(e.norm), weight = spread_wide(e.weight);
+  const Doubles share = spread_wide(0x1p-48);
+  Doubles least = spread_wide(INFINITY);
+  for (std::size_t c = 0; c < e.classes; c += lanes) {
+    const Doubles external = weight * load_wide(e.sums + c);
+    const Doubles internal = load_wide(e.base + c) - load_wide(e.products + c) * load_wide(e.inverse + c);
+    const Doubles total = internal + external;
+    const Doubles error = fma(norm, load_wide(e.per_norm + c),
+                              fma(share, magnitude(external), load_wide(e.slack + c)));
+    const Doubles lower = total - error;
+    std::memcpy(e.lower + c, &lower, sizeof lower);
+    least = smaller(total + error, least);
+  }
+  double lane[lanes], bound = INFINITY;
+  std::memcpy(lane, &least, sizeof least);
+  for (const double value : lane) bound = value < bound ? value : bound;
+  std::size_t count = 0;
+  for (std::size_t c = 0; c < e.classes; c += lanes)
+    for (unsigned mask = not_above_mask(load_wide(e.lower + c), spread_wide(bound)); mask; mask &= mask - 1) {
+      const std::size_t at = c + std::size_t(__builtin_ctz(mask));
+      if (at < e.classes) out[count++] = std::uint32_t(at);
+    }
+  return count;
 }
 
 inline void store_wide(double* p, Doubles v) { std::memcpy(p, &v, sizeof v); }
