@@ -146,3 +146,14 @@ def test_the_page_about_bulk_jobs():
     assert f"{rate['ray']:,} instead of {rate['local']:,} images/s" in page
     seconds = (median(ray[f"{engine}_seconds"]) for engine in ("ray", "local"))
     assert "took {:.1f} s instead of {:.1f} s".format(*seconds) in page
+
+
+def test_the_readmes_scoring():
+    found = result("scoring_cpu_xeon")
+    rows = readme_rows("on the Xeon, two cores")
+    added = next(c for name, (c,) in rows.items() if "whole scoring" in name)
+    shares = [f"{100 * row['added_to_search']:.0f} %" for row in found["scoring"]]
+    assert [row["classes"] for row in found["scoring"]] == [10, 100, 1000]
+    assert added.startswith(f"{shares[0]}, {shares[1]} and {shares[2]}")
+    calibration = next(c for name, (c,) in rows.items() if "calibration" in name)
+    assert calibration.startswith(f"{found['calibration']['times_faster']:.1f} times")
