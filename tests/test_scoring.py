@@ -14,7 +14,15 @@ from bliss_index.calibration import calibrate
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring import BlissScorer, label_scores, raw_scores
 from bliss_index.search import exact_search
+from bliss_index.search.native_backend import load_native
 from bliss_index.search.native_tail import NativeTail, tail_available
+
+NATIVE = load_native()[0]
+KERNELS = [
+    name
+    for name in ("amx-int8", "avx512-vnni", "avx2")
+    if NATIVE is not None and NATIVE.has_kernel(name)
+]
 
 
 def make_scorer(vocabulary, texts, images, labels, *, k, lam=0.5, backend="auto"):
@@ -212,8 +220,9 @@ def test_screened_classes_change_no_bit(rng, case, dtype):
             nearest = [first_smallest(row) for row in total]
             rows = np.arange(len(images))
             expected = (total[rows, nearest], nearest, inner[rows, nearest], outer[rows, nearest])
-            for threads in (1, 3):
-                tail = NativeTail(texts, mu, sigma, lam, threads)
+            for threads, kernel in ((1, ""), (3, ""), *((1, name) for name in KERNELS)):
+                tail = NativeTail(texts, mu, sigma, lam, threads, kernel=kernel)
+                np.testing.assert_array_equal(tail.internal_scores(images), inner)
                 found = tail.winners(images, similarities, ids, scale, shift)
                 for one, other in zip(found, expected, strict=True):
                     np.testing.assert_array_equal(one, other)

@@ -33,6 +33,8 @@ class NativeTail:
         Weight of the mean over the entries.
     threads
         At least 1.
+    kernel
+        Which one; empty for the best that this processor can run. All give the same bits.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class NativeTail:
         sigma: npt.NDArray[np.float64],
         lam: float,
         threads: int,
+        *,
+        kernel: str = "",
     ) -> None:
         native, reason = load_native()
         if native is None:
@@ -49,7 +53,7 @@ class NativeTail:
         self._classes, self._dim = texts.shape
         self._threads = threads
         arrays = [np.ascontiguousarray(a, dtype=np.float64) for a in (texts, mu, sigma)]
-        self._tail = native.make_tail(*(a.ctypes.data for a in arrays), *texts.shape, lam)
+        self._tail = native.make_tail(*(a.ctypes.data for a in arrays), *texts.shape, lam, kernel)
 
     def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """I_c of (n, d) images for every class: (n, C) float64."""

@@ -73,8 +73,9 @@ std::tuple<Counters, std::vector<std::int64_t>> search(
 }
 
 bliss::Tail* make_tail(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t sigma,
-                       std::size_t classes, std::size_t dim, double lambda) {
-  const bliss::Kernel* kernel = bliss::find_kernel("");
+                       std::size_t classes, std::size_t dim, double lambda,
+                       const std::string& name) {
+  const bliss::Kernel* kernel = bliss::find_kernel(name.c_str());
   if (!kernel) throw nb::value_error("this processor lacks what every kernel needs");
   return new bliss::Tail(at<const double>(texts), at<const double>(mu), at<const double>(sigma),
                          classes, dim, lambda, *kernel);
