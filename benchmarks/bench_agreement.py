@@ -20,7 +20,7 @@ from typing import Any
 
 from bench_bulk import score
 from machine import describe_machine, use_fast_blas, write_result
-from make_embeddings import make_corpus, make_images
+from make_embeddings import make_missing
 
 DIM, ENTRIES, CLASSES = 512, 20_000, 10
 
@@ -35,11 +35,7 @@ def main() -> None:
     given = parser.parse_args()
     use_fast_blas(given.threads)
     folder = given.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "calibration").exists():
-        make_corpus(folder, ENTRIES, CLASSES, DIM)
-    if not (folder / "images").exists():
-        make_images(folder / "images", given.images, DIM)
+    make_missing(folder, ENTRIES, CLASSES, DIM, {"images": given.images})
     benches, scores = [], []
     for _ in range(given.rounds):
         benches.append(bench(folder, given.threads))

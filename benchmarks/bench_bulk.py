@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from machine import describe_machine, use_fast_blas, write_result
-from make_embeddings import make_corpus, make_images
+from make_embeddings import make_missing
 
 DIM = 512
 
@@ -38,12 +38,8 @@ def main() -> None:
     given = parser.parse_args()
     use_fast_blas(given.threads)
     folder = given.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "calibration").exists():
-        make_corpus(folder, given.entries, given.classes, DIM)
-    for name, count in (("few", given.images // 10), ("many", given.images)):
-        if not (folder / name).exists():
-            make_images(folder / name, count, DIM)
+    images = {"few": given.images // 10, "many": given.images}
+    make_missing(folder, given.entries, given.classes, DIM, images)
     paired = pair_shards(folder, given.threads)
     print(f"job over search: {paired['job_over_search']}", flush=True)
     many = score(folder, "many", "many-scores", given.threads)

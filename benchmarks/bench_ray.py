@@ -14,7 +14,7 @@ from typing import Any
 
 from bench_bulk import DIM, score
 from machine import describe_machine, use_fast_blas, write_result
-from make_embeddings import make_corpus, make_images
+from make_embeddings import make_missing
 
 
 def main() -> None:
@@ -29,11 +29,7 @@ def main() -> None:
     given = parser.parse_args()
     use_fast_blas(given.threads)
     folder = given.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "calibration").exists():
-        make_corpus(folder, given.entries, given.classes, DIM)
-    if not (folder / "few").exists():
-        make_images(folder / "few", given.images, DIM)
+    make_missing(folder, given.entries, given.classes, DIM, {"few": given.images})
     runs: dict[str, list[dict[str, Any]]] = {"local": [], "ray": []}
     for _ in range(given.rounds):
         for engine, listed in runs.items():

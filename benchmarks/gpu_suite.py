@@ -29,7 +29,7 @@ from bliss_index.calibration import Calibration, calibrate
 from bliss_index.calibration.moments import ClassMoments
 from bliss_index.device_scoring import DeviceScorer, DeviceTables
 from bliss_index.search import reference_search
-from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
+from bliss_index.search.device.backend import DeviceBackend
 from bliss_index.search.device.engine import choose_engine, torch_engine
 from bliss_index.synthetic import clip_like
 
@@ -504,9 +504,8 @@ def growth(suite: Suite) -> dict[str, list[dict[str, float]]]:
         by_entries.append({"entries": size, "images": count, "seconds": seconds})
         del backend
     backend = DeviceBackend(
-        base[: suite.size(100_000, 1_000)], 10, device=str(suite.device), engine=suite.engine,
-        options=DeviceOptions(),
-    )  # fmt: skip
+        base[: suite.size(100_000, 1_000)], 10, device=str(suite.device), engine=suite.engine
+    )
     backend.search_tensors(queries[:256])
     for count in (1_000, 10_000, 100_000, 1_000_000, 10_000_000) if not suite.small else (10, 100):
         if suite.left < 20 and not suite.small:

@@ -35,6 +35,21 @@ def main() -> None:
     make_images(given.folder / "images", given.images, given.dim)
 
 
+def make_missing(
+    folder: Path, entries: int, classes: int, dim: int, images: dict[str, int]
+) -> None:
+    """A corpus, a calibration, and stores of so many images by name, as far as they are not there.
+
+    What is there is taken to be of the same sizes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "calibration").exists():
+        make_corpus(folder, entries, classes, dim)
+    for name, count in images.items():
+        if not (folder / name).exists():
+            make_images(folder / name, count, dim)
+
+
 def make_corpus(folder: Path, entries: int, classes: int, dim: int) -> None:
     """A text store of `entries` entries, and a calibration of `classes` classes."""
     rows = clip_like(entries, dim, "text", 1)

@@ -296,12 +296,17 @@ class BlissScorer:
         return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
 
 
+def require_lam(lam: float) -> None:
+    """Raise InvalidInputError unless lambda is a finite number of at least 0."""
+    if not (np.isfinite(lam) and lam >= 0):
+        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
+
+
 def require_fitting(
     search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
 ) -> None:
     """Raise InvalidInputError, naming both, unless these can be scored with together."""
-    if not (np.isfinite(lam) and lam >= 0):
-        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
+    require_lam(lam)
     if vocabulary.shape != (search.size, search.dim):
         raise InvalidInputError(
             f"the search is over {search.size} x {search.dim} entries, the vocabulary is "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from bulk_fixtures import make_job
 
-from bliss_index.bulk import ScoreSettings, run_job
+from bliss_index.bulk import JobOptions, ScoreSettings, run_job
 from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.calibration import calibrate
 from bliss_index.device_scoring import DeviceScorer, DeviceTables
@@ -133,3 +133,26 @@ def test_a_job_continues_only_where_its_scores_were_computed(
     monkeypatch.setattr(ScoreSettings, "on_gpu", True)
     with pytest.raises(JobError, match="processor.*GPU|GPU.*processor"):
         run_job(job.images, tmp_path / "scores", job.settings())
+
+
+def test_every_process_of_a_job_takes_the_same_device(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ "auto" is decided where the job starts: Ray's actors see only the GPUs they ask for."""
+    job = make_job(tmp_path)
+    given = []
+
+    def score_with_ray(task: Any, pending: Any, **more: Any) -> Any:
+        given.append(task.settings)
+        return iter(())
+
+    monkeypatch.setattr("bliss_index.bulk.ray_engine.score_with_ray", score_with_ray)
+    options = JobOptions(engine="ray", devices=("auto",))
+    for number, device in enumerate(("cuda", None)):
+        monkeypatch.setattr(
+            "bliss_index.search.device.choice.find_gpu", lambda device=device: (device, "a card")
+        )
+        out = tmp_path / f"scores {number}"
+        run_job(job.images, out, job.settings(device="auto", search="auto"), options)
+    assert [settings.device for settings in given] == ["cuda", "cpu"]
+    assert [settings.on_gpu for settings in given] == [True, False]

@@ -27,7 +27,7 @@ from bliss_index.bulk.records import (
     output_name,
     record_path,
 )
-from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
+from bliss_index.bulk.settings import ScoreSettings, ScoringInputs, named_device
 from bliss_index.bulk.workers import (
     PartResult,
     PartWorker,
@@ -198,7 +198,12 @@ def run_job(
     began = time.perf_counter()
     if options.engine == "local":  # Ray's nodes have devices of their own
         require_devices(options.devices or (settings.device,))
-    settings = replace(settings, threads=_threads_of_one(settings, options))
+    # Decided here, once: a process of the job may see other devices than this one.
+    settings = replace(
+        settings,
+        threads=_threads_of_one(settings, options),
+        device=named_device(settings.device),
+    )
     inputs = ScoringInputs.open(settings)
     images = open_input(location, options.columns)
     _require_compatible(images, inputs)

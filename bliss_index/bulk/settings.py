@@ -12,7 +12,7 @@ import numpy.typing as npt
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.normal_scores import NormalScores, ScoreIdentity
-from bliss_index.scoring import BlissScorer, Scorer
+from bliss_index.scoring import BlissScorer, Scorer, require_lam
 from bliss_index.search.protocol import TensorSearch
 from bliss_index.store import EmbeddingStore, require_same_model
 from bliss_index.thresholds import threshold_at
@@ -81,8 +81,7 @@ class ScoreSettings:
                 f"search must be one of {', '.join((*EXACT_SEARCHES, *INDEX_SEARCHES))}, got "
                 f"{self.search!r}"
             )
-        if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise InvalidInputError(f"lam must be a finite number of at least 0, got {self.lam}")
+        require_lam(self.lam)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InvalidInputError(f"the threshold must be a finite number, got {self.threshold}")
         if self.threads is not None and self.threads < 1:
@@ -253,6 +252,11 @@ class ScoringInputs:
             f"{self.corpus.path} has no {kind} index; build it: "
             f"bliss-index build {Path(self.corpus.path)} --index {kind}"
         )
+
+
+def named_device(device: str) -> str:
+    """Decide what "auto" means on this machine: "cpu" or the first GPU; others stay."""
+    return _torch_device(device) or "cpu"
 
 
 def _torch_device(device: str) -> str | None:

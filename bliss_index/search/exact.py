@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search.duplicates import find_duplicates
-from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.inputs import (
+    as_matrix,
+    checked_rows,
+    require_dim,
+    require_k,
+    require_tensor,
+)
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.protocol import SearchStatistics
@@ -243,11 +249,7 @@ class ExactSearch:
                 f"tensors are searched on a GPU, this search runs on backend {backend.name!r}; "
                 "give a device such as 'cuda', or search arrays"
             )
-        if queries.device.type != backend.device.type or queries.shape[1:] != (self._dim,):
-            raise InvalidInputError(
-                f"queries of shape {tuple(queries.shape)} on {queries.device} do not fit a search "
-                f"of dimension {self._dim} on {backend.device}"
-            )
+        require_tensor(queries, self._dim, backend.device)
         values, ids, counted = backend.search_tensors(queries)
         if self._duplicates is not None:
             host = self._duplicates.expand(values.cpu().numpy(), ids.cpu().numpy(), self._k)

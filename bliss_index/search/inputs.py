@@ -46,6 +46,18 @@ def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
         )
 
 
+def require_tensor(queries: Any, dim: int, device: Any) -> None:
+    """Raise InvalidInputError, naming both, unless a tensor is (n, ``dim``) and on ``device``."""
+    there = queries.device
+    numbers = {there.index, device.index} - {None}
+    elsewhere = there.type != device.type or len(numbers) > 1
+    if elsewhere or queries.shape[1:] != (dim,):
+        raise InvalidInputError(
+            f"queries of shape {tuple(queries.shape)} on {there} do not fit a search of dimension "
+            f"{dim} on {device}"
+        )
+
+
 def require_k(k: int, size: int) -> None:
     """Raise InvalidInputError, naming both, unless ``1 <= k <= min(size, 2048)``."""
     if not isinstance(k, (int, np.integer)) or isinstance(k, bool):

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.search.precision import UNIT_BFLOAT16, factor_unit
+
 if TYPE_CHECKING:
     import torch
 
 _UNIT_64 = 2.0**-50  # some roundings of float64 together
 _UNIT_32 = 2.0**-24
-_UNIT_TF32 = 2.0**-10
-_UNIT_BFLOAT16 = 2.0**-8
 _MARGIN = 1 + 1e-6
 _TINY = 2.0**-90
 _BIAS_PARTS = 3
@@ -81,17 +81,11 @@ class Float32Scores:
 
     def propose(self, queries: npt.NDArray[Any]) -> Proposal:
         """Prepare queries (n, d), float32 or float64, whose largest coordinates are about 1."""
-        unit = self._factor_unit()
+        unit = factor_unit(self._device)
         relative = (queries.shape[1] + 8) * _UNIT_32 * 1.001 + 2 * unit + unit * unit
         rows = self._torch.from_numpy(queries.astype(np.float32, copy=False))
         bounds = relative * norms_above(rows) * self._largest + _TINY
         return Proposal(rows.to(self._device), self._entries, bounds, 0.0)
-
-    def _factor_unit(self) -> float:
-        """Unit roundoff of a factor inside torch's float32 product, as configured now."""
-        precision = self._torch.get_float32_matmul_precision()
-        high = _UNIT_BFLOAT16 if self._device.type == "cpu" else _UNIT_TF32
-        return {"highest": 0.0, "high": high, "medium": _UNIT_BFLOAT16}[precision]
 
 
 class Bfloat16Scores:
@@ -164,7 +158,7 @@ class Bfloat16Scores:
         largest = norms * (self._norm + self._residual) + 4 * alpha64 * centre.largest_bias
         summing = (2 * rows.shape[1] + 16) * _UNIT_32 * largest
         bounds = (rounding + bias + summing) * _MARGIN + _TINY
-        return Proposal(rows, centre.entries, bounds, _UNIT_BFLOAT16)
+        return Proposal(rows, centre.entries, bounds, UNIT_BFLOAT16)
 
     def _take_centre(self, queries: torch.Tensor) -> _Centre:
         """Let the first batch of some size say where queries lie. Speeds up, changes no result."""

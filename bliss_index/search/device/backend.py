@@ -157,12 +157,7 @@ class DeviceBackend:
         InvalidInputError
             Rows hold NaN or infinity, or float64 magnitudes whose products could overflow.
         """
-        bad = ~torch.isfinite(queries).all(1)
-        if bool(bad.any()):
-            raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
-        if queries.dtype == torch.float64:
-            queries = upload(checked_rows(queries.cpu().numpy(), "queries"), self._device)
-        rows = queries.contiguous()
+        rows = checked_tensor(queries)
         return self._search(rows, lambda row: rows[row].cpu().numpy())
 
     def _search(
@@ -321,6 +316,16 @@ class DeviceBackend:
 
 def _from_row(host_row: HostRow, start: int) -> HostRow:
     return lambda row: host_row(start + row)
+
+
+def checked_tensor(queries: torch.Tensor) -> torch.Tensor:
+    """Return contiguous queries after :func:`bliss_index.search.inputs.checked_rows` of them."""
+    bad = ~torch.isfinite(queries).all(1)
+    if bool(bad.any()):
+        raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
+    if queries.dtype == torch.float64:
+        return upload(checked_rows(queries.cpu().numpy(), "queries"), queries.device)
+    return queries.contiguous()
 
 
 def upload(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

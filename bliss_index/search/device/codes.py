@@ -13,11 +13,12 @@ for all entries of a query.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from bliss_index.search.precision import factor_unit
 
 LEVELS = 127
 UNIT_32 = 2.0**-24
@@ -231,7 +232,7 @@ class EntryCodes:
             row.square().sum(1).sqrt() * margin + 2.0**-60 for row in (x, values, left, rest)
         )
         away = alpha.abs() * math.sqrt(self.centre_square) * margin
-        roundings = (self.rotation.growth + 2 * factor_roundings(self.device)) * kept
+        roundings = (self.rotation.growth + 2 * factor_unit(self.device) / UNIT_32) * kept
         roundings += 3 * (norm + away) + 3 * code_norm * step
         deviation += UNIT_32 * 1.01 * roundings
         # From here on in units of the step: a factor of the query changes no order.
@@ -288,16 +289,6 @@ class EntryCodes:
 def _above(values: torch.Tensor) -> torch.Tensor:
     """Float32 numbers that are not below these of float64."""
     return (values * (1 + 1e-6) + 2.0**-100).float()
-
-
-def factor_roundings(device: torch.device) -> float:
-    """Unit roundoff of a factor inside torch's float32 product as it is set, in float32's."""
-    precision = torch.get_float32_matmul_precision()
-    high = 2.0**-8 if device.type == "cpu" else 2.0**-10
-    unit = {"highest": 0.0, "high": high, "medium": 2.0**-8}[precision]
-    if device.type == "cuda" and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
-        unit = max(unit, high)
-    return unit / UNIT_32
 
 
 def _hadamard(size: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.device.backend import upload
+from bliss_index.search.device.backend import checked_tensor, upload
 from bliss_index.search.device.engine import DeviceEngine, choose_engine
 from bliss_index.search.device.ordering import (
     Rescored,
@@ -26,7 +26,7 @@ from bliss_index.search.device.ordering import (
 from bliss_index.search.faiss_candidates import row_norms
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import FaissSearch
-from bliss_index.search.inputs import bad_rows_error
+from bliss_index.search.inputs import require_tensor
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
@@ -112,16 +112,9 @@ class FaissTensorSearch:
             The tensor is elsewhere, its dimension is not the vocabulary's, or rows hold NaN or
             infinity.
         """
-        if queries.device.type != self.device.type or queries.shape[1:] != (self.dim,):
-            raise InvalidInputError(
-                f"queries of shape {tuple(queries.shape)} on {queries.device} do not fit a search "
-                f"of dimension {self.dim} on {self.device}"
-            )
-        bad = ~torch.isfinite(queries).all(1)
-        if bool(bad.any()):
-            raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
+        require_tensor(queries, self.dim, self.device)
+        queries = checked_tensor(queries)
         n, k = queries.shape[0], self.k
-        queries = queries.contiguous()
         flat = self._search.kind == "flat"
         count = min(self.size, k + _SPARE if flat else max(k, 4 * k))
         wide = queries.double()
