@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from machine import describe_machine, use_fast_blas, write_result
+from machine import describe_machine, run_command, use_fast_blas, write_result
 from make_embeddings import make_missing
 
 DIM = 512
@@ -108,19 +105,11 @@ def pair_shards(folder: Path, threads: int) -> dict[str, Any]:
 def score(folder: Path, images: str, out: str, threads: int, *more: str) -> dict[str, Any]:
     """Run ``bliss-index score``; return its summary, its peak memory and its rate while scoring."""
     shutil.rmtree(folder / out, ignore_errors=True)
-    command = [
-        sys.executable, "-m", "bliss_index", "score", str(folder / images),
-        "--corpus", str(folder / "corpus"), "--calibration", str(folder / "calibration"),
-        "--out", str(folder / out), "--threads", str(threads), "--json", *more,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    output = process.stdout.read() if process.stdout else ""
-    errors = process.stderr.read() if process.stderr else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(errors)
-    summary: dict[str, Any] = json.loads(output)
-    summary["peak_mib"] = round(usage.ru_maxrss / 1024, 1)
+    summary, peak = run_command(
+        "score", folder / images, "--corpus", folder / "corpus",
+        "--calibration", folder / "calibration", "--out", folder / out, "--threads", threads, *more,
+    )  # fmt: skip
+    summary["peak_mib"] = peak
     records = [json.loads(p.read_text()) for p in (folder / out / "_records").iterdir()]
     summary["scoring_rows_per_second"] = summary["rows"] / sum(r["seconds"] for r in records)
     return summary

@@ -9,14 +9,10 @@ which takes about 0.6 GB, and makes a report of them, each in a process of its o
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from machine import describe_machine, write_result
+from machine import describe_machine, run_command, write_result
 from make_embeddings import make_corpus, make_images
 
 DIM, ENTRIES, CLASSES = 64, 3000, 40
@@ -37,24 +33,15 @@ def main() -> None:
         images, scores = folder / f"images-{rows}", folder / f"scores-{rows}"
         if not images.exists():
             make_images(images, rows, DIM)
-        run("score", images, "--corpus", folder / "corpus", "--out", scores,
-            "--calibration", folder / "calibration", "--explain", "--threshold", 3)  # fmt: skip
-        report, peak = run("report", scores, "--out", folder / f"report-{rows}.html")
+        run_command(
+            "score", images, "--corpus", folder / "corpus", "--out", scores,
+            "--calibration", folder / "calibration", "--explain", "--threshold", 3,
+        )  # fmt: skip
+        report, peak = run_command("report", scores, "--out", folder / f"report-{rows}.html")
         reports[str(rows)] = {
             "bytes": report["bytes"], "seconds": report["seconds"], "peak_mib": peak,
         }  # fmt: skip
     write_result(given.json, {"machine": describe_machine(2), "reports": reports})
-
-
-def run(*arguments: object) -> tuple[dict[str, Any], float]:
-    """Run a command; return its JSON and its peak memory in MiB."""
-    command = [sys.executable, "-m", "bliss_index", *map(str, arguments), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    output = process.stdout.read() if process.stdout else ""
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{arguments[0]} failed")
-    return json.loads(output), round(usage.ru_maxrss / 1024, 1)
 
 
 if __name__ == "__main__":

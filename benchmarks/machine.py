@@ -83,6 +83,31 @@ def peak_memory_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def run_command(*arguments: object) -> tuple[dict[str, Any], float]:
+    """Run a command of bliss-index; return its JSON, and its peak memory in MiB.
+
+    A small process starts it: what the system counts for a process begins with what its parent
+    held when it was started.
+    """
+    command = [sys.executable, "-m", "bliss_index", *map(str, arguments), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _MEASURED, *command],
+        stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        sys.exit(f"{arguments[0]} failed")
+    output, _, peak = done.stdout.rpartition("\n")
+    return json.loads(output), round(int(peak) / 1024, 1)
+
+
+_MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+print("\\n", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, sep="", end="", flush=True)
+sys.exit(code)
+"""
+
+
 def _commit() -> str | None:
     try:
         done = subprocess.run(
