@@ -134,10 +134,11 @@ def test_ray_writes_the_same(job, whole, tmp_path):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_at_random_moments(tmp_path, workers):
     """SIGKILL, several times, then to the end: the same bytes, nothing left over."""
-    slow = make_job(tmp_path / "slow", shards=30, rows=2000, entries=3000, dim=64)
+    slow = make_job(tmp_path / "slow", shards=30, rows=4000, entries=20_000, dim=128)
     run_job(slow.images, tmp_path / "a", slow.settings())
     command = score_command(slow, tmp_path / "b", "--workers", workers)
-    kills = kill_at_random(command, np.random.default_rng(workers), least=0.4, most=1.3)
+    # The first kill comes long before the job can have ended, however fast the search is.
+    kills = kill_at_random(command, np.random.default_rng(workers), least=0.2, most=0.8)
     assert kills > 0
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     assert verify_scores(tmp_path / "b").ok
