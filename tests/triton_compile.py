@@ -13,20 +13,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bliss_index.search.device import block_kernels
 from bliss_index.search.device import triton_kernels as kernels
-from bliss_index.search.device.triton_engine import TileShape
+from bliss_index.search.device.triton_proposals import TILE, TileShape
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 SHAPE = TileShape()
 BEST = {
-    "query_codes": "*i8", "query_alpha": "*fp32", "entry_codes": "*i8", "entry_step": "*fp32",
-    "entry_bias": "*fp32", "best": "*i64", "n": "i32", "size": "i32", "tiles": "i32",
+    "query_codes": "*i8", "query_alpha": "*fp32", "entry_codes": "*i8", "entry_lift": "*fp32",
+    "best": "*i64", "n": "i32", "size": "i32", "blocks": "i32", "row_tiles": "i32", "share": "i32",
 }  # fmt: skip
-SELECT = {
-    "best": "*i64", "per_norm": "*fp32", "per_residual": "*fp32", "slack": "*fp32",
-    "tile_norm": "*fp32", "tile_residual": "*fp32", "count": "*i32", "places": "*i32",
-    "blocks": "i32", "k": "i32", "capacity": "i32",
+BOUNDS = {
+    "per_norm": "*fp32", "per_residual": "*fp32", "slack": "*fp32", "tile_step": "*fp32",
+    "tile_norm": "*fp32", "tile_residual": "*fp32", "threshold": "*fp32", "blocks": "i32",
+    "k": "i32", "segments": "i32", "room": "i32",
 }  # fmt: skip
+LISTS = {"count": "*i32", "found": "*i32", "found_pair": "*i64"}
+HITS = {**BEST, **BOUNDS, **LISTS, "first_block": "i32"}
+SIEVE = {**BOUNDS, **LISTS, "best": "*i64"}
+SELECT = {**BOUNDS, **LISTS, "found_count": "*i32", "places": "*i32", "capacity": "i32"}
 PREPARE = {
     "queries": "*fp16", "centre": "*fp32", "signs": "*fp32", "facts": "*fp32", "codes": "*i8",
     "alphas": "*fp32", "per_norm": "*fp32", "per_residual": "*fp32", "slacks": "*fp32",
@@ -81,15 +86,23 @@ def spilled_bytes(ptx: str, capability: int) -> int:
 def main() -> None:
     facts = {}
     for capability in (80, 90):
-        product = compiled(
-            kernels.block_best_kernel, BEST,
-            {"DIM": 512, "BM": SHAPE.queries, "BN": SHAPE.entries, "BK": SHAPE.depth,
-             "GROUP": SHAPE.group, "SIZE": SHAPE.entries // 4},
-            capability, num_warps=SHAPE.warps, num_stages=SHAPE.stages,
-        )  # fmt: skip
+        products, others = [], []
+        for codes, shape in (("*i8", SHAPE), ("*bf16", TileShape(64, 32, 4, 2))):
+            constants = {
+                "DIM": 512, "BM": shape.queries, "BN": shape.entries, "BK": 512, "SIZE": 32,
+                "FOLDS": 2, "WIDEN": False, "STAGES": shape.stages,
+            }  # fmt: skip
+            kinds = {"query_codes": codes, "entry_codes": codes}
+            products += [
+                compiled(block_kernels.block_best_kernel, {**BEST, **kinds}, constants,
+                         capability, num_warps=shape.warps),
+                compiled(block_kernels.block_hits_kernel, {**HITS, **kinds},
+                         {**constants, "TILE": TILE}, capability, num_warps=shape.warps),
+            ]  # fmt: skip
+        chosen = {"SIZE": 32, "IN_TILE": 4, "GROUPS": 256, "HALVINGS": 30}
         others = [
-            compiled(kernels.select_kernel, SELECT,
-                     {"SIZE": 32, "COUNT": 4, "GROUPS": 256, "HALVINGS": 30}, capability),
+            compiled(block_kernels.sieve_kernel, SIEVE, chosen, capability, num_warps=1),
+            compiled(block_kernels.select_kernel, SELECT, chosen, capability, num_warps=1),
             compiled(kernels.prepare_kernel, PREPARE,
                      {"CODE_DIM": 512, "DIM": 512, "STAGES": 9, "BM": 8}, capability),
             compiled(kernels.rank_kernel, RANK, {"WIDTH": 256, "PAIRS": 16, "CHUNK": 128},
@@ -99,8 +112,14 @@ def main() -> None:
                      enable_fp_fusion=False),
         ]  # fmt: skip
         facts[str(capability)] = {
-            "products": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync)[\w.]*", product))),
-            "spilled": sum(spilled_bytes(ptx, capability) for ptx in (product, *others)),
+            "products": sorted(
+                {
+                    name
+                    for ptx in products
+                    for name in re.findall(r"(?:wgmma\.mma_async|mma\.sync)[\w.]*", ptx)
+                }
+            ),
+            "spilled": sum(spilled_bytes(ptx, capability) for ptx in (*products, *others)),
             "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[-1])),
         }
     print(json.dumps(facts))

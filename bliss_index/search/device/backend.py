@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.device.codes import EntryCodes, padded_dim
+from bliss_index.search.device.codes import FORMATS, EntryCodes
 from bliss_index.search.device.engine import DeviceEngine, choose_engine
 from bliss_index.search.device.ordering import (
     Rescored,
@@ -53,17 +53,25 @@ class DeviceOptions:
         Entries on the device at once; None for all if they fit, else as many as do.
     capacity
         Candidates kept per query, rounded up to a power of two; None for what k suggests.
+    codes
+        Numbers of the products that propose candidates: "int8", or "bfloat16", which takes twice
+        as long and leaves a quarter as many candidates.
     """
 
     rows: int = _ROWS
     block: int | None = None
     capacity: int | None = None
+    codes: str = "int8"
 
     def __post_init__(self) -> None:
         for name in ("rows", "block", "capacity"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {value}")
+        if self.codes not in FORMATS:
+            raise InvalidInputError(
+                f"codes must be one of {', '.join(FORMATS)}, got {self.codes!r}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +101,8 @@ class DeviceBackend:
     options
         How to search.
     engine
-        Who multiplies; by default Triton's kernels on CUDA where Triton is installed, else torch.
+        Who multiplies; by default Triton's kernels on CUDA where Triton is installed, else torch,
+        in the numbers that the options name.
     """
 
     name = "cuda"
@@ -111,7 +120,8 @@ class DeviceBackend:
         self._k = k
         self._device = torch.device(device)
         self._options = options or DeviceOptions()
-        self._engine = engine or choose_engine(self._device)
+        form = FORMATS[self._options.codes]
+        self._engine = engine or choose_engine(self._device, vocabulary.shape[1], form)
         self._rows = self._options.rows
         self._centre: torch.Tensor | None = None
         self._lock = threading.Lock()
@@ -135,7 +145,7 @@ class DeviceBackend:
     def memory_bytes(self) -> int:
         """Bytes on the device: entries, their codes, and the candidates of a batch."""
         dim, item = self._vocabulary.shape[1], self._vocabulary.itemsize
-        entries = self._block_size * (dim * item + padded_dim(dim) + 24)
+        entries = self._block_size * (dim * item + self._engine.proposals.form.bytes_of(dim) + 24)
         return int(entries + 2 * _PROPOSAL_BYTES)
 
     def search(
@@ -258,7 +268,7 @@ class DeviceBackend:
     def _rows_at_once(self, size: int) -> int:
         proposals = self._engine.proposals
         blocks = size // block_size(size, proposals.tile, self._k) + 1
-        fitting = _PROPOSAL_BYTES // (proposals.bytes_per_block * blocks)
+        fitting = _PROPOSAL_BYTES // proposals.bytes_per_query(blocks, self._k)
         return int(max(_LEAST_ROWS, min(self._rows, fitting)))
 
     def _merge(
@@ -299,7 +309,8 @@ class DeviceBackend:
         rows = self._vocabulary[first : first + self._block_size]
         entries = upload(rows, self._device)
         tile = self._engine.proposals.tile
-        codes = EntryCodes(entries, tile, block_size(entries.shape[0], tile, self._k))
+        block = block_size(entries.shape[0], tile, self._k)
+        codes = EntryCodes(entries, tile, block, self._engine.proposals.form)
         if self._centre is not None:
             codes.set_centre(self._centre)
         return _Block(first, entries, codes, codes.longest)
@@ -310,7 +321,7 @@ class DeviceBackend:
         if self._device.type != "cuda":
             return int(size)
         free = int(torch.cuda.mem_get_info(self._device)[0])
-        each = dim * self._vocabulary.itemsize + padded_dim(dim) + 24
+        each = dim * self._vocabulary.itemsize + self._engine.proposals.form.bytes_of(dim) + 24
         return int(free * _SHARE / each)
 
 

@@ -1,4 +1,4 @@
-"""Vectors made ready for the integer product: centred, rotated and quantised to int8.
+"""Vectors made ready for a product in low precision: centred, rotated and rounded to codes.
 
 ``docs/certificate.md`` derives the bounds. In short, with m the mean of the entries, c a rough
 centre of the queries, R a rotation, y = R (x - alpha c) and z = R (t - m),
@@ -6,8 +6,9 @@ centre of the queries, R a rotation, y = R (x - alpha c) and z = R (t - m),
     <x, t> = <x, m> + alpha <c, t - m> + <y, z>
     |<y, z> - <y', z'>| <= |y - y'| |z| + |y'| |z - z'|
 
-where y' and z' are what int8 codes and one step per vector stand for. The first term is the same
-for all entries of a query.
+where y' and z' are what the codes stand for, in units of a step: one step for a query, and one for
+a tile of entries, so that the entries of a tile compare without being scaled. The first term is the
+same for all entries of a query.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 from bliss_index.search.precision import factor_unit
 
 LEVELS = 127
+CODE_NORM = 1024.0
+MOST_LIFT = 2.0**21
 UNIT_32 = 2.0**-24
 TINY = 2.0**-90
 _UNIT_64 = 2.0**-53
@@ -28,6 +31,48 @@ _MULTIPLE = 64  # coordinates: what the integer product of a GPU takes at a time
 _FACTOR_STAGES = 6
 _SEED = 20240717
 _EXTREME = 60
+
+
+@dataclass(frozen=True)
+class CodeFormat:
+    """The numbers that codes are made of.
+
+    Attributes
+    ----------
+    name
+        For messages.
+    dtype
+        Of the codes.
+    sum_error
+        Times the coordinates, the norms of two codes: how far a sum of their products can be off.
+    """
+
+    name: str
+    dtype: torch.dtype
+    sum_error: float
+
+    def bytes_of(self, dim: int) -> int:
+        """Bytes of the code of a vector of this length."""
+        return padded_dim(dim) * self.dtype.itemsize
+
+    def step(self, rows: torch.Tensor) -> torch.Tensor:
+        """Units (n,) in which these rows (n, D) are to be written."""
+        if self.dtype == torch.int8:
+            return rows.abs().amax(1) / LEVELS
+        return rows.square().sum(1).sqrt() / CODE_NORM
+
+    def rounded(self, rows: torch.Tensor) -> torch.Tensor:
+        """The nearest codes, in the precision of the rows (n, D), which are in units of a step."""
+        if self.dtype == torch.int8:
+            return rows.round().clamp(-LEVELS, LEVELS)
+        return rows.to(self.dtype).to(rows.dtype)
+
+
+INT8 = CodeFormat("int8", torch.int8, 0.0)
+# Tensor cores align products and cut off bits, in an order of their own: 2^-22 an addition is more
+# than any of them loses. Codes have norms of about 2^10 at most, so sums and lifts stay below 2^22.
+BFLOAT16 = CodeFormat("bfloat16", torch.bfloat16, 2.0**-22)
+FORMATS = {form.name: form for form in (INT8, BFLOAT16)}
 
 
 def padded_dim(dim: int) -> int:
@@ -92,14 +137,15 @@ class Rotation:
 
 @dataclass(frozen=True, eq=False)
 class QueryCodes:
-    """Queries for the integer product, each measured in the unit of its own codes.
+    """Queries for the product, each measured in the unit of its own codes.
 
     Attributes
     ----------
     codes
-        (n, D) int8.
+        (n, D) int8 or bfloat16.
     alpha
-        (n,) float32, the multiple of the centre that was taken away.
+        (n,) float32, the multiple of the centre that was taken away. Times the lift of any entry it
+        is below 2^21 in magnitude, about.
     per_norm, per_residual
         (n,) float32: the bound is per_norm * |z| + per_residual * |z - z'|, for any entry, with a
         margin for its own evaluation in float32.
@@ -121,7 +167,7 @@ class QueryCodes:
 
 
 class EntryCodes:
-    """Entries for the integer product, in an order of their own.
+    """Entries for the product, in an order of their own.
 
     The order is random but fixed, so that the first entries are a fair sample of all, and results
     do not suffer from sorted vocabularies. Rows are padded to whole tiles; the padding has the
@@ -132,30 +178,39 @@ class EntryCodes:
     entries
         (W, d) floating-point tensor, finite, on the device.
     tile, block
-        Entries of a tile, over which bounds are shared, and of a block within it.
+        Entries of a tile, over which units and bounds are shared, and of a block within it.
+    form
+        Numbers of the codes.
 
     Attributes
     ----------
     codes
-        (Wp, D) int8.
-    step, bias, norm, residual
-        (Wp,) float32: unit of a code, <c, t - m>, and upper bounds of |z| and |z - z'|.
+        (Wp, D) int8 or bfloat16.
+    lift
+        (Wp,) float32: <c, t - m> in units of the tile's step.
+    norm, residual
+        (Wp,) float32: upper bounds of |z| and |z - z'|.
+    tile_step
+        (Wp / tile,) float32, unit of the codes of a tile.
     tile_norm, tile_residual
         (Wp / tile,) float32, the largest of a tile.
     ids
         (Wp,) int64: the entry at a position.
     longest
         An upper bound of the entries' norms, as they came.
-    bound, largest_bias
-        The largest sum of norm and residual, and the largest magnitude of a bias.
+    bound, largest_bias, largest_lift
+        The largest sum of norm and residual, and the largest magnitudes of <c, t - m> and a lift.
     centre, centre_square
         (D,) float32, what a multiple of is taken away from queries, and its square.
     """
 
-    def __init__(self, entries: torch.Tensor, tile: int, block: int) -> None:
+    def __init__(
+        self, entries: torch.Tensor, tile: int, block: int, form: CodeFormat = INT8
+    ) -> None:
         self.size, self.dim = entries.shape
         self.device = entries.device
         self.tile, self.block = tile, block
+        self.form = form
         self._entries = entries
         padded = padded_dim(self.dim)
         self.rotation = Rotation(padded, self.device)
@@ -164,14 +219,15 @@ class EntryCodes:
         ids = np.zeros(rows, dtype=np.int64)
         ids[: self.size] = order
         self.ids = torch.from_numpy(ids).to(self.device)
-        self._at_once = max(1, (1 << 24) // padded)
+        self._at_once = max(1, (1 << 24) // (padded * tile)) * tile
         top = max(float(part.abs().max()) for part in self._parts())
         self._exponent = math.frexp(top)[1] if top > 0 else 0
         self._mean = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
         for part in self._parts():
             self._mean += self._scaled(part).sum(0) / self.size
-        self.codes = torch.zeros((rows, padded), dtype=torch.int8, device=self.device)
-        self.step, self.norm, self.residual = (self._column(rows) for _ in range(3))
+        self.codes = torch.zeros((rows, padded), dtype=form.dtype, device=self.device)
+        self.lift, self.norm, self.residual = (self._column(rows) for _ in range(3))
+        self.tile_step = self._column(rows // tile)
         self._largest = self._longest = 0.0
         for start in range(0, self.size, self._at_once):
             self._encode(start)
@@ -181,13 +237,12 @@ class EntryCodes:
         self.longest = self._longest * 2.0**self._exponent * (1 + 1e-9)
         self.centre = torch.zeros(padded, device=self.device)
         self.centre_square = 0.0
-        self.largest_bias = 0.0
-        self.bias = self._column(rows)
+        self.largest_bias = self.largest_lift = 0.0
 
     @property
     def memory_bytes(self) -> int:
         """Bytes of the codes and of what belongs to them."""
-        columns = (self.step, self.norm, self.residual, self.bias, self.ids, self.codes)
+        columns = (self.lift, self.norm, self.residual, self.ids, self.codes)
         return sum(column.numel() * column.element_size() for column in columns)
 
     def set_centre(self, vector: torch.Tensor) -> None:
@@ -198,14 +253,16 @@ class EntryCodes:
         centre = torch.zeros_like(self.centre)
         centre[: self.dim] = vector
         wide = vector.float().double()
-        bias = torch.zeros_like(self.bias)
+        bias = torch.zeros(self.lift.shape[0], dtype=torch.float64, device=self.device)
         for start in range(0, self.size, self._at_once):
             stop = min(self.size, start + self._at_once)
             rows = self._scaled(self._entries[self.ids[start:stop]]) - self._mean
             bias[start:stop] = rows @ wide
         # Rounding of the float64 sums, which is far below that of storing them in float32.
         largest = float(bias.abs().max()) + 1e-3 * math.sqrt(square) * self._largest
-        self.bias, self.largest_bias = bias, largest
+        step = self.tile_step.double().repeat_interleave(self.tile)
+        self.lift, self.largest_bias = (bias / step).float(), largest
+        self.largest_lift = float(self.lift.abs().max())
         self.centre, self.centre_square = centre, square
 
     def prepare(self, queries: torch.Tensor) -> QueryCodes:
@@ -223,9 +280,10 @@ class EntryCodes:
             alpha = (x * self.centre).sum(1) / self.centre_square
         rest = x - alpha[:, None] * self.centre
         turned = self.rotation.apply(rest)
-        step = turned.abs().amax(1) / LEVELS
+        # Fine enough for the codes, and coarse enough for what the centre contributes.
+        step = torch.maximum(self.form.step(turned), alpha.abs() * (self.largest_lift / MOST_LIFT))
         step = torch.where(step > 2.0**-100, step, 1.0)
-        values = (turned / step[:, None]).round_().clamp_(-LEVELS, LEVELS)
+        values = self.form.rounded(turned / step[:, None])
         left = turned - step[:, None] * values
         margin = 1 + (x.shape[1] + 16) * UNIT_32
         norm, code_norm, deviation, kept = (
@@ -238,12 +296,13 @@ class EntryCodes:
         # From here on in units of the step: a factor of the query changes no order.
         alpha = alpha / step
         wider = 1 + 2.0**-20
+        summed = self.form.sum_error * x.shape[1] * code_norm
         largest = code_norm * self.bound + alpha.abs() * self.largest_bias
         return QueryCodes(
-            values.to(torch.int8),
+            values.to(self.form.dtype),
             alpha,
-            deviation / step * wider,
-            code_norm * wider,
+            (deviation / step + summed) * wider,
+            (code_norm + summed) * wider,
             16 * UNIT_32 * largest + TINY,
             zero,
             torch.zeros_like(zero),
@@ -259,19 +318,23 @@ class EntryCodes:
         centred[:, : self.dim] = scaled - self._mean
         turned = self.rotation.apply(centred)
         norm = turned.square().sum(1).sqrt()
-        step = (turned.abs().amax(1) / LEVELS).float()
-        inverse = torch.where(step > 2.0**-100, 1 / step.double(), 0.0)
-        step = torch.where(step > 2.0**-100, step, 0.0)
-        codes = (turned * inverse[:, None]).round_().clamp_(-LEVELS, LEVELS)
-        left = (turned - step.double()[:, None] * codes).square().sum(1).sqrt()
+        rows = torch.zeros(-(-scaled.shape[0] // self.tile) * self.tile, dtype=torch.float64)
+        rows = rows.to(self.device)
+        rows[: scaled.shape[0]] = self.form.step(turned)
+        tile_step = _above(rows.view(-1, self.tile).amax(1))
+        tile_step = torch.where(tile_step > 2.0**-99, tile_step, 1.0)
+        step = tile_step.double().repeat_interleave(self.tile)[: scaled.shape[0], None]
+        codes = self.form.rounded(turned / step)
+        left = (turned - step * codes).square().sum(1).sqrt()
         shift = self._mean.square().sum().sqrt()
         self._longest = max(self._longest, float(raw.max()))
         self._largest = max(self._largest, self._longest + float(shift))
         # All of this runs in float64: far more than it can have rounded.
         unit = (self.rotation.growth + self.codes.shape[1] + 16) * _UNIT_64
         rounding = unit * (raw + shift + norm)
-        self.codes[part] = codes.to(torch.int8)
-        self.step[part] = step
+        self.codes[part] = codes.to(self.form.dtype)
+        first = start // self.tile
+        self.tile_step[first : first + tile_step.shape[0]] = tile_step
         self.norm[part] = _above(norm + rounding)
         self.residual[part] = _above(left + rounding)
 

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 import torch
 
-from bliss_index.search.device.codes import EntryCodes, QueryCodes
+from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes
 from bliss_index.search.device.ordering import Rescored, rank
 from bliss_index.search.device.proposals import Hits, Proposals, TorchProposals, pairs_of
 
@@ -30,7 +30,7 @@ class DeviceEngine:
     prepare
         Makes queries ready: :meth:`EntryCodes.prepare`.
     proposals
-        Finds candidates by integer products.
+        Finds candidates by products in low precision.
     rank
         Rescores and orders candidates; see :func:`torch_rank`.
     pair_products
@@ -55,10 +55,30 @@ class DeviceEngine:
         return f"{self.proposals.name} on {where} ({device}), torch {torch.__version__}{why}"
 
 
-def choose_engine(device: torch.device) -> DeviceEngine:
-    """Return Triton's kernels if they run on this device, else torch's products and the reason."""
+def choose_engine(
+    device: torch.device, dim: int | None = None, form: CodeFormat = INT8
+) -> DeviceEngine:
+    """Return Triton's kernels if they run on this device, else torch's products and the reason.
+
+    Parameters
+    ----------
+    device
+        Where to search.
+    dim
+        Length of the vectors to search for; None where nothing is searched.
+    form
+        Numbers of the products that propose candidates.
+    """
     reason = why_no_triton(device)
-    return torch_engine(reason) if reason else triton_engine()
+    if not reason and dim is not None:
+        from bliss_index.search.device.triton_proposals import why_too_long
+
+        reason = why_too_long(dim, form, device)
+    if reason:
+        return torch_engine(reason, form)
+    from bliss_index.search.device.triton_proposals import TritonProposals
+
+    return triton_engine(TritonProposals(form=form))
 
 
 def why_no_triton(device: torch.device) -> str:
@@ -73,24 +93,24 @@ def why_no_triton(device: torch.device) -> str:
     return ""
 
 
-def triton_engine(proposals: Proposals | None = None) -> DeviceEngine:
-    """Triton's kernels; their tiles as given or as usual."""
+def triton_engine(proposals: Proposals) -> DeviceEngine:
+    """Triton's kernels around products of theirs."""
     from bliss_index.search.device import triton_engine as kernels
 
     return DeviceEngine(
         kernels.prepare,
-        proposals or kernels.TritonProposals(),
+        proposals,
         kernels.rank,
         kernels.pair_products,
         kernels.score_tail,
     )
 
 
-def torch_engine(reason: str = "") -> DeviceEngine:
+def torch_engine(reason: str = "", form: CodeFormat = INT8) -> DeviceEngine:
     """Torch's own operations."""
     return DeviceEngine(
         EntryCodes.prepare,
-        TorchProposals(),
+        TorchProposals(form),
         torch_rank,
         torch_pair_products,
         torch_score_tail,

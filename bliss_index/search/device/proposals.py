@@ -1,4 +1,4 @@
-"""Which entries can be among the k best: an integer product, its block maxima, and the bound.
+"""Which entries can be among the k best: a rough product, its block maxima, and the bound.
 
 A tile of entries is cut into some blocks. Of every block, for every query, the best score and its
 place are kept, and the second best score: the matrix of scores exists tile by tile. The k-th
@@ -14,9 +14,10 @@ from typing import Protocol
 
 import torch
 
-from bliss_index.search.device.codes import EntryCodes, QueryCodes
+from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes
 
 _LANES = 4  # threads that hold a row of a tensor-core product: every second pair of columns each
+_BYTES_PER_BLOCK = 1024
 _EXACT_IN_FLOAT32 = 1 << 24
 _ENTRIES_AT_ONCE = 8192  # a multiple of every tile
 _GROUPS_PER_RESULT = 8
@@ -57,8 +58,12 @@ class Proposals(Protocol):
         ...
 
     @property
-    def bytes_per_block(self) -> int:
-        """Memory for a query and a block while both are worked on."""
+    def form(self) -> CodeFormat:
+        """Numbers that are multiplied."""
+        ...
+
+    def bytes_per_query(self, blocks: int, k: int) -> int:
+        """Memory for a query while it is worked on, against so many blocks."""
         ...
 
     def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
@@ -69,9 +74,15 @@ class Proposals(Protocol):
 class TorchProposals:
     """With torch's own products: any device, any version."""
 
-    name = "torch int8"
     tile = 128
-    bytes_per_block = 1024
+
+    def __init__(self, form: CodeFormat = INT8) -> None:
+        self.form = form
+        self.name = f"torch {form.name}"
+
+    def bytes_per_query(self, blocks: int, k: int) -> int:
+        """See :class:`Proposals`."""
+        return _BYTES_PER_BLOCK * blocks
 
     def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
         """See :class:`Proposals`."""
@@ -181,14 +192,17 @@ def _scores(queries: QueryCodes, entries: EntryCodes, first: int) -> torch.Tenso
     """Scores (n, m) float32 of some tiles from entry ``first``."""
     part = slice(first, first + _ENTRIES_AT_ONCE)
     codes = entries.codes[part]
-    if codes.is_cuda and queries.codes.shape[0] > 16:
+    if entries.form != INT8:
+        products = queries.codes.float() @ codes.float().T
+    elif codes.is_cuda and queries.codes.shape[0] > 16:
         products = torch._int_mm(queries.codes, codes.T).float()
     else:
         # Sums of products of int8 numbers are exact while they fit into the significand.
         exact = codes.shape[1] * 127 * 127 < _EXACT_IN_FLOAT32 and not codes.is_cuda
         kind = torch.float32 if exact else torch.float64
         products = (queries.codes.to(kind) @ codes.T.to(kind)).float()
-    return products * entries.step[part] + queries.alpha[:, None] * entries.bias[part]
+    step = entries.tile_step.repeat_interleave(entries.tile)[part]
+    return (products + queries.alpha[:, None] * entries.lift[part]) * step
 
 
 def _bounds(queries: QueryCodes, entries: EntryCodes) -> torch.Tensor:

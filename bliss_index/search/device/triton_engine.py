@@ -1,104 +1,21 @@
-"""Launches Triton's kernels, each on the GPU where its arrays are."""
+"""Launches the Triton kernels around the product, each on the GPU where its arrays are."""
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 
-from bliss_index.errors import InvalidInputError
 from bliss_index.search.device import triton_kernels as kernels
-from bliss_index.search.device.codes import UNIT_32, EntryCodes, QueryCodes
-from bliss_index.search.device.proposals import Hits, group_count
+from bliss_index.search.device.codes import MOST_LIFT, UNIT_32, EntryCodes, QueryCodes
+from bliss_index.search.device.proposals import Hits
+from bliss_index.search.device.triton_launch import device_of
 
 _PAIRS = 16
 _CHUNK = 128
 _MOST_CLASSES = 1024
-_HALVINGS = 30
 _PREPARED = 4096  # coordinates of a program
-
-
-@dataclass(frozen=True)
-class TileShape:
-    """How the integer product is cut up; changes speed, never results.
-
-    Attributes
-    ----------
-    queries, entries, depth
-        Rows, columns and coordinates of a tile: powers of two, at least 16, 32 and 32.
-    warps, stages
-        Of one program: warps, and tiles in flight.
-    group
-        Tiles of queries that share entries while those are in the cache.
-    """
-
-    queries: int = 128
-    entries: int = 128
-    depth: int = 128
-    warps: int = 8
-    stages: int = 3
-    group: int = 8
-
-    def __post_init__(self) -> None:
-        for name, least in (("queries", 16), ("entries", 32), ("depth", 32)):
-            value = getattr(self, name)
-            if value < least or value & (value - 1):
-                raise InvalidInputError(
-                    f"{name} must be a power of two of at least {least}, got {value}"
-                )
-
-
-class TritonProposals:
-    """Int8 products whose scores never leave the multiprocessor, only the best two of a block."""
-
-    name = "triton int8"
-    bytes_per_block = 8
-
-    def __init__(self, shape: TileShape | None = None) -> None:
-        self.shape = shape or TileShape()
-
-    @property
-    def tile(self) -> int:
-        """Entries of a tile."""
-        return self.shape.entries
-
-    def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
-        """See :class:`bliss_index.search.device.proposals.Proposals`."""
-        best = self.block_best(queries, entries)
-        n, blocks = best.shape
-        count = torch.empty(n, dtype=torch.int32, device=best.device)
-        places = torch.empty((n, capacity), dtype=torch.int32, device=best.device)
-        if n:
-            with _device_of(best):
-                kernels.select_kernel[(n,)](
-                    best, queries.per_norm, queries.per_residual, queries.slack,
-                    entries.tile_norm, entries.tile_residual, count, places, blocks, k, capacity,
-                    SIZE=entries.block, COUNT=self.tile // entries.block, GROUPS=group_count(k),
-                    HALVINGS=_HALVINGS,
-                )  # fmt: skip
-        return Hits(count, places)
-
-    def block_best(self, queries: QueryCodes, entries: EntryCodes) -> torch.Tensor:
-        """Best two scores of every block, (n, blocks) int64; see the kernel."""
-        shape = self.shape
-        n, dim = queries.codes.shape
-        tiles = entries.codes.shape[0] // shape.entries
-        blocks = entries.codes.shape[0] // entries.block
-        best = torch.empty((n, blocks), dtype=torch.int64, device=entries.device)
-        if n:
-            with _device_of(best):
-                kernels.block_best_kernel[(-(-n // shape.queries) * tiles,)](
-                    queries.codes, queries.alpha, entries.codes, entries.step, entries.bias, best,
-                    n, entries.size, tiles,
-                    DIM=dim, BM=shape.queries, BN=shape.entries,
-                    BK=min(shape.depth, dim & -dim), GROUP=shape.group, SIZE=entries.block,
-                    num_warps=shape.warps, num_stages=shape.stages,
-                )  # fmt: skip
-        return best
 
 
 def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
@@ -116,16 +33,18 @@ def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
             entries.rotation.growth,
             1 + (code_dim + 16) * UNIT_32,
             1 / math.sqrt(block),
+            entries.largest_lift / MOST_LIFT,
+            entries.form.sum_error * code_dim,
         ],
         device=queries.device,
     )
-    codes = torch.empty((n, code_dim), dtype=torch.int8, device=queries.device)
+    codes = torch.empty((n, code_dim), dtype=entries.form.dtype, device=queries.device)
     alpha, per_norm, per_residual, slack = torch.empty((4, n), device=queries.device)
     zero, extreme = torch.empty((2, n), dtype=torch.bool, device=queries.device)
     width = triton.next_power_of_2(code_dim)
     rows = max(1, _PREPARED // width)
     if n:
-        with _device_of(codes):
+        with device_of(codes):
             kernels.prepare_kernel[(-(-n // rows),)](
                 queries.contiguous(), entries.centre, entries.rotation.signs, facts,
                 codes, alpha, per_norm, per_residual, slack, zero, extreme, n, dim,
@@ -150,7 +69,7 @@ def rank(
     ids = torch.empty((n, k), dtype=torch.int64, device=queries.device)
     doubtful = torch.empty(n, dtype=torch.bool, device=queries.device)
     if n:
-        with _device_of(queries):
+        with device_of(queries):
             kernels.rank_kernel[(n,)](
                 queries.contiguous(), entries.contiguous(), hits.count, hits.places, codes.ids,
                 error, scratch, values, ids, doubtful,
@@ -166,7 +85,7 @@ def pair_products(
     """Inner products (P,) float64 of pairs: rows of (n, d) queries and of (W, d) entries."""
     values = torch.empty(row.shape[0], dtype=torch.float64, device=row.device)
     if row.shape[0]:
-        with _device_of(queries):
+        with device_of(queries):
             kernels.pairs_kernel[(-(-row.shape[0] // _PAIRS),)](
                 queries.contiguous(), entries.contiguous(), row.contiguous(), entry.contiguous(),
                 values, row.shape[0], queries.shape[1],
@@ -194,7 +113,7 @@ def score_tail(
     anomaly, inner, outer = (torch.empty_like(internal[:, 0]) for _ in range(3))
     nearest = torch.empty(n, dtype=torch.int64, device=ids.device)
     if n:
-        with _device_of(ids):
+        with device_of(ids):
             kernels.tail_kernel[(n,)](
                 similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
                 internal.contiguous(), internal.new_tensor([lam, k]),
@@ -203,8 +122,3 @@ def score_tail(
                 enable_fp_fusion=False,
             )  # fmt: skip
     return anomaly, nearest, inner, outer
-
-
-def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
-    """Make the tensor's GPU the current one, on which Triton launches."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

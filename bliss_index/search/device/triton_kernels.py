@@ -1,4 +1,4 @@
-"""Triton kernels: block maxima of int8 products, selection, float64 rescoring, scoring tail.
+"""Triton kernels around the product: queries to codes, float64 rescoring, scoring tail.
 
 With TRITON_INTERPRET=1, set before the first import, they run on CPU tensors, slowly. All arrays
 are contiguous.
@@ -7,13 +7,7 @@ are contiguous.
 import triton
 import triton.language as tl
 
-_NOTHING = tl.constexpr(-(2**31) + (1 << 23))  # the key of the least float32 number
-
-
-@triton.jit
-def _ordered(bits):
-    """Integers that are ordered as the float32 numbers are whose bits these are; and back."""
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+_CODE_NORM = tl.constexpr(1024.0)  # of a code in bfloat16
 
 
 @triton.jit
@@ -48,7 +42,8 @@ def prepare_kernel(
     """Make queries ready: :meth:`bliss_index.search.device.codes.EntryCodes.prepare` in one pass.
 
     ``facts``: square of the centre, its norm, largest bound and bias of the entries, roundings of
-    the transform and scale, and the margin of a norm.
+    the transform, the margin of a norm, the scale of the transform, the least step of a query for
+    every unit of its alpha, and the error of a sum of products.
     """
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     column = tl.arange(0, DIM)
@@ -56,6 +51,7 @@ def prepare_kernel(
     square, centre_norm = tl.load(facts), tl.load(facts + 1)
     largest_bound, largest_bias = tl.load(facts + 2), tl.load(facts + 3)
     growth, margin, scale_back = tl.load(facts + 4), tl.load(facts + 5), tl.load(facts + 6)
+    least_step, sum_error = tl.load(facts + 7), tl.load(facts + 8)
     x = tl.load(
         queries + row[:, None] * dim + column[None, :],
         mask=known[:, None] & inside[None, :],
@@ -73,10 +69,17 @@ def prepare_kernel(
     rest = x - alpha[:, None] * middle[None, :]
     sign = tl.load(signs + column, mask=column < CODE_DIM, other=1.0)
     turned = _hadamard(rest * sign[None, :], BM, DIM, STAGES) * scale_back
-    step = tl.max(tl.abs(turned), 1) / 127.0
+    if codes.dtype.element_ty == tl.int8:
+        step = tl.max(tl.abs(turned), 1) / 127.0
+    else:
+        step = tl.sqrt(tl.sum(turned * turned, 1)) / _CODE_NORM
+    step = tl.maximum(step, tl.abs(alpha) * least_step)
     step = tl.where(step > 7.9e-31, step, 1.0)
-    code = tl.floor(turned / step[:, None] + 0.5)
-    code = tl.minimum(tl.maximum(code, -127.0), 127.0)
+    code = turned / step[:, None]
+    if codes.dtype.element_ty == tl.int8:
+        code = tl.minimum(tl.maximum(tl.floor(code + 0.5), -127.0), 127.0)
+    else:
+        code = code.to(tl.bfloat16).to(tl.float32)
     left = turned - step[:, None] * code
     code_norm = _norm(code, margin)
     away = tl.abs(alpha) * centre_norm * margin
@@ -86,126 +89,17 @@ def prepare_kernel(
     largest = code_norm * largest_bound + tl.abs(alpha) * largest_bias
     tl.store(
         codes + row[:, None] * CODE_DIM + column[None, :],
-        code.to(tl.int8),
+        code.to(codes.dtype.element_ty),
         mask=known[:, None] & (column < CODE_DIM)[None, :],
     )
     wider = 1.000001
+    summed = sum_error * code_norm
     tl.store(alphas + row, alpha, mask=known)
-    tl.store(per_norm + row, deviation / step * wider, mask=known)
-    tl.store(per_residual + row, code_norm * wider, mask=known)
+    tl.store(per_norm + row, (deviation / step + summed) * wider, mask=known)
+    tl.store(per_residual + row, (code_norm + summed) * wider, mask=known)
     tl.store(slacks + row, 9.54e-7 * largest + 8.1e-28, mask=known)
     tl.store(zeros + row, top == 0, mask=known)
     tl.store(extremes + row, (top != 0) & ~ordinary, mask=known)
-
-
-@triton.jit(do_not_specialize=["n", "size", "tiles"])
-def block_best_kernel(
-    query_codes, query_alpha, entry_codes, entry_step, entry_bias, best, n, size, tiles,
-    DIM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    GROUP: tl.constexpr, SIZE: tl.constexpr,
-):  # fmt: skip
-    """Write the best two scores of every block: the upper and the lower half of an int64.
-
-    A score is an integer ordered as its float32 bits; its last bits are replaced by the place of
-    the entry in the block, which takes away a share of at most 2^-16 of its magnitude.
-    """
-    COUNT: tl.constexpr = BN // SIZE
-    PARTS: tl.constexpr = COUNT // 4
-    program = tl.program_id(0)
-    share = GROUP * tiles
-    first_row = (program // share) * GROUP
-    height = tl.minimum(tl.cdiv(n, BM) - first_row, GROUP)
-    tile = (program % share) // height
-    row = (first_row + (program % share) % height) * BM + tl.arange(0, BM)
-    column = tl.arange(0, BN)
-    entry = tile * BN + column
-    depth = tl.arange(0, BK)
-    at_query = query_codes + tl.minimum(row, n - 1).to(tl.int64)[:, None] * DIM + depth[None, :]
-    at_entry = entry_codes + entry.to(tl.int64)[None, :] * DIM + depth[:, None]
-    sums = tl.zeros((BM, BN), dtype=tl.int32)
-    for start in range(0, DIM, BK):
-        sums = tl.dot(
-            tl.load(at_query + start), tl.load(at_entry + start), sums, out_dtype=tl.int32
-        )
-    alpha = tl.load(query_alpha + row, mask=row < n, other=0.0)
-    step, bias = tl.load(entry_step + entry), tl.load(entry_bias + entry)
-    scores = sums.to(tl.float32) * step[None, :] + alpha[:, None] * bias[None, :]
-    key = _ordered(scores.to(tl.int32, bitcast=True))
-    index = (column // 8) % (SIZE // 2) * 2 + column % 2
-    key = (key & -SIZE) | index[None, :]
-    key = tl.where((entry < size)[None, :], key, _NOTHING)
-    # Columns 8 i + 2 b and the next, for a range of i, are a block: one thread holds all of them.
-    key = tl.reshape(key, (BM, PARTS, SIZE // 2, 4, 2))
-    first = tl.max(tl.max(key, 4), 2)
-    rest = tl.where(key == first[:, :, None, :, None], _NOTHING, key)
-    second = tl.max(tl.max(rest, 4), 2)
-    first, second = tl.reshape(first, (BM, COUNT)), tl.reshape(second, (BM, COUNT))
-    pair = (first.to(tl.int64) << 32) | (second.to(tl.int64) & 0xFFFFFFFF)
-    block = tile * COUNT + tl.arange(0, COUNT)
-    to = best + row.to(tl.int64)[:, None] * (tiles * COUNT) + block[None, :]
-    tl.store(to, pair, mask=(row < n)[:, None])
-
-
-@triton.jit
-def _score_of(key, SIZE: tl.constexpr):
-    """The score that a key stands for, rounded down."""
-    return _ordered(key & -SIZE).to(tl.float32, bitcast=True)
-
-
-@triton.jit(do_not_specialize=["blocks", "k", "capacity"])
-def select_kernel(
-    best, per_norm, per_residual, slack, tile_norm, tile_residual, count, places,
-    blocks, k, capacity,
-    SIZE: tl.constexpr, COUNT: tl.constexpr, GROUPS: tl.constexpr, HALVINGS: tl.constexpr,
-):  # fmt: skip
-    """Find the threshold of one query, the blocks that can reach it, and their candidates."""
-    query = tl.program_id(0).to(tl.int64)
-    norm, residual = tl.load(per_norm + query), tl.load(per_residual + query)
-    rounding = 4 * tl.load(slack + query)
-    lane = tl.arange(0, GROUPS)
-    largest = tl.full((GROUPS,), float("-inf"), dtype=tl.float32)
-    for start in range(0, blocks, GROUPS):
-        block = start + lane
-        known = block < blocks
-        pair = tl.load(best + query * blocks + block, mask=known, other=0)
-        score = _score_of((pair >> 32).to(tl.int32), SIZE)
-        bound = norm * tl.load(tile_norm + block // COUNT, mask=known, other=0.0)
-        bound += residual * tl.load(tile_residual + block // COUNT, mask=known, other=0.0)
-        largest = tl.maximum(largest, tl.where(known, score - bound - rounding, float("-inf")))
-    # Halve the range that holds the k-th largest; at least k groups always reach `low`.
-    low = tl.min(tl.where(largest > -1e38, largest, float("inf")))
-    high = tl.max(largest)
-    low = tl.where(tl.sum((largest >= low).to(tl.int32)) >= k, low, float("-inf"))
-    for _ in range(HALVINGS):
-        middle = 0.5 * low + 0.5 * high
-        enough = tl.sum((largest >= middle).to(tl.int32)) >= k
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-    filled = 0
-    for start in range(0, blocks, GROUPS):
-        block = start + lane
-        known = block < blocks
-        pair = tl.load(best + query * blocks + block, mask=known, other=0)
-        key = (pair >> 32).to(tl.int32)
-        first, second = _score_of(key, SIZE), _score_of(pair.to(tl.int32), SIZE)
-        bound = norm * tl.load(tile_norm + block // COUNT, mask=known, other=0.0)
-        bound += residual * tl.load(tile_residual + block // COUNT, mask=known, other=0.0)
-        bound += rounding
-        hit = known & (first + tl.abs(first) * 0.0000153 + bound >= low)
-        whole = hit & (second + tl.abs(second) * 0.0000153 + bound >= low)
-        first_place = (block // 4) * (4 * SIZE) + (block % 4) * 2
-        index = key & (SIZE - 1)
-        room = tl.where(whole, SIZE, hit.to(tl.int32))
-        slot = filled + tl.cumsum(room, 0) - room
-        at = places + query * capacity + slot
-        place = first_place + (index // 2) * 8 + index % 2
-        tl.store(at, place, mask=hit & (whole == 0) & (slot < capacity))
-        if tl.sum(whole.to(tl.int32)) > 0:
-            for i in range(SIZE):
-                place = first_place + (i // 2) * 8 + i % 2
-                tl.store(at + i, place, mask=whole & (slot + i < capacity))
-        filled += tl.sum(room)
-    tl.store(count + query, filled)
 
 
 @triton.jit(do_not_specialize=["k", "capacity", "size"])
