@@ -31,16 +31,19 @@ BOUNDS = {
 LISTS = {"count": "*i32", "found": "*i32", "found_pair": "*i64"}
 HITS = {**BEST, **BOUNDS, **LISTS, "first_block": "i32"}
 SIEVE = {**BOUNDS, **LISTS, "best": "*i64"}
-SELECT = {**BOUNDS, **LISTS, "found_count": "*i32", "places": "*i32", "capacity": "i32"}
+SELECT = {**BOUNDS, **LISTS, "found_count": "*i32", "places": "*i32", "uppers": "*fp32",
+          "capacity": "i32"}  # fmt: skip
 PREPARE = {
     "queries": "*fp16", "centre": "*fp32", "signs": "*fp32", "facts": "*fp32", "codes": "*i8",
     "alphas": "*fp32", "per_norm": "*fp32", "per_residual": "*fp32", "slacks": "*fp32",
+    "units": "*fp64",
     "zeros": "*i1", "extremes": "*i1", "n": "i32", "dim": "i32",
 }  # fmt: skip
 RANK = {
-    "queries": "*fp16", "entries": "*fp16", "count": "*i32", "places": "*i32", "ids": "*i64",
+    "queries": "*fp16", "entries": "*fp16", "count": "*i32", "places": "*i32", "uppers": "*fp32",
+    "units": "*fp64", "mean": "*fp64", "order": "*i32", "ids": "*i64",
     "error": "*fp64", "scratch": "*fp64", "values": "*fp64", "best": "*i64", "doubtful": "*i1",
-    "dim": "i32", "k": "i32", "capacity": "i32", "size": "i32",
+    "rescored": "*i32",     "dim": "i32", "k": "i32", "capacity": "i32", "size": "i32",
 }  # fmt: skip
 PAIRS = {
     "queries": "*fp16", "entries": "*fp16", "row": "*i64", "entry": "*i64", "values": "*fp64",
@@ -105,8 +108,9 @@ def main() -> None:
             compiled(block_kernels.select_kernel, SELECT, chosen, capability, num_warps=1),
             compiled(kernels.prepare_kernel, PREPARE,
                      {"CODE_DIM": 512, "DIM": 512, "STAGES": 9, "BM": 8}, capability),
-            compiled(kernels.rank_kernel, RANK, {"WIDTH": 256, "PAIRS": 16, "CHUNK": 128},
-                     capability),
+            compiled(kernels.rank_kernel, RANK,
+                     {"WIDTH": 256, "PAIRS": 8, "CHUNK": 128, "HALVINGS": 16}, capability,
+                     num_warps=1),
             compiled(kernels.pairs_kernel, PAIRS, {"PAIRS": 16, "CHUNK": 128}, capability),
             compiled(kernels.tail_kernel, TAIL, {"CLASSES": 1024}, capability,
                      enable_fp_fusion=False),

@@ -226,7 +226,7 @@ class DeviceBackend:
         error = row_errors(queries, block.entries, block.longest)
         exact = self._exact(host_row, block.first)
         codes = self._engine.prepare(block.codes, queries)
-        candidates = resolved = 0
+        candidates = rescored = resolved = 0
         if block.codes.codes.shape[0] // block.codes.block < _BLOCKS_PER_RESULT * k:
             left = ~codes.zero
             values = torch.empty((queries.shape[0], k), dtype=torch.float64, device=self._device)
@@ -236,10 +236,11 @@ class DeviceBackend:
             hits = self._engine.proposals.find(codes, block.codes, k, capacity)
             left = ((hits.count > capacity) | codes.extreme) & ~codes.zero
             chosen = ~(left | codes.zero)
-            values, ids, doubtful = self._engine.rank(
+            values, ids, doubtful, each = self._engine.rank(
                 queries, block.entries, block.codes, hits, chosen, error, k
             )
             candidates = int(torch.where(chosen, hits.count, 0).sum())
+            rescored = int(torch.where(chosen, each, 0).sum())
             row, entry = pairs_of(hits, block.codes, doubtful)
             value = self._engine.pair_products(queries, block.entries, row, entry)
             found = Rescored(row, entry, value, error)
@@ -256,8 +257,9 @@ class DeviceBackend:
                 found, k, lambda at, entry: exact(numbers[at], entry)
             )
             candidates += row.shape[0]
+            rescored += row.shape[0]
             resolved += more
-        counted = SearchStatistics(0, candidates, candidates, resolved, rows.shape[0])
+        counted = SearchStatistics(0, candidates, rescored, resolved, rows.shape[0])
         return values, ids, counted
 
     def _capacity(self) -> int:

@@ -282,10 +282,12 @@ def sieve_kernel(
 @triton.jit(do_not_specialize=["k", "segments", "room", "capacity"])
 def select_kernel(
     per_norm, per_residual, slack, tile_step, tile_norm, tile_residual,
-    threshold, found_count, found, found_pair, count, places, k, segments, room, capacity,
+    threshold, found_count, found, found_pair, count, places, uppers, k, segments, room, capacity,
     SIZE: tl.constexpr, IN_TILE: tl.constexpr, GROUPS: tl.constexpr, HALVINGS: tl.constexpr,
 ):  # fmt: skip
     """Raise one query's threshold by all blocks found; write the candidates of those that are left.
+
+    With every candidate goes an upper bound of its score.
 
     A block whose second best entry cannot reach the threshold contributes its best; another, all of
     its entries. Where blocks were found that there was no room for, the count is over the capacity.
@@ -324,18 +326,23 @@ def select_kernel(
             bound += residual * tl.load(tile_residual + at)
             step = tl.load(tile_step + at)
             first, second = (pair >> 32).to(tl.int32), pair.to(tl.int32)
-            hit = known & (_upper(first, step, SIZE) + bound >= least) & (first >= SIZE)
-            whole = hit & (_upper(second, step, SIZE) + bound >= least) & (second >= SIZE)
+            most, next_most = _upper(first, step, SIZE) + bound, _upper(second, step, SIZE) + bound
+            hit = known & (most >= least) & (first >= SIZE)
+            whole = hit & (next_most >= least) & (second >= SIZE)
             first_place = (block // 4) * (4 * SIZE) + (block % 4) * 2
             index = first & (SIZE - 1)
             taken = tl.where(whole, SIZE, hit.to(tl.int32))
             slot = filled + tl.cumsum(taken, 0) - taken
-            to = places + query * capacity + slot
+            to = query * capacity + slot
             place = first_place + (index // 2) * 8 + index % 2
-            tl.store(to, place, mask=hit & (whole == 0) & (slot < capacity))
+            alone = hit & (whole == 0) & (slot < capacity)
+            tl.store(places + to, place, mask=alone)
+            tl.store(uppers + to, most, mask=alone)
             if tl.sum(whole.to(tl.int32)) > 0:
                 for i in range(SIZE):
                     place = first_place + (i // 2) * 8 + i % 2
-                    tl.store(to + i, place, mask=whole & (slot + i < capacity))
+                    kept = whole & (slot + i < capacity)
+                    tl.store(places + to + i, place, mask=kept)
+                    tl.store(uppers + to + i, tl.where(index == i, most, next_most), mask=kept)
             filled += tl.sum(taken)
     tl.store(count + query, tl.where(lost > 0, capacity + 1, filled))

@@ -151,6 +151,8 @@ class QueryCodes:
         margin for its own evaluation in float32.
     slack
         (n,) float32, rounding of the scores themselves.
+    unit
+        (n,) float64, what a score of one is in inner products of the vectors as they came.
     zero
         (n,) bool: rows of zeros, whose inner products are all zero.
     extreme
@@ -162,6 +164,7 @@ class QueryCodes:
     per_norm: torch.Tensor
     per_residual: torch.Tensor
     slack: torch.Tensor
+    unit: torch.Tensor
     zero: torch.Tensor
     extreme: torch.Tensor
 
@@ -198,6 +201,10 @@ class EntryCodes:
         (Wp,) int64: the entry at a position.
     longest
         An upper bound of the entries' norms, as they came.
+    mean
+        (d,) float64, the mean of the entries as they came, about: the m of the bounds, exactly.
+    exponent
+        The power of two by which entries are divided before anything else.
     bound, largest_bias, largest_lift
         The largest sum of norm and residual, and the largest magnitudes of <c, t - m> and a lift.
     centre, centre_square
@@ -221,7 +228,7 @@ class EntryCodes:
         self.ids = torch.from_numpy(ids).to(self.device)
         self._at_once = max(1, (1 << 24) // (padded * tile)) * tile
         top = max(float(part.abs().max()) for part in self._parts())
-        self._exponent = math.frexp(top)[1] if top > 0 else 0
+        self.exponent = math.frexp(top)[1] if top > 0 else 0
         self._mean = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
         for part in self._parts():
             self._mean += self._scaled(part).sum(0) / self.size
@@ -234,7 +241,8 @@ class EntryCodes:
         self.tile_norm = self.norm.view(-1, tile).amax(1)
         self.tile_residual = self.residual.view(-1, tile).amax(1)
         self.bound = float(self.norm.max()) + float(self.residual.max())
-        self.longest = self._longest * 2.0**self._exponent * (1 + 1e-9)
+        self.longest = self._longest * 2.0**self.exponent * (1 + 1e-9)
+        self.mean = self._mean * 2.0**self.exponent
         self.centre = torch.zeros(padded, device=self.device)
         self.centre_square = 0.0
         self.largest_bias = self.largest_lift = 0.0
@@ -304,6 +312,7 @@ class EntryCodes:
             (deviation / step + summed) * wider,
             (code_norm + summed) * wider,
             16 * UNIT_32 * largest + TINY,
+            step.double() * torch.exp2((exponent + self.exponent).double()),
             zero,
             torch.zeros_like(zero),
         )
@@ -343,7 +352,7 @@ class EntryCodes:
 
     def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
         """Rows in float64, the largest coordinate of all entries about 1."""
-        return rows.double() * 2.0**-self._exponent
+        return rows.double() * 2.0**-self.exponent
 
     def _column(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, dtype=torch.float32, device=self.device)

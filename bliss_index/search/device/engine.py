@@ -14,7 +14,7 @@ from bliss_index.search.device.proposals import Hits, Proposals, TorchProposals,
 
 Prepare = Callable[[EntryCodes, torch.Tensor], QueryCodes]
 PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 Tail = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPABILITY = (8, 0)
 _PAIR_ELEMENTS = 1 << 24
@@ -126,7 +126,7 @@ def torch_rank(
     chosen: torch.Tensor,
     error: torch.Tensor,
     k: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rescore candidates in float64 and order the k best, as far as float64 decides.
 
     Parameters
@@ -144,11 +144,13 @@ def torch_rank(
 
     Returns
     -------
-    values (n, k) float64, ids (n, k) int64, and (n,) bool: chosen queries that are for the host.
+    values (n, k) float64, ids (n, k) int64, (n,) bool: chosen queries that are for the host, and
+    (n,) int32: how many candidates were rescored.
     """
     row, entry = pairs_of(hits, codes, chosen)
     value = torch_pair_products(queries, entries, row, entry)
-    return rank(Rescored(row, entry, value, error), k)
+    values, ids, doubtful = rank(Rescored(row, entry, value, error), k)
+    return values, ids, doubtful, hits.count
 
 
 def torch_pair_products(

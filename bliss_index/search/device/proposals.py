@@ -38,10 +38,17 @@ class Hits:
     places
         (n, capacity) int32, the first ``count`` of a row meaningful: places in the order of the
         entry codes. Places behind the last entry are nobody's.
+    uppers
+        (n, capacity) float32, bounds that the candidates' scores do not exceed, in the query's
+        unit.
+    unit
+        (n,) float64: an inner product is that with the mean of the entries plus a score times this.
     """
 
     count: torch.Tensor
     places: torch.Tensor
+    uppers: torch.Tensor
+    unit: torch.Tensor
 
 
 class Proposals(Protocol):
@@ -98,8 +105,10 @@ class TorchProposals:
         row, block = hit.nonzero(as_tuple=True)
         copies = room[row, block]
         index = torch.where(whole[row, block], 0, place[row, block])
-        row, block, at, index = (
-            column.repeat_interleave(copies) for column in (row, block, slot[row, block], index)
+        upper = (best + bound)[row, block]
+        row, block, at, index, upper = (
+            column.repeat_interleave(copies)
+            for column in (row, block, slot[row, block], index, upper)
         )
         ends = copies.cumsum(0)
         step = torch.arange(row.shape[0], device=row.device)
@@ -108,7 +117,9 @@ class TorchProposals:
         there = at < capacity
         found = _place(block, index, size)
         places[row[there], at[there]] = found[there].to(torch.int32)
-        return Hits(room.sum(1).to(torch.int32), places)
+        uppers = torch.full(places.shape, -torch.inf, device=best.device)
+        uppers[row[there], at[there]] = upper[there]
+        return Hits(room.sum(1).to(torch.int32), places, uppers, queries.unit)
 
     def _block_best(
         self, queries: QueryCodes, entries: EntryCodes

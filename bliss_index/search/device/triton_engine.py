@@ -13,6 +13,8 @@ from bliss_index.search.device.proposals import Hits
 from bliss_index.search.device.triton_launch import device_of
 
 _PAIRS = 16
+_RANKED = 8
+_HALVINGS = 16
 _CHUNK = 128
 _MOST_CLASSES = 1024
 _PREPARED = 4096  # coordinates of a program
@@ -35,11 +37,13 @@ def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
             1 / math.sqrt(block),
             entries.largest_lift / MOST_LIFT,
             entries.form.sum_error * code_dim,
+            entries.exponent,
         ],
         device=queries.device,
     )
     codes = torch.empty((n, code_dim), dtype=entries.form.dtype, device=queries.device)
     alpha, per_norm, per_residual, slack = torch.empty((4, n), device=queries.device)
+    unit = torch.empty(n, dtype=torch.float64, device=queries.device)
     zero, extreme = torch.empty((2, n), dtype=torch.bool, device=queries.device)
     width = triton.next_power_of_2(code_dim)
     rows = max(1, _PREPARED // width)
@@ -47,10 +51,10 @@ def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
         with device_of(codes):
             kernels.prepare_kernel[(-(-n // rows),)](
                 queries.contiguous(), entries.centre, entries.rotation.signs, facts,
-                codes, alpha, per_norm, per_residual, slack, zero, extreme, n, dim,
+                codes, alpha, per_norm, per_residual, slack, unit, zero, extreme, n, dim,
                 CODE_DIM=code_dim, DIM=width, STAGES=block.bit_length() - 1, BM=rows,
             )  # fmt: skip
-    return QueryCodes(codes, alpha, per_norm, per_residual, slack, zero, extreme)
+    return QueryCodes(codes, alpha, per_norm, per_residual, slack, unit, zero, extreme)
 
 
 def rank(
@@ -61,22 +65,26 @@ def rank(
     chosen: torch.Tensor,
     error: torch.Tensor,
     k: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rescore and order; see :func:`bliss_index.search.device.ordering.rank_hits`."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rescore and order; see :func:`bliss_index.search.device.engine.torch_rank`."""
     n, capacity = hits.places.shape
+    order = torch.empty((n, capacity), dtype=torch.int32, device=queries.device)
     scratch = torch.empty((n, capacity), dtype=torch.float64, device=queries.device)
     values = torch.empty((n, k), dtype=torch.float64, device=queries.device)
     ids = torch.empty((n, k), dtype=torch.int64, device=queries.device)
     doubtful = torch.empty(n, dtype=torch.bool, device=queries.device)
+    rescored = torch.empty(n, dtype=torch.int32, device=queries.device)
+    width = triton.next_power_of_2(capacity)
     if n:
         with device_of(queries):
             kernels.rank_kernel[(n,)](
-                queries.contiguous(), entries.contiguous(), hits.count, hits.places, codes.ids,
-                error, scratch, values, ids, doubtful,
-                queries.shape[1], k, capacity, codes.size,
-                WIDTH=triton.next_power_of_2(capacity), PAIRS=_PAIRS, CHUNK=_CHUNK,
+                queries.contiguous(), entries.contiguous(), hits.count, hits.places, hits.uppers,
+                hits.unit, codes.mean, codes.ids, error, order, scratch, values, ids, doubtful,
+                rescored, queries.shape[1], k, capacity, codes.size,
+                WIDTH=width, PAIRS=_RANKED, CHUNK=_CHUNK, HALVINGS=_HALVINGS,
+                num_warps=min(8, max(1, width // 256)),
             )  # fmt: skip
-    return values, ids, doubtful & chosen
+    return values, ids, doubtful & chosen, rescored
 
 
 def pair_products(

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 _CODE_NORM = tl.constexpr(1024.0)  # of a code in bfloat16
+_LEAST_UNIT = tl.constexpr(1e-290)  # below, float64 has fewer digits
 
 
 @triton.jit
@@ -35,15 +36,15 @@ def _norm(rows, margin):
 
 @triton.jit(do_not_specialize=["n"])
 def prepare_kernel(
-    queries, centre, signs, facts, codes, alphas, per_norm, per_residual, slacks, zeros, extremes,
-    n, dim,
+    queries, centre, signs, facts, codes, alphas, per_norm, per_residual, slacks, units, zeros,
+    extremes, n, dim,
     CODE_DIM: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Make queries ready: :meth:`bliss_index.search.device.codes.EntryCodes.prepare` in one pass.
 
     ``facts``: square of the centre, its norm, largest bound and bias of the entries, roundings of
     the transform, the margin of a norm, the scale of the transform, the least step of a query for
-    every unit of its alpha, and the error of a sum of products.
+    every unit of its alpha, the error of a sum of products, and the exponent of the entries.
     """
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     column = tl.arange(0, DIM)
@@ -85,6 +86,10 @@ def prepare_kernel(
     away = tl.abs(alpha) * centre_norm * margin
     roundings = growth * _norm(rest, margin) + 3 * (_norm(x, margin) + away) + 3 * code_norm * step
     deviation = _norm(left, margin) + 6.03e-8 * roundings
+    # Powers of two as float64 bits: the entries' exponent, and what the query was multiplied by.
+    power = 897 + tl.where(ordinary, exponent, 126).to(tl.int64) + tl.load(facts + 9).to(tl.int64)
+    power = (power << 52).to(tl.float64, bitcast=True)
+    tl.store(units + row, step.to(tl.float64) * power, mask=known)
     alpha = alpha / step
     largest = code_norm * largest_bound + tl.abs(alpha) * largest_bias
     tl.store(
@@ -102,46 +107,105 @@ def prepare_kernel(
     tl.store(extremes + row, (top != 0) & ~ordinary, mask=known)
 
 
-@triton.jit(do_not_specialize=["k", "capacity", "size"])
-def rank_kernel(
-    queries, entries, count, places, ids, error, scratch, values, best, doubtful,
-    dim, k, capacity, size,
+@triton.jit
+def _rescore(
+    query, at_query, entries, at_place, ids, order, chosen, scratch, dim,
     WIDTH: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Rescore one query's candidates in float64 and write its k best in order.
+    """Write float64 products of the chosen of a query's candidates to their slots of the scratch.
 
-    A query is doubtful where values of neighbours, or the rounding of a value to float32, are
-    closer than the error of the sums.
+    They are lined up first, so that no lane works for one that is not chosen.
     """
-    query = tl.program_id(0).to(tl.int64)
-    filled = tl.minimum(tl.load(count + query), capacity)
-    for start in range(0, filled, PAIRS):
-        slot = start + tl.arange(0, PAIRS)
-        known = slot < filled
-        place = tl.load(places + query * capacity + slot, mask=known, other=0)
-        known &= place < size
-        entry = tl.load(ids + place, mask=known, other=0)
+    slot = tl.arange(0, WIDTH)
+    ones = chosen.to(tl.int32)
+    tl.store(order + tl.cumsum(ones, 0) - 1, slot, mask=chosen)
+    count = tl.sum(ones)
+    tl.debug_barrier()
+    for start in range(0, count, PAIRS):
+        known = start + tl.arange(0, PAIRS) < count
+        slots = tl.load(order + start + tl.arange(0, PAIRS), mask=known, other=0)
+        entry = tl.load(ids + tl.load(at_place + slots, mask=known, other=0), mask=known, other=0)
         total = tl.zeros((PAIRS,), dtype=tl.float64)
         for first in range(0, dim, CHUNK):
             column = first + tl.arange(0, CHUNK)
             inside = column < dim
-            left = tl.load(queries + query * dim + column, mask=inside, other=0.0).to(tl.float64)
+            left = tl.load(at_query + column, mask=inside, other=0.0).to(tl.float64)
             right = tl.load(
                 entries + entry[:, None] * dim + column[None, :],
                 mask=known[:, None] & inside[None, :],
                 other=0.0,
             ).to(tl.float64)
             total += tl.sum(left[None, :] * right, axis=1)
-        total = tl.where(known, total, float("-inf"))
-        tl.store(scratch + query * capacity + slot, total, mask=slot < filled)
+        tl.store(scratch + slots, total, mask=known)
     tl.debug_barrier()
+
+
+@triton.jit
+def _kth_upper(upper, k, HALVINGS: tl.constexpr):
+    """A number that at least k of the upper bounds reach, and not many more."""
+    low = tl.min(tl.where(upper > -1e38, upper, float("inf")))
+    low = tl.where(tl.sum((upper >= low).to(tl.int32)) >= k, low, float("-inf"))
+    high = tl.max(upper)
+    for _ in range(HALVINGS):
+        middle = 0.5 * low + 0.5 * high
+        enough = tl.sum((upper >= middle).to(tl.int32)) >= k
+        low = tl.where(enough, middle, low)
+        high = tl.where(enough, high, middle)
+    return low
+
+
+@triton.jit(do_not_specialize=["k", "capacity", "size"])
+def rank_kernel(
+    queries, entries, count, places, uppers, units, mean, ids, error, order, scratch,
+    values, best, doubtful, rescored, dim, k, capacity, size,
+    WIDTH: tl.constexpr, PAIRS: tl.constexpr, CHUNK: tl.constexpr, HALVINGS: tl.constexpr,
+):  # fmt: skip
+    """Rescore one query's candidates in float64 and write its k best in order.
+
+    Those of the largest upper bounds come first: k of them. The least of their products is one that
+    the k-th best reaches, so others are rescored only where their bound can reach it too: a product
+    is at most that with the mean of the entries, plus the bound in the query's unit.
+
+    A query is doubtful where values of neighbours, or the rounding of a value to float32, are
+    closer than the error of the sums.
+    """
+    query = tl.program_id(0).to(tl.int64)
+    filled = tl.minimum(tl.load(count + query), capacity)
+    at_query, at_place = queries + query * dim, places + query * capacity
+    order += query * capacity
+    scratch += query * capacity
     slot = tl.arange(0, WIDTH)
-    there = slot < filled
-    value = tl.load(scratch + query * capacity + slot, mask=there, other=float("-inf"))
-    place = tl.load(places + query * capacity + slot, mask=there, other=0)
-    there &= place < size
-    entry = tl.load(ids + place, mask=there, other=0)
+    place = tl.load(at_place + slot, mask=slot < filled, other=size)
+    there = place < size
+    upper = tl.load(uppers + query * capacity + slot, mask=there, other=float("-inf"))
+    cut = _kth_upper(upper, k, HALVINGS)
+    first = there & (upper >= cut)
+    _rescore(
+        query, at_query, entries, at_place, ids, order, first, scratch, dim, WIDTH, PAIRS, CHUNK
+    )
+    value = tl.load(scratch + slot, mask=first, other=float("inf"))
+    least = tl.min(value)
+    product = tl.zeros((CHUNK,), dtype=tl.float64)
+    size_of_it = tl.zeros((CHUNK,), dtype=tl.float64)
+    for start in range(0, dim, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        left = tl.load(at_query + column, mask=column < dim, other=0.0).to(tl.float64)
+        term = left * tl.load(mean + column, mask=column < dim, other=0.0)
+        product += term
+        size_of_it += tl.abs(term)
     bound = tl.load(error + query)
+    unit = tl.load(units + query)
+    most = tl.sum(product) + unit * upper.to(tl.float64)
+    most += bound + tl.sum(size_of_it) * (dim * 4e-16)
+    most = tl.where(unit < _LEAST_UNIT, float("inf"), most)
+    rest = there & (upper < cut) & (most >= least)
+    _rescore(
+        query, at_query, entries, at_place, ids, order, rest, scratch, dim, WIDTH, PAIRS, CHUNK
+    )
+    there = first | rest
+    tl.store(rescored + query, tl.sum(there.to(tl.int32)))
+    value = tl.load(scratch + slot, mask=there, other=float("-inf"))
+    entry = tl.load(ids + place, mask=there, other=0)
     doubt = tl.zeros((), dtype=tl.int32)
     before = tl.full((), float("inf"), dtype=tl.float64)
     for j in range(k + 1):

@@ -107,8 +107,10 @@ class TritonProposals:
         n = queries.codes.shape[0]
         count = torch.empty(n, dtype=torch.int32, device=entries.device)
         places = torch.empty((n, capacity), dtype=torch.int32, device=entries.device)
+        uppers = torch.empty((n, capacity), dtype=torch.float32, device=entries.device)
+        hits = Hits(count, places, uppers, queries.unit)
         if n == 0:
-            return Hits(count, places)
+            return hits
         in_tile = TILE // entries.block
         blocks = entries.codes.shape[0] // entries.block
         sample = _sample(blocks, k, in_tile)
@@ -144,10 +146,10 @@ class TritonProposals:
                     TILE=TILE, **_constants(shape, entries),
                 )  # fmt: skip
             kernels.select_kernel[(n,)](
-                *bounds, threshold, listed, found, pairs, count, places, k, segments, room,
+                *bounds, threshold, listed, found, pairs, count, places, uppers, k, segments, room,
                 capacity, **settings,
             )  # fmt: skip
-        return Hits(count, places)
+        return hits
 
     def block_best(
         self, queries: QueryCodes, entries: EntryCodes, blocks: int | None = None
