@@ -299,6 +299,6 @@ def _is_text(kind: Any) -> bool:
 
 
 def _imagenet() -> tuple[str, ...]:
-    from bliss_index.encode.torchvision_cure import import_open_clip
+    from bliss_index.torchvision_cure import import_open_clip
 
     return tuple(import_open_clip().IMAGENET_CLASSNAMES)

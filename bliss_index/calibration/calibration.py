@@ -17,8 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration.files import (
+    StoredCalibration,
+    read_calibration,
+    write_calibration,
+)
 from bliss_index.calibration.moments import ClassMoments
-from bliss_index.errors import CalibrationError, InvalidInputError
+from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
@@ -141,17 +146,36 @@ class Calibration:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration as a directory; see :mod:`bliss_index.calibration.files`."""
-        from bliss_index.calibration.files import write_calibration
+        """Write the calibration as a directory; see :mod:`bliss_index.calibration.files`.
 
-        write_calibration(self, Path(path))
+        Raises
+        ------
+        OutputError
+            The directory cannot be written.
+        StoreError
+            It holds something other than a calibration.
+        """
+        stored = StoredCalibration(
+            self.classes, self.class_embeddings, self.moments, self.model, self.attributes
+        )
+        write_calibration(stored, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read a calibration from its directory."""
-        from bliss_index.calibration.files import read_calibration
+        """Read a calibration from its directory.
 
-        return read_calibration(Path(path))
+        Raises
+        ------
+        StoreError
+            There is none.
+        CorruptStoreError
+            It is damaged, or was written by a newer version.
+        """
+        stored = read_calibration(Path(path))
+        try:
+            return cls(*stored)
+        except InvalidInputError as error:
+            raise CorruptStoreError(f"{path} is damaged: {error}") from error
 
 
 def calibrate(

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from bliss_index.encode.checkpoint import ModelSource
-from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, MissingDependencyError
+from bliss_index.torchvision_cure import import_open_clip, root_logger_kept
 
 # ftfy and html.unescape change nothing in printable ASCII without "&"; they cost more than BPE.
 _PLAIN = re.compile(r"[ -%'-~]+")
