@@ -197,7 +197,10 @@ def test_a_class_named_by_digits(tmp_path):
             "2 of 3 classes have fewer than 2 calibration images: 'dog' (0), 'cow' (0)",
         ),
         ("dog\n" + "cat\n" * 199, "'dog' (1), 'cow' (0)"),
-        ("horse\n" * 200, "labels no row with one of the 3 classes ('cat', 'dog', 'cow', ...)"),
+        (
+            "horse\n" * 200,
+            "labels no row with one of the 3 classes ('cat', 'dog', 'cow'); its labels are 'horse'",
+        ),
         ("3\n" * 200, "label 3 in row 0, there are 3 classes (0 to 2; -1 leaves a row out)"),
     ],
 )

@@ -23,12 +23,11 @@ from bliss_index.calibration.files import (
     write_calibration,
 )
 from bliss_index.calibration.moments import ClassMoments
-from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError
+from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
 _LEAST_VARIANCE = 1e-12
-_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,13 +231,15 @@ def calibrate(
 
 
 def _require_enough(classes: Sequence[str], moments: Sequence[ClassMoments]) -> None:
-    few = [c for c, m in enumerate(moments) if m.count < _LEAST_IMAGES]
+    few = [
+        f"{name!r} ({m.count})"
+        for name, m in zip(classes, moments, strict=True)
+        if m.count < _LEAST_IMAGES
+    ]
     if few:
-        named = ", ".join(f"{classes[c]!r} ({moments[c].count})" for c in few[:_CLASSES_NAMED])
-        more = f" and {len(few) - _CLASSES_NAMED} more" if len(few) > _CLASSES_NAMED else ""
         raise CalibrationError(
             f"{len(few)} of {len(classes)} classes have fewer than {_LEAST_IMAGES} calibration "
-            f"images: {named}{more}. Their deviations would be zero; add images of these classes, "
+            f"images: {listed(few)}. Their deviations would be zero; add images of these classes, "
             "or leave the classes out."
         )
     for name, m in zip(classes, moments, strict=True):

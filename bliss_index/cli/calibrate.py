@@ -10,8 +10,6 @@ import typer
 from bliss_index.cli.console import print_facts, print_json, progress_line, say
 from bliss_index.cli.options import DeviceOption, JsonOption
 
-_NAMED = 5
-
 
 def calibrate(
     images: Annotated[Path, typer.Argument(help="Image store of normal images.")],
@@ -54,6 +52,7 @@ def calibrate(
     from bliss_index.calibration.class_texts import ClassTexts
     from bliss_index.calibration.from_store import calibrate_store
     from bliss_index.calibration.labels import Labels
+    from bliss_index.errors import listed
     from bliss_index.store import EmbeddingStore
 
     store = EmbeddingStore.open(images, kind="image")
@@ -66,7 +65,7 @@ def calibrate(
         summary = calibrate_store(store, given, texts, progress, assign=assign, trim=trim)
     summary.calibration.save(out)
     if summary.other:
-        named = ", ".join(f"{name!r} ({n})" for name, n in list(summary.other.items())[:_NAMED])
+        named = listed([f"{name!r} ({count})" for name, count in summary.other.items()])
         say(f"{sum(summary.other.values())} images of other labels are left out: {named}")
     if summary.unlabelled:
         say(f"{summary.unlabelled} images without a label are left out")

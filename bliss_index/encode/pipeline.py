@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 import time
@@ -17,6 +16,8 @@ from bliss_index.encode.decode import MAX_PIXELS
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
 from bliss_index.encode.image_rows import ImageRow, ImageSource
 from bliss_index.errors import InvalidInputError
+from bliss_index.processors import usable_processors
+from bliss_index.store.schema import OK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from bliss_index.encode.model import Encoder
 
-OK = "ok"
 UNDECODABLE = "undecodable_image"
 BAD_EMBEDDING = "bad_embedding"
 
@@ -194,9 +194,9 @@ def _batch_rows(
 
 
 def _default_workers(device: str) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_processors()
     # On a CPU the encoder itself needs the cores, and decoding is 10 times cheaper than encoding.
-    return max(1, (cores or 1) // 8) if device == "cpu" else min(16, max(1, (cores or 1) - 1))
+    return max(1, cores // 8) if device == "cpu" else min(16, max(1, cores - 1))
 
 
 class _Feeder:

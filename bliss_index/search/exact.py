@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.processors import usable_processors
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
@@ -77,9 +78,7 @@ def thread_count(threads: int | None) -> int:
     if threads is None:
         text = os.environ.get("BLISS_INDEX_THREADS", "")
         if not text:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-                os.cpu_count() or 1
-            )  # fmt: skip
+            return usable_processors()
         if not text.isdigit() or int(text) < 1:
             raise InvalidInputError(
                 f"BLISS_INDEX_THREADS must be a whole number of at least 1, got {text!r}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.errors import InvalidInputError, StoreError, listed
 from bliss_index.store.files import (
     DirectoryLock,
     atomic_file,
@@ -43,7 +42,6 @@ from bliss_index.store.schema import (
 )
 
 ROWS_PER_SHARD = 65536
-_ROWS_NAMED = 5
 
 
 class StoreWriter:
@@ -127,7 +125,7 @@ class StoreWriter:
         )
         make_directory(self.path)
         self._lock = DirectoryLock(self.path)
-        self._lock.__enter__()
+        self._lock.acquire()
         try:
             remove_temporaries(self.path)
             self._manifest = self._continued(wanted)
@@ -137,7 +135,7 @@ class StoreWriter:
                 for keys in self._committed_keys():
                     self._registry.register(keys)
         except BaseException:
-            self._lock.__exit__(None, None, None)
+            self._lock.release()
             raise
 
     @property
@@ -209,10 +207,10 @@ class StoreWriter:
         stored[~good] = 0
         defects = norm_defects(stored[good])
         if defects.size:
-            named = np.flatnonzero(good)[defects[:_ROWS_NAMED]] + self.rows + self._pending.rows
+            named = np.flatnonzero(good)[defects] + self.rows + self._pending.rows
             raise InvalidInputError(
                 f"{defects.size} of {n} embeddings are not of unit norm (row(s) "
-                f"{', '.join(map(str, named))}); normalise them, or give them another status"
+                f"{listed(named.tolist())}); normalise them, or give them another status"
             )
         columns: dict[str, Any] = {"key": pa.array(keys, pa.string())}
         if is_text:
@@ -238,17 +236,12 @@ class StoreWriter:
 
     def release(self) -> None:
         """Give up the lock, leaving the store as far as it is committed."""
-        self._lock.__exit__(None, None, None)
+        self._lock.release()
 
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
