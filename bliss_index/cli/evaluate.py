@@ -15,14 +15,6 @@ from bliss_index.cli.options import DeviceOption, JsonOption, ThreadsOption
 if TYPE_CHECKING:
     from bliss_index.evaluation.protocol_run import ProtocolReport
 
-_TITLES = {
-    "auroc": "AUROC",
-    "aupr_anomaly": "AUPR, anomalies positive",
-    "aupr_normal": "AUPR, normal images positive",
-    "fpr95_anomaly": "false alarms where 95 % of anomalies are found",
-    "fpr95_normal": "anomalies missed where 95 % of normal images pass",
-}
-
 
 def evaluate(
     target: Annotated[
@@ -168,13 +160,8 @@ def _evaluate_scores(scores: Path, labels: Path, resamples: int, as_json: bool) 
     if as_json:
         print_json(asdict(metrics))
         return
-    rows = []
-    for name, title in _TITLES.items():
-        interval = metrics.intervals.get(name)
-        shown = "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
-        rows.append([title, f"{getattr(metrics, name):.4f}", shown])
     print_table(
         f"{metrics.anomalies} anomalies, {metrics.normal} normal images",
         ["", "value", "95 % interval"],
-        rows,
+        [[title, f"{value:.4f}", interval] for title, value, interval in metrics.rows()],
     )

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -88,6 +88,16 @@ class PipelineTimes:
         return self.encode_seconds / total if total else 1.0
 
 
+class PipelineOptions(TypedDict, total=False):
+    """Options of :func:`iter_encoded` that callers may pass on; each has its default there."""
+
+    workers: int | None
+    batch_size: int | None
+    timeout: float
+    max_pixels: int
+    times: PipelineTimes | None
+
+
 def iter_encoded(
     encoder: Encoder,
     source: ImageSource,
@@ -105,7 +115,9 @@ def iter_encoded(
     Parameters
     ----------
     encoder : Encoder
+        The model.
     source : ImageSource
+        Where the images come from.
     workers : int, optional
         Decoding processes; 0 decodes in this one. By default by the number of cores.
     batch_size : int, optional
