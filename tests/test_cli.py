@@ -14,6 +14,7 @@ from bliss_reference import clip_like, reference_scores
 
 from bliss_index.calibration.labels import Labels
 from bliss_index.cli import console
+from bliss_index.cli.app import app
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 
@@ -322,14 +323,21 @@ def test_info(chain):
     assert "is no store, calibration or scores directory" in err
 
 
-COMMANDS = ["demo", "encode-text", "encode-images", "import", "build", "calibrate", "score",
-            "evaluate", "verify", "info"]  # fmt: skip
+COMMANDS = [command.name for command in app.registered_commands]
+
+
+def test_the_commands_that_others_rely_on_are_there():
+    assert {
+        "demo", "encode-text", "encode-images", "import", "build", "calibrate", "score", "evaluate",
+        "report", "verify", "info", "bench",
+    } <= set(COMMANDS)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
     out, _ = run(command, "--help")
     assert "Usage" in out
+    assert "--json" in out
 
 
 def test_a_log_gets_a_line_a_minute(monkeypatch, capsys):

@@ -196,6 +196,8 @@ def calibrate(
         (C, d) text embeddings of the classes.
     classes
         C names; by default "0", "1", ...
+    model, attributes
+        The model of all embeddings, and how the calibration is made, for the record.
 
     Raises
     ------

@@ -129,8 +129,9 @@ class Encoder:
         Parameters
         ----------
         entries : sequence of str
+            What is put into the templates.
         templates : sequence of str
-            Each with one ``{}``.
+            At least one, each with one ``{}``.
         progress : callable, optional
             Called with the number of entries just finished.
 
@@ -170,7 +171,8 @@ class Encoder:
 
         Parameters
         ----------
-        images : sequence of PIL images, paths or encoded bytes
+        images : sequence of PIL images, paths or bytes
+            Bytes are those of an encoded file, such as a JPEG.
         progress : callable, optional
             Called with the number of images just finished.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from bliss_index.search.inputs import (
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.protocol import SearchStatistics
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("native", "torch", "cuda")
 
@@ -48,9 +51,11 @@ class _Backend(Protocol):
 class TensorBackend(Protocol):
     """A backend whose queries and results can stay on a device."""
 
-    device: Any
+    device: torch.device
 
-    def search_tensors(self, queries: Any) -> tuple[Any, Any, SearchStatistics]: ...
+    def search_tensors(
+        self, queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]: ...
 
 
 def available_backends() -> dict[str, str]:
@@ -63,12 +68,12 @@ def available_backends() -> dict[str, str]:
     from bliss_index.search.device.choice import find_gpu
 
     native, found = load_native()
-    torch = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
+    portable = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
     gpu, why = find_gpu()
     return {
         **({"cuda": why} if gpu else {}),
         "native": found if native else f"unavailable: {found}",
-        "torch": torch,
+        "torch": portable,
         **({} if gpu else {"cuda": f"unavailable: {why}"}),
     }
 
@@ -114,6 +119,17 @@ class ExactSearch:
         Threads of the native backend; by default BLISS_INDEX_THREADS, else all usable processors.
     device
         A torch device such as "cuda:1"; by default the CPU, for the cuda backend the first GPU.
+    tile
+        Size of the blocks that the native or torch backend works on, to test that results do not
+        depend on it; by default the backend's choice.
+
+    Raises
+    ------
+    InvalidInputError
+        The vocabulary is no matrix of floats or holds NaN or infinity, k is out of range, or the
+        backend is not known or does not run on the device.
+    MissingDependencyError
+        A GPU is asked for, and none can be used here; the message says why.
 
     Examples
     --------
@@ -201,11 +217,11 @@ class ExactSearch:
 
     @property
     def backend(self) -> str:
-        """The backend that runs: "native" or "torch"."""
+        """The backend that runs: "native", "torch" or "cuda"."""
         return self._backend.name
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device | str:
         """The torch device of the cuda backend; "cpu" for the others."""
         return self._backend.device if isinstance(self._backend, TensorBackend) else "cpu"
 
@@ -223,7 +239,7 @@ class ExactSearch:
         """Say in one line which backend runs, and on what."""
         return f"exact search, {self._backend.name}: {self._backend.description}"
 
-    def search_tensors(self, queries: Any) -> tuple[Any, Any]:
+    def search_tensors(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the k best entries of queries that are on the GPU already.
 
         Parameters

@@ -85,6 +85,15 @@ class FaissSearch:
         nprobe (ivf, ivfpq), efSearch (hnsw) or itopk_size (cagra); None for flat.
     threads
         OpenMP threads of faiss; by default BLISS_INDEX_THREADS, else all usable processors.
+    placement
+        Where the index runs; by default the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        Kind, k, effort or the shapes of index and vocabulary do not fit; both values are named.
+    MissingDependencyError
+        faiss is not installed.
     """
 
     def __init__(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, listed
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT64_LARGEST = 2.0**480
 FLOAT64_SMALLEST = 2.0**-480
@@ -44,7 +47,7 @@ def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
         )
 
 
-def require_tensor(queries: Any, dim: int, device: Any) -> None:
+def require_tensor(queries: torch.Tensor, dim: int, device: torch.device) -> None:
     """Raise InvalidInputError, naming both, unless a tensor is (n, ``dim``) and on ``device``."""
     there = queries.device
     numbers = {there.index, device.index} - {None}

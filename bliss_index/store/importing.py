@@ -95,6 +95,8 @@ def import_embeddings(
         Of Parquet files.
     drop_bad_rows
         Leave bad rows of a text store out.
+    rows_per_shard
+        Rows of every shard but the last.
     progress
         Called with the number of rows just read.
 
