@@ -37,5 +37,5 @@ def demo(
     say(f"{result.seconds:.0f} s. Look at:")
     for name, path in result.files.items():
         say(f"  {path}  {name}")
-    say("Why was an image scored so, in Python:")
-    say(f"  pyarrow.parquet.read_table('{result.scores}')")
+    say("Why one image got its score (KEY as in the column 'key'):")
+    say(f"  bliss-index explain {result.scores} KEY")
