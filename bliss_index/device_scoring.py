@@ -173,7 +173,7 @@ class DeviceScorer:
         return self.search.k
 
     def stage(self, images: npt.NDArray[Any]) -> torch.Tensor:
-        """Copy images to the device, beside what it computes; returns when they are there.
+        """Copy images to the device while it computes; return when they are there.
 
         Called from the thread that reads ahead, so the search of other images does not wait.
         """

@@ -116,7 +116,7 @@ def spool_vocabulary(
     Raises
     ------
     InvalidInputError
-        A source that is missing, of unknown type or not UTF-8, an unclear column, nothing left.
+        As for :func:`~bliss_index.vocabulary.load_vocabulary`.
     OutputError
         The temporary files cannot be written.
     """

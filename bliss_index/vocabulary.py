@@ -78,7 +78,8 @@ def load_vocabulary(
     Raises
     ------
     InvalidInputError
-        A source that is missing, of unknown type or not UTF-8, an unclear column, nothing left.
+        A source is missing, of unknown type or not UTF-8; it is unclear which of its columns holds
+        the entries; or no entry is left.
     """
     listed = list_sources(sources)
     unwanted = excluded_names(exclude)

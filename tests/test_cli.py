@@ -320,7 +320,7 @@ def test_info(chain):
     facts = json.loads(out)
     assert set(facts["exact_search"]) == {"native", "torch", "cuda"}
     _, err = run("info", folder, code=1)
-    assert "is no store, calibration or scores directory" in err
+    assert "is not a store, calibration or scores directory" in err
 
 
 COMMANDS = [command.name for command in app.registered_commands]

@@ -262,7 +262,7 @@ def test_what_cannot_be_read(tmp_path, rows):
 
     refused("nothing.npy", "nothing.npy does not exist")
     (tmp_path / "e.pkl").write_bytes(b"x")
-    refused("e.pkl", "of no known type; known are .npy, .npz, .parquet")
+    refused("e.pkl", "of an unknown type; known are .npy, .npz, .parquet")
     np.save(tmp_path / "flat.npy", rows.reshape(-1))
     refused("flat.npy", r"shape \(300,\), expected \(rows, dim\)")
     np.save(tmp_path / "int.npy", rows.astype(np.int32))

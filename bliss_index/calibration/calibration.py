@@ -1,4 +1,4 @@
-"""Calibration: what the images of the normal classes look like, as far as BLISS asks.
+"""Calibration: what BLISS needs to know of the images of the normal classes.
 
 A calibration keeps every class's name, text embedding and image moments. The mean and deviation of
 the similarities to any text follow from the moments, so calibrating needs no vocabulary, and the
@@ -43,7 +43,7 @@ class Calibration:
     moments
         C moments of the classes' images.
     model
-        The model of all embeddings; None for arrays whose model nobody stated.
+        The model of all embeddings; None if it is not known.
     attributes
         How it was made: JSON-ready.
 

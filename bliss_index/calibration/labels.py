@@ -75,8 +75,8 @@ class Labels:
         if self.keys is None:
             if len(self.values) != rows:
                 raise InvalidInputError(
-                    f"{self.path} holds {len(self.values)} labels, there are {rows} rows; one a "
-                    "row is needed, or a column 'key' beside them"
+                    f"{self.path} holds {len(self.values)} labels, there are {rows} rows; give "
+                    "one label per row, or a column 'key' that says which row each belongs to"
                 )
             return list(self.values)
         by_key = dict(zip(self.keys, self.values, strict=True))
@@ -111,14 +111,14 @@ class ClassNumbers:
 def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str]) -> ClassNumbers:
     """Turn labels into class numbers.
 
-    Labels that are names are looked up among the classes; rows of other names are left out, and
-    counted. Labels that are numbers are class numbers, also where a table keeps them as 1.0 because
-    some are missing; -1 leaves a row out.
+    Names are looked up among the classes; rows with other names are left out, and counted. Numbers
+    are class numbers, and -1 leaves a row out. A table keeps numbers as 1.0 if some are missing;
+    these count as numbers too.
 
     Raises
     ------
     InvalidInputError
-        A number is no class's, or not one name is a class.
+        A number is out of range, or none of the names is one of the classes.
     """
     given = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
     given = [_whole_or_missing(label) for label in given]

@@ -21,7 +21,7 @@ def build(
         typer.Option("--queries", help="Image store to tune an approximate index on."),
     ] = None,
     recall: Annotated[
-        float, typer.Option("--recall", help="Recall that the tuned index shall reach.")
+        float, typer.Option("--recall", help="Recall that the tuned index must reach.")
     ] = 0.95,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Entries per image to tune for.")] = 10,
     cells: Annotated[

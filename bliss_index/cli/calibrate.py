@@ -41,8 +41,8 @@ def calibrate(
         float,
         typer.Option(
             "--trim",
-            help="Leave out this share of every class, the images farthest from its centre: for "
-            "images among which strangers are expected.",
+            help="Leave out this share of every class: the images farthest from its centre. For "
+            "images that may include some that do not belong.",
         ),
     ] = 0.0,
     device: DeviceOption = "auto",

@@ -19,7 +19,7 @@ def demo(
     images: Annotated[
         int, typer.Option("--images", min=4, help="Images drawn of every class.")
     ] = 40,
-    seed: Annotated[int, typer.Option("--seed", help="Of the drawing.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the drawing.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole chain on drawn scenes with the embedded model, and say where to look."""

@@ -226,7 +226,7 @@ def checkpoint_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises
     ------
     EncoderError
-        The file is damaged, is no checkpoint, or would have to be unpickled.
+        The file is damaged, is not a checkpoint, or would have to be unpickled.
     """
     if path.suffix == _SAFE_SUFFIX:
         from safetensors import SafetensorError, safe_open

@@ -63,7 +63,7 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
     Raises
     ------
     DecodeError
-        With a reason code, for everything that is no decodable image.
+        The image cannot be decoded; the error carries a reason code.
     """
     content = source if isinstance(source, bytes) else _read(Path(source))
     if not content:

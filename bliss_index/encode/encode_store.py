@@ -1,4 +1,4 @@
-"""Vocabularies and images into embedding stores, resumable by shard."""
+"""Encodes vocabularies and images into embedding stores, resumable by shard."""
 
 from __future__ import annotations
 

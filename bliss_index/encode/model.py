@@ -337,7 +337,7 @@ def _choose_device(device: str) -> torch.device:
             f"unknown device '{device}'; use auto, cpu, cuda or cuda:N"
         ) from error
     if place.type not in _TEXT_BATCH:
-        raise InvalidInputError(f"device '{device}' is none of {', '.join(_TEXT_BATCH)}")
+        raise InvalidInputError(f"device '{device}' must be one of {', '.join(_TEXT_BATCH)}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise EncoderError(f"device '{device}' asked for, {torch.cuda.device_count()} GPUs found")
     return place

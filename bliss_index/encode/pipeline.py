@@ -129,11 +129,11 @@ def iter_encoded(
         is made of the same batches, and so of the same bytes, in an interrupted and in an
         uninterrupted run.
     timeout : float
-        Seconds after which an image is given up.
+        Seconds after which decoding one image is given up.
     max_pixels : int
         Larger images are refused by their header.
     times : PipelineTimes, optional
-        Is filled.
+        Filled while the images are encoded.
 
     Yields
     ------

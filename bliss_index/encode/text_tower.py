@@ -20,8 +20,8 @@ Compared with open_clip as whole models with random weights (tests/test_encode_f
 ViT-B-32, RN50, ConvNeXt base, EVA02-B-16, CoCa ViT-B-32, PE-Core-T, ViTamin-S, MobileCLIP-B,
 MobileCLIP-S1, MobileCLIP2-S0. SigLIP, whose tokenizer needs transformers, as a small model.
 
-As a second lock each loaded model encodes a few texts both ways; if they disagree the full length
-is used and the log says so.
+As a second check, each model encodes a few texts both ways when it is loaded; if they disagree, the
+full length is used and the log says so.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class ReportOptions:
         if not 0 <= self.gallery <= 500:
             raise InvalidInputError(f"gallery must lie between 0 and 500, got {self.gallery}")
         if self.images is not None and not self.images.is_dir():
-            raise InvalidInputError(f"{self.images} is no folder of images")
+            raise InvalidInputError(f"{self.images} is not a folder of images")
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class ExactSearch:
     Raises
     ------
     InvalidInputError
-        The vocabulary is no matrix of floats or holds NaN or infinity, k is out of range, or the
+        The vocabulary is not a matrix of finite floats, k is out of range, or the
         backend is not known or does not run on the device.
     MissingDependencyError
         A GPU is asked for, and none can be used here; the message says why.
@@ -311,7 +311,7 @@ class ExactSearch:
 
 
 def _on_gpu(matrix: npt.NDArray[Any], k: int, device: str, *, triton: bool) -> _Backend:
-    """Prepare the search on a GPU; say why where there is none."""
+    """Prepare the search on a GPU; raise MissingDependencyError, with the reason, without one."""
     from bliss_index.search.device.choice import find_gpu
 
     gpu, why = find_gpu()

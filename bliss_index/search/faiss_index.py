@@ -144,7 +144,7 @@ def save_index(
 
 
 def index_records(corpus: Corpus) -> list[IndexRecord]:
-    """Read what is said of the indexes beside a corpus, the one written last first.
+    """Read the records of the indexes beside a corpus, the one written last first.
 
     Raises
     ------

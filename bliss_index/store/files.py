@@ -129,7 +129,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise `CorruptStoreError` naming the file when it is none."""
+    """Read a JSON object; raise `CorruptStoreError`, naming the file, if it does not hold one."""
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Stores out of embeddings that people already have."""
+"""Makes stores of embeddings that people already have."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def _only_good(rows: _Rows, first_row: int, drop: bool) -> _Rows:
     if not drop:
         bad = [f"{first_row + row} ({rows.status[row]})" for row in np.flatnonzero(~good)]
         raise InvalidInputError(
-            f"embeddings of texts have no direction in row(s) {listed(bad)}; mend them, or leave "
+            f"embeddings of texts have no direction in row(s) {listed(bad)}; fix them, or leave "
             "them out with --drop-bad-rows"
         )
     kept = np.flatnonzero(good).tolist()

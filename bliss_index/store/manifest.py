@@ -187,7 +187,7 @@ def require_format(path: Path, values: dict[str, Any], expected: str, version: i
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what takes part in making and reading embeddings, as far as installed."""
+    """Versions of the packages that make and read embeddings, of those that are installed."""
     versions = {"python": platform.python_version()}
     for name in ("bliss-index", "numpy", "pyarrow", "torch", "open_clip_torch"):
         try:

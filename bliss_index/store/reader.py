@@ -116,7 +116,7 @@ class EmbeddingStore:
         path
             Its directory.
         kind
-            "text" or "image" to insist on.
+            Insist on a "text" or an "image" store; by default either will do.
 
         Raises
         ------
