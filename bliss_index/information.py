@@ -21,8 +21,8 @@ def describe_installation() -> tuple[dict[str, Any], list[str]]:
     -------
     JSON-ready facts, and sentences that warn.
     """
+    from bliss_index.processors import thread_count
     from bliss_index.search import available_backends
-    from bliss_index.search.exact import thread_count
     from bliss_index.search.faiss_probe import probe_gpu
     from bliss_index.search.faiss_runtime import faiss_conflict
 

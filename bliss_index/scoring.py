@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.exact import thread_count
+from bliss_index.processors import thread_count
 from bliss_index.search.native_tail import NativeTail, Winners, tail_available
 from bliss_index.search.protocol import TopKSearch
 

@@ -133,7 +133,7 @@ def test_what_is_refused(content, reason, part):
         assert "more than the 128000000 allowed" in str(caught.value)
 
 
-def test_truncated_files(picture):
+def test_truncated_files():
     big = models.noise_image(1, (300, 200))
     for kind in ("JPEG", "PNG", "TIFF", "WEBP", "BMP"):
         content = encoded(big, kind)

@@ -141,7 +141,7 @@ def test_the_tokenizer_does_not_remember_every_word(monkeypatch):
         assert len(own.cache) < 45
 
 
-def test_short_texts_are_not_tokenised_to_know_that_they_fit(tmp_path):
+def test_short_texts_are_not_tokenised_to_know_that_they_fit():
     _, tokenizer = tokenizers()
     texts = ["a" * 75, "1" * 75, "1" * 76, "word " * 80, "é" * 38, "\u0958" * 30, "cat & dog", ""]
     expected = [len(tokenizer._encode([text])[0]) > 77 for text in texts]

@@ -205,7 +205,7 @@ def test_bad_rows_of_texts_are_refused_or_dropped(tmp_path, rows):
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
-def test_an_interrupted_import_continues(tmp_path, rows, kind, monkeypatch):
+def test_an_interrupted_import_continues(tmp_path, rows, kind):
     rows[3] = 0
     np.save(tmp_path / "e.npy", rows)
     (tmp_path / "t.txt").write_text("".join(f"w{i}\n" for i in range(50)))

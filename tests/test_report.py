@@ -215,7 +215,7 @@ def test_names_of_any_script(tmp_path):
     assert all(page.count(html.escape(name)) >= 2 for name in names)
 
 
-def test_small_shares_are_not_nothing(tmp_path):
+def test_small_shares_are_not_nothing():
     assert [percent(s) for s in (0, 1e-6, 0.5e-4, 0.0001, 0.5)] == [
         "0.00%", "0.0001%", "0.005%", "0.01%", "50.00%",
     ]  # fmt: skip

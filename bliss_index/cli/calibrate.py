@@ -56,10 +56,7 @@ def calibrate(
     from bliss_index.store import EmbeddingStore
 
     store = EmbeddingStore.open(images, kind="image")
-    if classes.is_dir():
-        texts = ClassTexts.of_store(classes)
-    else:
-        texts = ClassTexts.of_file(classes, store.model, template=template, device=device)
+    texts = ClassTexts.open(classes, store.model, template=template, device=device)
     given = None if labels is None else Labels.read(labels)
     with progress_line("calibrating", store.rows) as progress:
         summary = calibrate_store(store, given, texts, progress, assign=assign, trim=trim)

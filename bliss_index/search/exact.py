@@ -5,7 +5,6 @@ See ``docs/certificate.md`` for the derivation.
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.processors import usable_processors
+from bliss_index.processors import thread_count as thread_count  # bulk.job imports it from here
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
@@ -76,22 +75,6 @@ def available_backends() -> dict[str, str]:
         "torch": portable,
         **({} if gpu else {"cuda": f"unavailable: {why}"}),
     }
-
-
-def thread_count(threads: int | None) -> int:
-    """Return ``threads``, else BLISS_INDEX_THREADS, else the number of usable processors."""
-    if threads is None:
-        text = os.environ.get("BLISS_INDEX_THREADS", "")
-        if not text:
-            return usable_processors()
-        if not text.isdigit() or int(text) < 1:
-            raise InvalidInputError(
-                f"BLISS_INDEX_THREADS must be a whole number of at least 1, got {text!r}"
-            )
-        return int(text)
-    if threads < 1:
-        raise InvalidInputError(f"threads must be at least 1, got {threads}")
-    return int(threads)
 
 
 class ExactSearch:

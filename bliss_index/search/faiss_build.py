@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.exact import thread_count
+from bliss_index.processors import thread_count
 from bliss_index.search.faiss_runtime import faiss_settings, import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k
