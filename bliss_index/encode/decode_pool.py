@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.decode import MAX_PIXELS, DecodeError, decode_image
 from bliss_index.encode.preprocess import Preprocess
@@ -30,7 +31,7 @@ START_SECONDS = 120.0
 _POLL_SECONDS = 0.5
 
 Content = bytes | str
-Pixels = np.ndarray | str
+Pixels = npt.NDArray[np.uint8] | str
 """(height, width, 3) uint8, or the reason why there are none."""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.decode import MAX_PIXELS
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
@@ -53,7 +54,7 @@ class EncodedBatch:
 
     start: int
     keys: list[str]
-    embeddings: np.ndarray
+    embeddings: npt.NDArray[np.float32]
     status: list[str]
     error: list[str | None]
     metadata: pa.Table | None
@@ -176,7 +177,7 @@ def iter_encoded(
 def _encode(
     encoder: Encoder, source: ImageSource, start: int, rows: list[ImageRow], pixels: list[Pixels]
 ) -> EncodedBatch:
-    from bliss_index.encode.model import unit_rows
+    from bliss_index.encode.model import unit_features
 
     status, error = [OK] * len(rows), [row.error for row in rows]
     embeddings = np.zeros((len(rows), encoder.dim), dtype=np.float32)
@@ -185,7 +186,7 @@ def _encode(
         if isinstance(image, str):
             status[at], error[at] = UNDECODABLE, image
     if good:
-        unit, bad = unit_rows(encoder.image_features(np.stack([pixels[at] for at in good])))
+        unit, bad = unit_features(encoder.image_features(np.stack([pixels[at] for at in good])))
         embeddings[good] = unit
         for at in np.asarray(good)[bad]:
             status[at], error[at] = BAD_EMBEDDING, "the model returned a zero or non-finite row"
