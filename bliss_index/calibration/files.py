@@ -26,6 +26,7 @@ from bliss_index.store.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     library_versions,
+    read_description,
     require_format,
 )
 
@@ -109,13 +110,9 @@ def read_calibration(directory: Path) -> StoredCalibration:
         It is damaged, or was written by a newer version.
     """
     path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise StoreError(
-            f"{directory} is not a calibration: it has no {MANIFEST_NAME}. "
-            "Make one with 'bliss-index calibrate'."
-        )
-    values = read_json(path)
-    require_format(path, values, CALIBRATION_FORMAT, FORMAT_VERSION)
+    values = read_description(
+        path, CALIBRATION_FORMAT, what="a calibration", how="'bliss-index calibrate'"
+    )
     classes = directory / CLASSES_NAME
     dim, attributes = values.get("dim"), values.get("attributes")
     if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
