@@ -1,7 +1,7 @@
 """What the choice of k, lambda, vocabulary and calibration images does, on real embeddings.
 
     BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_sensitivity.py \
-        --out benchmarks/results/evaluation_caltech101.json
+        --out benchmarks/results/sensitivity_caltech101.json
 
 ``plot_sensitivity.py`` draws the result.
 """

@@ -4,11 +4,14 @@ The package computes the anomaly scores of Goodge, Hooi and Ng (BMVC 2024, arXiv
 large text vocabulary is encoded once, every image is compared with all of it, and its most similar
 entries correct the bias of the similarities between the image and the labels of the normal classes.
 
->>> from bliss_index import BlissDetector
->>> detector = BlissDetector(vocabulary, class_embeddings, k=10, lam=0.5).fit(images, labels)
->>> detector.anomaly_score(new_images)  # (n,), higher = more anomalous
+In short, with arrays of unit embeddings or the paths of stores::
 
-Names are imported when first used, so that ``import bliss_index`` costs nothing.
+    from bliss_index import BlissDetector
+
+    detector = BlissDetector(vocabulary, class_embeddings, k=10, lam=0.5).fit(images, labels)
+    detector.anomaly_score(new_images)  # (n,), higher = more anomalous
+
+Names are imported when they are first used, so ``import bliss_index`` costs nothing.
 """
 
 from __future__ import annotations

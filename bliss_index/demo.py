@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from bliss_index.bulk import ScoresDirectory, ScoreSettings, run_job
+from bliss_index.calibration import Calibration
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.from_store import calibrate_store
 from bliss_index.calibration.labels import Labels
@@ -86,72 +87,90 @@ def run_demo(
     """
     began = time.perf_counter()
     folder = Path(output)
-    make_directory(folder)
-    kinds = np.random.default_rng(seed).permutation(OBJECT_KINDS).tolist()
-    normal = tuple(kinds[:_NORMAL_CLASSES])
-    others = kinds[_NORMAL_CLASSES : _NORMAL_CLASSES + _OTHER_CLASSES]
+    normal, others = _choose_kinds(seed)
     say(f"drawing scenes; normal are: {', '.join(normal)}")
     _draw(folder / "images" / "calibration", normal, images_per_class, seed + 1)
     _draw(folder / "images" / "test", [*normal, *others], images_per_class, seed + 2)
-    vocabulary_file, classes_file = folder / "vocabulary.txt", folder / "classes.txt"
-    _write_lines(vocabulary_file, scene_vocabulary())
-    _write_lines(classes_file, normal)
-
     encoder = load_encoder(MODEL)
     say(f"encoding with {encoder.identity.describe()}")
-    corpus = folder / "corpus"
-    entries = load_vocabulary([vocabulary_file]).entries
-    encode_text_store(encoder, entries, corpus, templates=[DEFAULT_TEMPLATE])
-    calibration_store = _encode(encoder, folder, "calibration")
-    test_store = _encode(encoder, folder, "test")
-    say(f"{EmbeddingStore.open(corpus).rows} vocabulary entries, {test_store.rows} test images")
-
-    labels_file = folder / "calibration-labels.csv"
-    _write_labels(labels_file, _by_key(calibration_store, lambda kind: kind))
-    texts = ClassTexts.of_file(classes_file, calibration_store.model)
-    calibration = calibrate_store(calibration_store, Labels.read(labels_file), texts).calibration
-    calibration.save(folder / "calibration")
-    settings = ScoreSettings(str(corpus), str(folder / "calibration"), explain=True)
+    corpus, vocabulary_file = _encode_vocabulary(encoder, folder)
+    known, test = _encode(encoder, folder, "calibration"), _encode(encoder, folder, "test")
+    say(f"{EmbeddingStore.open(corpus).rows} vocabulary entries, {test.rows} test images")
+    calibration = _calibrate(folder, known, normal)
     scores = folder / "scores"
-    run_job(test_store.path, scores, settings)
-    say(f"{test_store.rows} images scored")
-
-    anomaly_of = _by_key(test_store, lambda kind: int(kind not in normal))
+    settings = ScoreSettings(str(corpus), str(folder / "calibration"), explain=True)
+    run_job(test.path, scores, settings)
+    say(f"{test.rows} images scored")
+    anomaly_of = _by_key(test, lambda kind: int(kind not in normal))
     _write_labels(folder / "test-anomalies.csv", anomaly_of)
-    table = ScoresDirectory.open(scores).table(["key", "anomaly_score"])
-    anomaly = [anomaly_of[key] for key in table.column("key").to_pylist()]
-    images = test_store.embeddings()
-    compared = {
-        "BLISS": table.column("anomaly_score").to_numpy(),
-        "raw similarity to the nearest label": raw_scores(images, calibration),
-        "label term alone": label_scores(images, calibration),
-    }
-    auroc = {name: evaluate_scores(values, anomaly).auroc for name, values in compared.items()}
+    auroc = _compare(scores, test, calibration, anomaly_of)
     write_json(folder / "auroc.json", auroc)
-    report = folder / "report.html"
-    try:
-        options = ReportOptions(
-            images=folder / "images" / "test", labels=folder / "test-anomalies.csv"
-        )
-        make_report(scores, report, options)
-    except MissingDependencyError as error:
-        say(f"no report.html: {error}")
+    report = _write_report(folder, scores, say)
     files = {
-        **({"the report, to open in a browser": str(report)} if report.exists() else {}),
+        **({} if report is None else {"the report, to open in a browser": str(report)}),
         "the images": str(folder / "images" / "test"),
         "scores, one row an image, with the entries that made them": str(scores),
         "the texts that every image was compared with": str(vocabulary_file),
         "AUROC of the three detectors": str(folder / "auroc.json"),
     }
+    seconds = round(time.perf_counter() - began, 1)
     return DemoResult(
-        auroc,
-        test_store.rows,
-        sum(anomaly),
-        normal,
-        str(scores),
-        files,
-        round(time.perf_counter() - began, 1),
+        auroc, test.rows, sum(anomaly_of.values()), normal, str(scores), files, seconds
     )
+
+
+def _choose_kinds(seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the kinds of scene that are normal, and others that are not."""
+    kinds = np.random.default_rng(seed).permutation(OBJECT_KINDS).tolist()
+    last = _NORMAL_CLASSES + _OTHER_CLASSES
+    return tuple(kinds[:_NORMAL_CLASSES]), tuple(kinds[_NORMAL_CLASSES:last])
+
+
+def _encode_vocabulary(encoder: Encoder, folder: Path) -> tuple[Path, Path]:
+    """Encode the words about scenes; return the corpus and the file of words."""
+    words, corpus = folder / "vocabulary.txt", folder / "corpus"
+    _write_lines(words, scene_vocabulary())
+    entries = load_vocabulary([words]).entries
+    encode_text_store(encoder, entries, corpus, templates=[DEFAULT_TEMPLATE])
+    return corpus, words
+
+
+def _calibrate(folder: Path, known: EmbeddingStore, normal: Sequence[str]) -> Calibration:
+    """Calibrate on labelled scenes, and write labels, classes and the calibration."""
+    classes, labels = folder / "classes.txt", folder / "calibration-labels.csv"
+    _write_lines(classes, normal)
+    _write_labels(labels, _by_key(known, lambda kind: kind))
+    texts = ClassTexts.of_file(classes, known.model)
+    calibration = calibrate_store(known, Labels.read(labels), texts).calibration
+    calibration.save(folder / "calibration")
+    return calibration
+
+
+def _compare(
+    scores: Path, test: EmbeddingStore, calibration: Calibration, anomaly_of: Mapping[str, int]
+) -> dict[str, float]:
+    """AUROC of BLISS, of raw similarity and of the label term, on the same images."""
+    table = ScoresDirectory.open(scores).table(["key", "anomaly_score"])
+    anomaly = [anomaly_of[key] for key in table.column("key").to_pylist()]
+    images = test.embeddings()
+    compared = {
+        "BLISS": table.column("anomaly_score").to_numpy(),
+        "raw similarity to the nearest label": raw_scores(images, calibration),
+        "label term alone": label_scores(images, calibration),
+    }
+    return {name: evaluate_scores(values, anomaly).auroc for name, values in compared.items()}
+
+
+def _write_report(folder: Path, scores: Path, say: Callable[[str], None]) -> Path | None:
+    """Write the report, unless what draws it is not installed."""
+    report = folder / "report.html"
+    options = ReportOptions(images=folder / "images" / "test", labels=folder / "test-anomalies.csv")
+    try:
+        make_report(scores, report, options)
+    except MissingDependencyError as error:
+        say(f"no report.html: {error}")
+        return None
+    return report
 
 
 def _encode(encoder: Encoder, folder: Path, split: str) -> EmbeddingStore:

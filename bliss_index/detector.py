@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import calibrate
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.search import exact_search
-from bliss_index.store import EmbeddingStore, require_same_model
+from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
 from bliss_index.store.normalise import norm_defects
 
-_ROWS_NAMED = 5
-
-Embeddings = Any
+Embeddings: TypeAlias = "npt.ArrayLike | EmbeddingStore | str | Path"
 """A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one."""
 
 
@@ -40,8 +39,8 @@ class BlissDetector:
         Anomaly score above which :meth:`predict` says anomaly; None to take it from
         `contamination`.
     contamination
-        Share of the calibration images that shall lie above the threshold, in (0, 0.5]. They were
-        used to calibrate, so that new normal images exceed it a little more often.
+        Share of the calibration images that lie above the threshold, in (0, 0.5]. The detector
+        knows these images, so new normal images exceed the threshold a little more often.
     backend, threads, device
         As in :class:`bliss_index.search.ExactSearch`; they never change results.
 
@@ -56,14 +55,22 @@ class BlissDetector:
 
     Examples
     --------
-    >>> detector = BlissDetector(vocabulary, texts).fit(images, labels)  # doctest: +SKIP
-    >>> detector.anomaly_score(new_images)  # doctest: +SKIP
+    Random embeddings stand for those of a model here.
+
+    >>> from bliss_index.synthetic import clip_like
+    >>> vocabulary, classes = clip_like(500, 64, "text", 1), clip_like(2, 64, "text", 2)
+    >>> images = clip_like(100, 64, "image", 3)
+    >>> detector = BlissDetector(vocabulary, classes, contamination=0.1).fit(images, [0, 1] * 50)
+    >>> detector.anomaly_score(images).shape
+    (100,)
+    >>> int((detector.predict(images) == -1).sum())
+    10
     """
 
     def __init__(
         self,
-        vocabulary: Embeddings = None,
-        class_embeddings: Embeddings = None,
+        vocabulary: Embeddings | None = None,
+        class_embeddings: Embeddings | None = None,
         *,
         k: int = 10,
         lam: float = 0.5,
@@ -105,24 +112,23 @@ class BlissDetector:
         """
         if not 0 < self.contamination <= 0.5:
             raise InvalidInputError(f"contamination must lie in (0, 0.5], got {self.contamination}")
-        vocabulary = _Source.of(self.vocabulary, "vocabulary")
-        texts = _Source.of(self.class_embeddings, "class_embeddings")
-        images = _Source.of(X, "X")
+        vocabulary = _rows_of(self.vocabulary, "vocabulary")
+        texts = _rows_of(self.class_embeddings, "class_embeddings")
+        images = _rows_of(X, "X")
         for other in (texts, images):
             _require_compatible(vocabulary, other)
         entries = vocabulary.matrix()
         search = exact_search(
             entries, self.k, backend=self.backend, threads=self.threads, device=self.device
         )
-        class_rows = texts.matrix()
-        names = texts.names(class_rows.shape[0])
+        names = texts.names()
         labels = _class_numbers(y, images.rows, names)
         calibration = calibrate(
             (
                 (rows, np.where(good, labels[start : start + rows.shape[0]], -1))
                 for start, rows, good in images.batches()
             ),
-            class_rows,
+            texts.matrix(),
             names,
         )
         self._scorer = BlissScorer(search, entries, calibration, lam=self.lam, threads=self.threads)
@@ -142,7 +148,7 @@ class BlissDetector:
             The detector is not fitted, the dimension differs, or rows of an array are not of unit
             norm; they are named.
         """
-        return self._score(_Source.of(X, "X"))
+        return self._score(_rows_of(X, "X"))
 
     def score_samples(self, X: Embeddings) -> npt.NDArray[np.float64]:
         """Return the (n,) negated anomaly scores: higher = more normal, as in scikit-learn."""
@@ -166,9 +172,15 @@ class BlissDetector:
         """Fit, then predict the same images."""
         return self.fit(X, y).predict(X)
 
-    def explain(self, X: npt.NDArray[Any]) -> Scores:
-        """Return scores of (n, d) unit embeddings with nearest classes, parts and entries."""
-        source = _Source.of(X, "X")
+    def explain(self, X: Embeddings) -> Scores:
+        """Return the scores with their nearest classes, internal and external parts, and entries.
+
+        Raises
+        ------
+        InvalidInputError
+            As for :meth:`anomaly_score`.
+        """
+        source = _rows_of(X, "X")
         return self._fitted(source).score(source.matrix())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -194,19 +206,19 @@ class BlissDetector:
     def _parameter_names(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
-    def _threshold_of(self, images: _Source) -> float:
+    def _threshold_of(self, images: _Rows) -> float:
         if self.threshold is not None:
             return float(self.threshold)
         scores = self._score(images)
         return float(np.quantile(scores[np.isfinite(scores)], 1 - self.contamination))
 
-    def _fitted(self, images: _Source) -> BlissScorer:
+    def _fitted(self, images: _Rows) -> BlissScorer:
         if not hasattr(self, "_scorer"):
             raise InvalidInputError("this BlissDetector is not fitted; call fit(X, y) first")
         _require_compatible(self._vocabulary_source, images)
         return self._scorer
 
-    def _score(self, images: _Source) -> npt.NDArray[np.float64]:
+    def _score(self, images: _Rows) -> npt.NDArray[np.float64]:
         scorer = self._fitted(images)
         scores = np.full(images.rows, np.nan)
         for start, rows, good in images.batches():
@@ -215,63 +227,84 @@ class BlissDetector:
         return scores
 
 
-class _Source:
-    """An array or a store, read in batches."""
+@dataclass(frozen=True, eq=False)
+class _ArrayRows:
+    """The rows of an array; all of them are good."""
 
-    def __init__(
-        self, what: str, array: npt.NDArray[Any] | None, store: EmbeddingStore | None
-    ) -> None:
-        self.what = what
-        self.array = array
-        self.store = store
+    what: str
+    array: npt.NDArray[Any]
 
-    @classmethod
-    def of(cls, value: Embeddings, what: str) -> _Source:
-        """Recognise an array, a store, or a path; check what an array holds."""
-        if value is None:
-            raise InvalidInputError(f"{what} is missing: give an array, a store or its path")
-        if isinstance(value, (str, Path)):
-            return cls(what, None, EmbeddingStore.open(value))
-        if isinstance(value, EmbeddingStore):
-            return cls(what, None, value)
-        array = np.asarray(value)
-        if array.ndim != 2 or array.dtype.kind != "f":
-            raise InvalidInputError(
-                f"{what} must be a matrix (rows, dim) of floats, got shape {array.shape} of "
-                f"{array.dtype}"
-            )
-        _require_unit(array, what)
-        return cls(what, array, None)
+    model = None
 
     @property
     def rows(self) -> int:
-        return int(self.store.rows if self.store is not None else self._array().shape[0])
+        return int(self.array.shape[0])
 
     @property
     def dim(self) -> int:
-        return int(self.store.dim if self.store is not None else self._array().shape[1])
+        return int(self.array.shape[1])
 
     def matrix(self) -> npt.NDArray[Any]:
-        return self.store.embeddings() if self.store is not None else self._array()
+        return self.array
 
-    def names(self, count: int) -> tuple[str, ...]:
-        if self.store is None:
-            return tuple(map(str, range(count)))
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self.rows)))
+
+    def batches(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+        """Yield the first row, the rows, and which of them are good."""
+        yield 0, self.array, np.ones(self.rows, dtype=bool)
+
+
+@dataclass(frozen=True, eq=False)
+class _StoreRows:
+    """The rows of a store, read shard by shard."""
+
+    what: str
+    store: EmbeddingStore
+
+    @property
+    def model(self) -> ModelIdentity:
+        return self.store.model
+
+    @property
+    def rows(self) -> int:
+        return self.store.rows
+
+    @property
+    def dim(self) -> int:
+        return self.store.dim
+
+    def matrix(self) -> npt.NDArray[Any]:
+        return self.store.embeddings()
+
+    def names(self) -> tuple[str, ...]:
         return tuple(self.store.texts() if self.store.kind == "text" else self.store.keys())
 
     def batches(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
         """Yield the first row, the rows, and which of them are good."""
-        if self.store is None:
-            array = self._array()
-            yield 0, array, np.ones(array.shape[0], dtype=bool)
-            return
         for shard in self.store.iter_shards(check_hash=True):
             yield shard.start, shard.embeddings, shard.good
 
-    def _array(self) -> npt.NDArray[Any]:
-        if self.array is None:
-            raise InvalidInputError(f"{self.what} is a store, not an array")
-        return self.array
+
+_Rows = _ArrayRows | _StoreRows
+
+
+def _rows_of(value: Embeddings | None, what: str) -> _Rows:
+    """Recognise an array, a store or a path; check what an array holds."""
+    if value is None:
+        raise InvalidInputError(f"{what} is missing: give an array, a store or its path")
+    if isinstance(value, (str, Path)):
+        return _StoreRows(what, EmbeddingStore.open(value))
+    if isinstance(value, EmbeddingStore):
+        return _StoreRows(what, value)
+    array = np.asarray(value)
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise InvalidInputError(
+            f"{what} must be a matrix (rows, dim) of floats, got shape {array.shape} of "
+            f"{array.dtype}"
+        )
+    _require_unit(array, what)
+    return _ArrayRows(what, array)
 
 
 def _require_unit(array: npt.NDArray[Any], what: str) -> None:
@@ -280,23 +313,21 @@ def _require_unit(array: npt.NDArray[Any], what: str) -> None:
     if defects.size:
         rows = array[defects[:1]].astype(np.float64)
         norm = float(np.sqrt((rows * rows).sum()))
-        named = ", ".join(map(str, defects[:_ROWS_NAMED]))
-        more = " and more" if defects.size > _ROWS_NAMED else ""
         raise InvalidInputError(
             f"{defects.size} of {array.shape[0]} rows of {what} are not of unit norm: row(s) "
-            f"{named}{more}; the first has norm {norm:.6g}. Divide rows by their norm, and leave "
-            "out zero and NaN rows."
+            f"{listed(defects.tolist())}; the first has norm {norm:.6g}. Divide rows by their "
+            "norm, and leave out zero and NaN rows."
         )
 
 
-def _require_compatible(first: _Source, second: _Source) -> None:
+def _require_compatible(first: _Rows, second: _Rows) -> None:
     if first.dim != second.dim:
         raise InvalidInputError(
             f"{first.what} has dimension {first.dim}, {second.what} has dimension {second.dim}; "
             "were they encoded by the same model?"
         )
-    if first.store is not None and second.store is not None:
-        require_same_model(first.store.model, second.store.model, first.what, second.what)
+    if first.model is not None and second.model is not None:
+        require_same_model(first.model, second.model, first.what, second.what)
 
 
 def _class_numbers(
@@ -317,7 +348,7 @@ def _class_numbers(
     unknown = sorted({str(label) for label in labels} - set(number))
     if unknown:
         raise InvalidInputError(
-            f"y names {len(unknown)} classes that class_embeddings has not: "
-            f"{', '.join(map(repr, unknown[:_ROWS_NAMED]))}"
+            f"y names {len(unknown)} classes that class_embeddings does not have: "
+            f"{listed([repr(name) for name in unknown])}"
         )
     return np.array([number[str(label)] for label in labels], dtype=np.int64)

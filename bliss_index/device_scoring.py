@@ -1,9 +1,10 @@
-"""BLISS scores on a GPU: search, tables, class scores and the minimum without leaving it.
+"""BLISS scores on a GPU: search, tables, class scores and the minimum never leave it.
 
-The formulas are those of :mod:`bliss_index.scoring`. The search finds the same entries, bit for
-bit. What follows is summed in float64 as there, but products over the dimension in the GPU's own
-order, so a float32 score differs from the processor's in its last bit about once in a hundred
-million; a job therefore records where its scores were computed.
+The formulas are those of :mod:`bliss_index.scoring`, and the search finds the same entries and
+similarities, bit for bit. What follows is computed in float64 as well, but the GPU adds products
+over the dimension in an order of its own. A score rounded to float32 therefore differs from the
+processor's in its last bit about once in a hundred million, and a job records where its scores
+were computed.
 """
 
 from __future__ import annotations
@@ -64,16 +65,12 @@ class ScoreTensors:
 
 
 class DeviceTables:
-    """Normalisation of entries for every class, computed on the device for entries as they occur.
-
-    (s - mu_cw) / sigma_cw = s A_wc - B_wc; see :class:`bliss_index.scoring.ExternalTables`.
+    """:class:`bliss_index.scoring.ExternalTables` on a device.
 
     Parameters
     ----------
-    vocabulary
-        (W, d) text embeddings, on the host.
-    calibration
-        The normal classes.
+    vocabulary, calibration
+        As for :class:`bliss_index.scoring.ExternalTables`; the vocabulary stays on the host.
     device
         Where the tables are.
     """
@@ -102,7 +99,7 @@ class DeviceTables:
         return int(self._known.sum())
 
     def require(self, ids: torch.Tensor) -> None:
-        """Compute the rows of these entries, where that has not been done."""
+        """Compute the rows of these entries, of any shape, unless they are known already."""
         wanted = torch.zeros_like(self._known)
         wanted[ids.reshape(-1)] = True
         missing = (wanted & ~self._known).nonzero()[:, 0]
@@ -137,14 +134,10 @@ class DeviceScorer:
     ----------
     search
         Top-k search over `vocabulary` whose results stay on a device.
-    vocabulary
-        (W, d) text embeddings, unit norm, on the host.
-    calibration
-        The normal classes.
-    lam
-        Weight lambda of the external score, at least 0.
+    vocabulary, calibration, lam
+        As for :class:`bliss_index.scoring.BlissScorer`; the vocabulary stays on the host.
     engine
-        Who adds up; by default what the device's search takes.
+        What adds up the scores; by default the engine that the search on this device uses.
 
     Raises
     ------
@@ -180,7 +173,7 @@ class DeviceScorer:
         return self.search.k
 
     def stage(self, images: npt.NDArray[Any]) -> torch.Tensor:
-        """Copy images to the device, beside what it computes; returns when they are there.
+        """Copy images to the device while it computes; return when they are there.
 
         Called from the thread that reads ahead, so the search of other images does not wait.
         """

@@ -6,6 +6,11 @@ says what to do about it. The command line prints the message alone and exits wi
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import islice
+
+_MOST_LISTED = 5
+
 
 class BlissError(Exception):
     """Base class of all errors that bliss_index raises on purpose."""
@@ -49,3 +54,16 @@ class OutputError(BlissError):
 
 class JobError(BlissError):
     """A bulk job cannot start, continue or complete as asked."""
+
+
+def listed(values: Collection[object]) -> str:
+    """Write the first five of some values for a message, and how many more there are.
+
+    Examples
+    --------
+    >>> listed(range(7))
+    '0, 1, 2, 3, 4 and 2 more'
+    """
+    text = ", ".join(str(value) for value in islice(values, _MOST_LISTED))
+    rest = len(values) - _MOST_LISTED
+    return f"{text} and {rest} more" if rest > 0 else text

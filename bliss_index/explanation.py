@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from bliss_index.bulk.inputs import InputPart, open_input
 from bliss_index.bulk.records import output_name
 from bliss_index.bulk.scores import ScoresDirectory, read_scores
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
 from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
 
 _READ_ROWS = 8192
 _TOLERANCE = 1e-4
+_LISTS = ("entries", "similarities", "contributions")
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def explain_image(
     scores
         Directory of a complete job.
     key
-        The image. Of several rows with this key the first.
+        The image; where several rows have this key, the first of them.
     images
         Where the images are now; by default where the job read them.
     columns
@@ -118,65 +121,77 @@ def explain_image(
     InvalidInputError
         No row has this key.
     StoreError
-        Images, corpus or calibration are not there any more, or not those of the job.
+        The images, the corpus or the calibration are gone, or are no longer those of the job.
     """
     directory = ScoresDirectory.open(scores)
     part, row, found = _find(directory, key)
-    lam = float(directory.manifest.settings["lam"])
-    common: dict[str, Any] = {
-        "key": key, "status": found["status"], "error": found["error"], "lam": lam,
-        "flag": found.get("flag"), "p_value": found.get("p_value"),
-    }  # fmt: skip
     if found["status"] != OK:
-        return Explanation(
-            **common, anomaly_score=None, internal_score=None, external_score=None,
-            less_anomalous=None, classes=(), entries=(),
-        )  # fmt: skip
-    source = open_input(images or directory.manifest.location, columns)
-    named = {p.name: p for p in source.parts}
-    name = directory.manifest.parts[part][0]
-    if name not in named:
-        raise StoreError(
-            f"{source.location} has no part {name}, from which {key!r} was scored; say where the "
-            "images are with --images"
-        )
-    embedding = _read_row(named[name], row, key)
+        return _unscored(directory, found)
+    embedding = _read_embedding(directory, part, row, key, images, columns)
     inputs = _open_inputs(directory, embedding)
     scorer = inputs.make_scorer()
     result = scorer.score(embedding)
-    if abs(result.anomaly[0] - found["anomaly_score"]) > _TOLERANCE * max(
-        1.0, abs(found["anomaly_score"])
-    ):
-        raise StoreError(
-            f"{key!r} was scored {found['anomaly_score']:.6f}, now it scores "
-            f"{result.anomaly[0]:.6f}: {source.location} is not what was scored; give the "
-            "original with --images"
-        )
-    inner = scorer.internal_scores(embedding)[0]
-    outer = scorer.external_scores(result.similarities, result.ids)[0]
-    total = inner + lam * outer
-    order = np.argsort(total, kind="stable")[:classes]
-    contributions = scorer.contributions(result)[0]
-    texts = inputs.corpus.texts()
+    _require_same_score(found, float(result.anomaly[0]), images or directory.manifest.location)
     return Explanation(
-        **common,
+        **_common(directory, found),
         anomaly_score=float(result.anomaly[0]),
         internal_score=float(result.internal[0]),
         external_score=float(result.external[0]),
         less_anomalous=_share_below(directory, found["anomaly_score"]),
-        classes=tuple(
-            ClassTotal(directory.classes[c], float(total[c]), float(inner[c]), float(outer[c]))
-            for c in order
-        ),
-        entries=tuple(
-            EntryPull(texts[entry], float(similarity), _deviations(share, lam, scorer.k), share)
-            for entry, similarity, share in zip(
-                result.ids[0].tolist(),
-                result.similarities[0].tolist(),
-                contributions.tolist(),
-                strict=True,
-            )
-        ),
+        classes=_class_totals(scorer, result, embedding, directory.classes, classes),
+        entries=_entry_pulls(scorer, result, inputs.corpus.texts()),
+    )
+
+
+def _common(directory: ScoresDirectory, found: dict[str, Any]) -> dict[str, Any]:
+    """What an explanation says of every image, whether it has a score or not."""
+    return {
+        "key": found["key"], "status": found["status"], "error": found["error"],
+        "lam": float(directory.manifest.settings["lam"]),
+        "flag": found.get("flag"), "p_value": found.get("p_value"),
+    }  # fmt: skip
+
+
+def _unscored(directory: ScoresDirectory, found: dict[str, Any]) -> Explanation:
+    return Explanation(
+        **_common(directory, found), anomaly_score=None, internal_score=None,
+        external_score=None, less_anomalous=None, classes=(), entries=(),
+    )  # fmt: skip
+
+
+def _require_same_score(found: dict[str, Any], now: float, location: str) -> None:
+    """Refuse an embedding that does not give the score on record: it is another image."""
+    before = found["anomaly_score"]
+    if abs(now - before) > _TOLERANCE * max(1.0, abs(before)):
+        raise StoreError(
+            f"{found['key']!r} was scored {before:.6f}, now it scores {now:.6f}: {location} is "
+            "not what was scored; give the original with --images"
+        )
+
+
+def _class_totals(
+    scorer: BlissScorer,
+    result: Scores,
+    embedding: npt.NDArray[Any],
+    names: tuple[str, ...],
+    most: int,
+) -> tuple[ClassTotal, ...]:
+    """Scores of the image for each class alone, the smallest first."""
+    inner = scorer.internal_scores(embedding)[0]
+    outer = scorer.external_scores(result.similarities, result.ids)[0]
+    total = inner + scorer.lam * outer
+    order = np.argsort(total, kind="stable")[:most]
+    return tuple(
+        ClassTotal(names[c], float(total[c]), float(inner[c]), float(outer[c])) for c in order
+    )
+
+
+def _entry_pulls(scorer: BlissScorer, result: Scores, texts: list[str]) -> tuple[EntryPull, ...]:
+    """What each of the k entries did to the score, the most similar first."""
+    columns = (result.ids[0], result.similarities[0], scorer.contributions(result)[0])
+    return tuple(
+        EntryPull(texts[entry], similarity, _deviations(share, scorer.lam, scorer.k), share)
+        for entry, similarity, share in zip(*(c.tolist() for c in columns), strict=True)
     )
 
 
@@ -191,18 +206,29 @@ def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any
         keys = read_scores(path, record.rows, ["key"]).column("key")
         row = pc.index(keys, key).as_py()
         if row >= 0:
-            columns = [n for n in _columns(path) if n not in _LISTS]
-            return part, row, read_scores(path, record.rows, columns).slice(row, 1).to_pylist()[0]
+            names = [name for name in pq.read_schema(path).names if name not in _LISTS]
+            return part, row, read_scores(path, record.rows, names).slice(row, 1).to_pylist()[0]
     raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
 
 
-_LISTS = ("entries", "similarities", "contributions")
-
-
-def _columns(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    return list(pq.read_schema(path).names)
+def _read_embedding(
+    directory: ScoresDirectory,
+    part: int,
+    row: int,
+    key: str,
+    images: str | None,
+    columns: ColumnNames | None,
+) -> npt.NDArray[Any]:
+    """Read the embedding of an image from where the images are now: (1, d)."""
+    source = open_input(images or directory.manifest.location, columns)
+    name = directory.manifest.parts[part][0]
+    for one in source.parts:
+        if one.name == name:
+            return _read_row(one, row, key)
+    raise StoreError(
+        f"{source.location} has no part {name}, from which {key!r} was scored; say where the "
+        "images are with --images"
+    )
 
 
 def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:

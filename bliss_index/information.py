@@ -21,8 +21,8 @@ def describe_installation() -> tuple[dict[str, Any], list[str]]:
     -------
     JSON-ready facts, and sentences that warn.
     """
+    from bliss_index.processors import thread_count
     from bliss_index.search import available_backends
-    from bliss_index.search.exact import thread_count
     from bliss_index.search.faiss_probe import probe_gpu
     from bliss_index.search.faiss_runtime import faiss_conflict
 
@@ -43,23 +43,37 @@ def describe_installation() -> tuple[dict[str, Any], list[str]]:
 
 
 def describe_directory(path: Path) -> dict[str, Any]:
-    """Describe a store, calibration or scores directory; JSON-ready."""
-    kind = directory_kind(path)
-    if kind == "scores":
-        return _describe_scores(path)
-    if kind == "calibration":
-        calibration = Calibration.load(path)
-        return {
-            "kind": "calibration",
-            "model": None if calibration.model is None else calibration.model.to_json(),
-            "dim": calibration.dim,
-            "classes": {
-                name: moments.count
-                for name, moments in zip(calibration.classes, calibration.moments, strict=True)
-            },
-            "content_hash": calibration.content_hash,
-            "versions": read_json(path / MANIFEST_NAME).get("versions"),
-        }
+    """Describe a store, calibration or scores directory; JSON-ready.
+
+    Raises
+    ------
+    StoreError, CorruptStoreError
+        It is none of these, or is damaged.
+    """
+    describe = {
+        "store": _describe_store,
+        "calibration": _describe_calibration,
+        "scores": _describe_scores,
+    }
+    return describe[directory_kind(path)](path)
+
+
+def _describe_calibration(path: Path) -> dict[str, Any]:
+    calibration = Calibration.load(path)
+    return {
+        "kind": "calibration",
+        "model": None if calibration.model is None else calibration.model.to_json(),
+        "dim": calibration.dim,
+        "classes": {
+            name: moments.count
+            for name, moments in zip(calibration.classes, calibration.moments, strict=True)
+        },
+        "content_hash": calibration.content_hash,
+        "versions": read_json(path / MANIFEST_NAME).get("versions"),
+    }
+
+
+def _describe_store(path: Path) -> dict[str, Any]:
     manifest = StoreManifest.read(path)
     facts: dict[str, Any] = {
         "kind": f"{manifest.kind} store",

@@ -47,14 +47,14 @@ class ScoreIdentity:
 
 @dataclass(frozen=True, eq=False)
 class NormalScores:
-    """Scores of normal images by calibrations that do not know them.
+    """Scores of normal images, each by a calibration made without it.
 
     Attributes
     ----------
     scores
         (n,) float64, higher = more anomalous.
     identity
-        What they hold for.
+        What the scores depend on; only scores of the same identity may be compared with them.
     folds
         Parts that the images were dealt into.
     """
@@ -71,7 +71,7 @@ class NormalScores:
         return digest.hexdigest()
 
     def require(self, identity: ScoreIdentity, path: str | Path) -> None:
-        """Refuse to judge scores of other settings, naming both values.
+        """Refuse to compare with scores of other settings, naming both values.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class NormalScores:
             It is damaged, or was written by a newer version.
         """
         if not Path(path).is_file():
-            raise StoreError(f"{path} is no file; make it with 'bliss-index threshold'")
+            raise StoreError(f"{path} is not a file; make it with 'bliss-index threshold'")
         try:
             table = pq.read_table(path)
             facts = json.loads((table.schema.metadata or {}).get(_METADATA, b"null"))
@@ -153,7 +153,7 @@ def score_held_out(
     folds: int = 5,
     seed: int = 0,
 ) -> NormalScores:
-    """Score the images of a calibration as if they were new: each by the folds without it.
+    """Score the images of a calibration as if they were new: each by a calibration without it.
 
     The images are held in memory as they are stored.
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.exact import thread_count
+from bliss_index.processors import thread_count
 from bliss_index.search.native_tail import NativeTail, Winners, tail_available
 from bliss_index.search.protocol import TopKSearch
 
@@ -57,12 +57,17 @@ class Scores:
 
 
 class Scorer(Protocol):
-    """What a bulk job asks of a scorer; images and results may stay where they are computed."""
+    """What a bulk job needs of a scorer: its work in four steps, so that batches can overlap.
+
+    A batch is staged, searched and combined, and while one is searched the next is staged. Images
+    and search results are of the scorer's own kind: arrays for :class:`BlissScorer`, tensors on
+    the GPU for :class:`bliss_index.device_scoring.DeviceScorer`.
+    """
 
     calibration: Calibration
 
     def stage(self, images: npt.NDArray[Any], /) -> Any:
-        """Bring (n, d) images to where they are scored; the result has a shape and can be cut."""
+        """Bring (n, d) images to where they are scored; the result has a shape and slices."""
         ...
 
     def find(self, images: Any, /) -> tuple[Any, Any]:
@@ -83,10 +88,11 @@ class Scorer(Protocol):
 
 
 class ExternalTables:
-    """What normalises an entry's similarity for every class, computed for entries as they occur.
+    """What normalises the similarity to an entry, for every class.
 
-    (s - mu_cw) / sigma_cw = s A_wc - B_wc with A = 1 / sigma and B = mu / sigma, stored entry by
-    entry: the C values that an entry contributes are next to each other.
+    (s - mu_cw) / sigma_cw = s A_wc - B_wc with A = 1 / sigma (`scale`) and B = mu / sigma
+    (`shift`), both (W, C) float32. The C values of an entry are next to each other in memory. They
+    are computed when an entry first occurs in a top k; :meth:`require` does that.
 
     Parameters
     ----------
@@ -111,10 +117,10 @@ class ExternalTables:
         return int(self._known.sum())
 
     def require(self, ids: npt.NDArray[np.int64]) -> None:
-        """Compute the rows of these entries, where that has not been done.
+        """Compute the rows of these entries, of any shape, unless they are known already.
 
-        A block costs the same however few entries it has, so it is filled with others: the rare
-        entries that turn up in batch after batch of a long job then cost no block each.
+        A block costs the same however few entries it has, so it is filled with others that are
+        not known yet. Otherwise the rare entries of a long job would each cost a block.
         """
         wanted = np.zeros_like(self._known)
         wanted[ids.reshape(-1)] = True
@@ -146,11 +152,11 @@ class BlissScorer:
     lam
         Weight lambda of the external score, at least 0.
     threads
-        Threads of the native tail; by default BLISS_INDEX_THREADS, else all usable processors.
+        Threads of the compiled code; by default BLISS_INDEX_THREADS, else all usable processors.
     native
-        Whether to use the compiled tail; by default where it is there. Internal scores are float64
-        sums of d terms in another order than numpy's, and agree to 1e-12 or better; the rest is
-        the same.
+        Whether to use the compiled code for what follows the search; by default wherever it is
+        installed. It adds the d terms of an internal score in another order than numpy does, so
+        these agree to 1e-12 or better; everything else is the same.
 
     Raises
     ------
@@ -187,7 +193,7 @@ class BlissScorer:
         return self.search.k
 
     def stage(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Bring images to where they are scored: they are there."""
+        """Return the images: they are scored where they are."""
         return images
 
     def find(self, images: npt.NDArray[Any]) -> Found:

@@ -12,7 +12,6 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -86,12 +85,7 @@ class SpooledVocabulary:
     def __enter__(self) -> SpooledVocabulary:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
 
@@ -122,7 +116,7 @@ def spool_vocabulary(
     Raises
     ------
     InvalidInputError
-        A source that is missing, of unknown type or not UTF-8, an unclear column, nothing left.
+        As for :func:`~bliss_index.vocabulary.load_vocabulary`.
     OutputError
         The temporary files cannot be written.
     """

@@ -1,4 +1,4 @@
-"""From scores of normal images to decisions with a stated rate of false alarms.
+"""Turns scores of normal images into decisions with a stated rate of false alarms.
 
 Everything here rests on one assumption: images to judge that are normal are exchangeable with the
 held-out normal images. Held out means that they did not calibrate the scores they get; an image's
@@ -132,7 +132,7 @@ def held_out_scores(
     folds: int = 5,
     seed: int = 0,
 ) -> npt.NDArray[np.float64]:
-    """Score every normal image by BLISS with a calibration that does not know it.
+    """Score every normal image by BLISS with a calibration made without it.
 
     Images of a class are dealt into folds; a fold is scored with the moments of all others. The
     final calibration knows all images, so that thresholds from these scores hold approximately
@@ -147,11 +147,11 @@ def held_out_scores(
     search
         Top-k search over `vocabulary`.
     lam
-        lambda.
+        Weight lambda of the external score.
     folds
         At least 2. Every class needs three images, or four for two folds.
     seed
-        Of the dealing.
+        Seed of the random deal.
 
     Returns
     -------

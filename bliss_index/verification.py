@@ -1,4 +1,4 @@
-"""Verification of whatever directory is ours."""
+"""Checks any directory that this package writes: a store, a calibration or scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def directory_kind(path: Path) -> str:
     Raises
     ------
     StoreError
-        It is none of ours.
+        It is none of these.
     """
     if (path / JOB_NAME).is_file():
         return "scores"
@@ -30,8 +30,8 @@ def directory_kind(path: Path) -> str:
         manifest = read_json(path / MANIFEST_NAME)
         return "calibration" if manifest.get("format") == CALIBRATION_FORMAT else "store"
     raise StoreError(
-        f"{path} is no store, calibration or scores directory: it has neither {MANIFEST_NAME} nor "
-        f"{JOB_NAME}"
+        f"{path} is not a store, calibration or scores directory: it has neither {MANIFEST_NAME} "
+        f"nor {JOB_NAME}"
     )
 
 
@@ -47,7 +47,7 @@ def verify_directory(
     path
         The directory.
     columns
-        Of the Parquet files that were scored.
+        Columns of the Parquet files that were scored, as they were given to ``score``.
     progress
         Called with the number of rows just read.
     """

@@ -78,7 +78,8 @@ def load_vocabulary(
     Raises
     ------
     InvalidInputError
-        A source that is missing, of unknown type or not UTF-8, an unclear column, nothing left.
+        A source is missing, of unknown type or not UTF-8; it is unclear which of its columns holds
+        the entries; or no entry is left.
     """
     listed = list_sources(sources)
     unwanted = excluded_names(exclude)
@@ -143,38 +144,50 @@ def clean_entry(text: str) -> str:
 
 
 def render_prompts(entries: Iterable[str], template: str = DEFAULT_TEMPLATE) -> list[str]:
-    """Put each entry into `template`.
+    """Put each entry into a template.
 
     Parameters
     ----------
     entries : iterable of str
+        What takes the place of ``{}``.
     template : str
         Holds one ``{}``; a literal brace is written twice.
 
     Raises
     ------
     InvalidInputError
-        The template has no ``{}``, several, or another replacement field.
+        As for :func:`require_template`.
+
+    Examples
+    --------
+    >>> render_prompts(["cat"])
+    ['This is a photo of a cat']
+    """
+    require_template(template)
+    return [template.format(entry) for entry in entries]
+
+
+def require_template(template: str) -> None:
+    """Refuse a prompt template that does not have exactly one ``{}``.
+
+    Raises
+    ------
+    InvalidInputError
+        The template has no ``{}``, several, or another replacement field; it is named.
     """
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template)]
-        conversions = [
-            f"{spec or ''}{conversion or ''}"
-            for _, field, spec, conversion in string.Formatter().parse(template)
-            if field is not None
-        ]
+        fields = [parts[1:] for parts in string.Formatter().parse(template) if parts[1] is not None]
     except (ValueError, TypeError) as error:
         raise InvalidInputError(
             f"template {template!r} is malformed ({error}); write one {{}} for the entry, such as "
             f"{DEFAULT_TEMPLATE!r}"
         ) from error
-    named = [field for field in fields if field is not None]
-    if named != [""] or any(conversions):
+    names = [name for name, _, _ in fields]
+    if names != [""] or any(spec or conversion for _, spec, conversion in fields):
         raise InvalidInputError(
-            f"template {template!r} has {len(named)} replacement fields {named}, it must have "
+            f"template {template!r} has {len(names)} replacement fields {names}, it must have "
             f"exactly one, written {{}}, such as {DEFAULT_TEMPLATE!r}"
         )
-    return [template.format(entry) for entry in entries]
 
 
 def iter_rows(source: str | Path) -> Iterator[str]:
@@ -299,6 +312,6 @@ def _is_text(kind: Any) -> bool:
 
 
 def _imagenet() -> tuple[str, ...]:
-    from bliss_index.encode.torchvision_cure import import_open_clip
+    from bliss_index.torchvision_cure import import_open_clip
 
     return tuple(import_open_clip().IMAGENET_CLASSNAMES)

@@ -182,7 +182,7 @@ def train(settings: Settings) -> None:
     import torch
     from torch.nn import functional
 
-    from bliss_index.encode.torchvision_cure import import_open_clip
+    from bliss_index.torchvision_cure import import_open_clip
 
     open_clip = import_open_clip()
     torch.manual_seed(settings.seed)

@@ -93,7 +93,7 @@ def test_what_a_listener_hears(job, tmp_path):
 
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 64, 8192])
-def test_batches_do_not_matter(job, whole, tmp_path, monkeypatch, batch_rows):
+def test_batches_do_not_matter(job, tmp_path, monkeypatch, batch_rows):
     monkeypatch.setattr("bliss_index.bulk.memory.MOST_BATCH_ROWS", batch_rows)
     monkeypatch.setattr("bliss_index.bulk.memory.LEAST_BATCH_ROWS", 1)
     monkeypatch.setattr(score_part_module, "ROW_GROUP_ROWS", 16)
@@ -407,7 +407,7 @@ def test_the_output_opens_anywhere(job, whole):
     assert pandas.read_parquet(job.folder / "whole")["anomaly_score"].tolist() == expected
 
 
-def test_records_are_what_verify_compares(job, whole, tmp_path):
+def test_records_are_what_verify_compares(job, tmp_path):
     run_job(job.images, tmp_path / "s", job.settings())
     record = PartRecord.read(tmp_path / "s" / "_records" / "shard-00003.json")
     assert (record.part, record.rows, record.status) == ("shard-00003.arrow", 50, {"ok": 50})

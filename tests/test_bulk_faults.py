@@ -95,7 +95,7 @@ def test_a_small_disk_that_fills_up(job, whole, small_disk, workers):
     assert outputs(place / "s") == whole
 
 
-def test_a_disk_that_becomes_read_only(job, whole, small_disk, tmp_path):
+def test_a_disk_that_becomes_read_only(job, whole, small_disk):
     place, remount = small_disk
     assert remount("size=10m") == 0
     run_job(job.images, place / "s", job.settings(), JobOptions(task="0/2"))
@@ -258,7 +258,7 @@ def test_a_part_whose_process_dies_twice_is_given_up(job, tmp_path):
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "missing", "other bytes"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_damaged_shard_fails_alone(job, copy, whole, tmp_path, damage, workers):
+def test_a_damaged_shard_fails_alone(copy, whole, tmp_path, damage, workers):
     shard = copy.images / "shard-00002.arrow"
     content = bytearray(shard.read_bytes())
     good = bytes(content)
@@ -312,7 +312,7 @@ def test_no_flipped_bit_is_ever_scored(job, copy, tmp_path):
     assert parts.score_part(part, 1).rows == 50
 
 
-def test_nothing_is_committed_before_the_hash_is_known(job, copy, tmp_path, monkeypatch):
+def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypatch):
     """The hash is slow; every row is scored by then, and the file still has no name."""
     content = bytearray((copy.images / "shard-00000.arrow").read_bytes())
     content[-600] ^= 1

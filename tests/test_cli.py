@@ -14,6 +14,7 @@ from bliss_reference import clip_like, reference_scores
 
 from bliss_index.calibration.labels import Labels
 from bliss_index.cli import console
+from bliss_index.cli.app import app
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 
@@ -197,7 +198,10 @@ def test_a_class_named_by_digits(tmp_path):
             "2 of 3 classes have fewer than 2 calibration images: 'dog' (0), 'cow' (0)",
         ),
         ("dog\n" + "cat\n" * 199, "'dog' (1), 'cow' (0)"),
-        ("horse\n" * 200, "labels no row with one of the 3 classes ('cat', 'dog', 'cow', ...)"),
+        (
+            "horse\n" * 200,
+            "labels no row with one of the 3 classes ('cat', 'dog', 'cow'); its labels are 'horse'",
+        ),
         ("3\n" * 200, "label 3 in row 0, there are 3 classes (0 to 2; -1 leaves a row out)"),
     ],
 )
@@ -316,17 +320,24 @@ def test_info(chain):
     facts = json.loads(out)
     assert set(facts["exact_search"]) == {"native", "torch", "cuda"}
     _, err = run("info", folder, code=1)
-    assert "is no store, calibration or scores directory" in err
+    assert "is not a store, calibration or scores directory" in err
 
 
-COMMANDS = ["demo", "encode-text", "encode-images", "import", "build", "calibrate", "score",
-            "evaluate", "verify", "info"]  # fmt: skip
+COMMANDS = [command.name for command in app.registered_commands]
+
+
+def test_the_commands_that_others_rely_on_are_there():
+    assert {
+        "demo", "encode-text", "encode-images", "import", "build", "calibrate", "score", "evaluate",
+        "report", "verify", "info", "bench",
+    } <= set(COMMANDS)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command):
     out, _ = run(command, "--help")
     assert "Usage" in out
+    assert "--json" in out
 
 
 def test_a_log_gets_a_line_a_minute(monkeypatch, capsys):

@@ -112,7 +112,7 @@ def test_bad_input(data, tmp_path):
     with pytest.raises(InvalidInputError, match="not fitted; call fit"):
         BlissDetector(vocabulary, texts).anomaly_score(images)
     for rows, message in [
-        (images * 2, r"300 of 300 rows of X .* 0, 1, 2, 3, 4 and more; the first has norm 2"),
+        (images * 2, r"300 of 300 rows of X .* 0, 1, 2, 3, 4 and 295 more; the first has norm 2"),
         (np.where(np.arange(300)[:, None] == 3, 0, images), r"1 of 300 .* row\(s\) 3; .* norm 0"),
         (np.where(np.arange(300)[:, None] == 9, np.nan, images), r"row\(s\) 9; .* norm nan"),
         (images[:, :8], r"norm"),

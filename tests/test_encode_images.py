@@ -275,7 +275,7 @@ def test_keys_may_be_numbers_and_columns_named_like_a_stores(encoder, tmp_path):
     ]
 
 
-def test_a_source_without_images_is_refused(encoder, folder, tmp_path):
+def test_a_source_without_images_is_refused(encoder, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(InvalidInputError, match="empty holds no images; passed over: nothing"):

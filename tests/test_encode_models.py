@@ -187,7 +187,7 @@ def test_bad_options(clip_dir, arguments, parts):
         assert part in str(caught.value)
 
 
-def test_pickled_checkpoints_are_refused(clip_dir, tmp_path):
+def test_pickled_checkpoints_are_refused(tmp_path):
     import pickle
 
     path = tmp_path / "weights.pt"

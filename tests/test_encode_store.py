@@ -135,7 +135,7 @@ def test_a_complete_store_of_something_else_is_not_taken_for_done(encoder, pictu
         encode_image_store(encoder, source, images)
 
 
-def test_a_folder_that_changed_is_not_continued(encoder, pictures, tmp_path, monkeypatch):
+def test_a_folder_that_changed_is_not_continued(encoder, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for number in range(4):

@@ -129,7 +129,7 @@ def test_buckets_hold_what_is_needed(needed):
 
 def test_the_tokenizer_does_not_remember_every_word(monkeypatch):
     from bliss_index.encode import tokenizer as module
-    from bliss_index.encode.torchvision_cure import import_open_clip
+    from bliss_index.torchvision_cure import import_open_clip
 
     monkeypatch.setattr(module, "_MOST_WORDS", 20)
     own = import_open_clip().SimpleTokenizer()
@@ -141,7 +141,7 @@ def test_the_tokenizer_does_not_remember_every_word(monkeypatch):
         assert len(own.cache) < 45
 
 
-def test_short_texts_are_not_tokenised_to_know_that_they_fit(tmp_path):
+def test_short_texts_are_not_tokenised_to_know_that_they_fit():
     _, tokenizer = tokenizers()
     texts = ["a" * 75, "1" * 75, "1" * 76, "word " * 80, "é" * 38, "\u0958" * 30, "cat & dog", ""]
     expected = [len(tokenizer._encode([text])[0]) > 77 for text in texts]
@@ -152,7 +152,7 @@ def test_short_texts_are_not_tokenised_to_know_that_they_fit(tmp_path):
 @functools.cache
 def tokenizers():
     from bliss_index.encode.tokenizer import _byte_pair_tokenizer
-    from bliss_index.encode.torchvision_cure import import_open_clip
+    from bliss_index.torchvision_cure import import_open_clip
 
     reference = import_open_clip().SimpleTokenizer()
     return reference, _byte_pair_tokenizer("m", {}, reference, 77)

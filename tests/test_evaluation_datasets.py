@@ -104,7 +104,7 @@ def test_every_protocol_of_the_paper_has_its_data_set():
     assert {dataset_of_protocol(name) for name in PROTOCOLS} == {
         "cifar10", "cifar100", "tinyimagenet",
     }  # fmt: skip
-    with pytest.raises(InvalidInputError, match="'one-class' belongs to no data set"):
+    with pytest.raises(InvalidInputError, match="'one-class' does not name a data set"):
         dataset_of_protocol("one-class")
 
 

@@ -20,12 +20,10 @@ from bliss_index.evaluation.detector import ImageBlock, Reference, blocks
 from bliss_index.evaluation.detectors import MaximumConceptMatching, NearestImages, NegLabel
 from bliss_index.evaluation.protocol_run import DETECTORS, evaluate_protocol, make_detectors
 from bliss_index.evaluation.protocols import (
-    PROTOCOLS,
     EvaluationProtocol,
     all_but_one,
     find_protocol,
     one_class,
-    random_classes,
 )
 from bliss_index.search import exact_search
 
@@ -116,28 +114,6 @@ def test_a_protocol_is_its_runs(data, known, reference, make):
     assert report.to_json()["runs"] == len(protocol.runs)
 
 
-def test_the_papers_splits():
-    """The numbers of the paper's code, written out once more."""
-    assert find_protocol("cifar10-one-class").runs == tuple((c,) for c in range(10))
-    assert find_protocol("cifar10-6-vs-4").runs == (
-        (0, 1, 9, 7, 3, 2), (0, 2, 4, 3, 7, 5), (5, 1, 9, 8, 7, 0), (5, 7, 1, 8, 4, 6),
-        (8, 1, 5, 3, 4, 6),
-    )  # fmt: skip
-    nine = find_protocol("cifar10-9-vs-1").runs
-    assert [set(range(10)) - set(run) for run in nine] == [{c} for c in range(10)]
-    assert find_protocol("cifar100-20-vs-80").runs == tuple(
-        tuple(range(first, first + 20)) for first in (0, 20, 40, 60, 80)
-    )
-    tiny = find_protocol("tinyimagenet-20-vs-180").runs
-    text = """192,112,145,107,91,180,144,193,10,125,186,28,72,124,54,77,157,169,104,166
-    156,157,167,175,153,11,147,0,199,171,132,60,87,190,101,111,193,71,131,192
-    28,15,103,33,90,167,61,13,124,159,49,12,54,78,82,107,80,25,140,46
-    128,132,123,72,154,35,86,10,188,28,85,89,91,82,116,65,96,41,134,25
-    102,79,47,106,59,93,145,10,62,175,76,183,48,130,38,186,44,8,29,26"""
-    assert tiny == tuple(tuple(map(int, line.split(","))) for line in text.split())
-    assert len(PROTOCOLS) == 5
-
-
 def test_neglabel_at_a_temperature_that_leaves_one_term(data, reference):
     """Exponentials of everything but the largest similarity vanish; nothing may be lost or NaN."""
     images, vocabulary, texts = (a.astype(float) for a in data[:3])
@@ -187,12 +163,6 @@ def test_classes_that_are_never_normal_need_no_images(data, reference):
     assert found.calibration_images == int((labels[:400] != 2).sum())
     with pytest.raises(CalibrationError, match=r"'2' \(0\)"):
         evaluate_protocol(without, images[400:], labels[400:], one_class(CLASSES), [Bliss()])
-
-
-def test_random_runs_follow_from_the_seed():
-    first = random_classes(69, 6, 20, seed=0)
-    assert first == random_classes(69, 6, 20, seed=0) != random_classes(69, 6, 20, seed=1)
-    assert all(len(set(run)) == 6 for run in first.runs)
 
 
 def test_what_does_not_fit(data, reference):

@@ -65,7 +65,7 @@ def test_devices_that_are_not_here(job, tmp_path, device, message):
     assert not (tmp_path / "s").exists()
 
 
-def test_labels_of_some_images(job, scored, tmp_path):
+def test_labels_of_some_images(scored, tmp_path):
     """By key, those without a label are left out and counted; in row order there must be all."""
     table = ScoresDirectory.open(scored).table()
     keys, scores = table.column("key").to_pylist(), table.column("anomaly_score").to_numpy()
@@ -85,7 +85,7 @@ def test_labels_of_some_images(job, scored, tmp_path):
         evaluate_directory(scored, tmp_path)
 
 
-def test_a_report_with_labels_of_some_images(job, scored, tmp_path, capsys):
+def test_a_report_with_labels_of_some_images(scored, tmp_path, capsys):
     pytest.importorskip("jinja2")
     keys = ScoresDirectory.open(scored).table(["key"]).column("key").to_pylist()
     (tmp_path / "l.csv").write_text(f"key,label\n{keys[0]},0\n{keys[1]},1\n{keys[2]},0\n")

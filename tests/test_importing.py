@@ -205,7 +205,7 @@ def test_bad_rows_of_texts_are_refused_or_dropped(tmp_path, rows):
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
-def test_an_interrupted_import_continues(tmp_path, rows, kind, monkeypatch):
+def test_an_interrupted_import_continues(tmp_path, rows, kind):
     rows[3] = 0
     np.save(tmp_path / "e.npy", rows)
     (tmp_path / "t.txt").write_text("".join(f"w{i}\n" for i in range(50)))
@@ -262,7 +262,7 @@ def test_what_cannot_be_read(tmp_path, rows):
 
     refused("nothing.npy", "nothing.npy does not exist")
     (tmp_path / "e.pkl").write_bytes(b"x")
-    refused("e.pkl", "of no known type; known are .npy, .npz, .parquet")
+    refused("e.pkl", "of an unknown type; known are .npy, .npz, .parquet")
     np.save(tmp_path / "flat.npy", rows.reshape(-1))
     refused("flat.npy", r"shape \(300,\), expected \(rows, dim\)")
     np.save(tmp_path / "int.npy", rows.astype(np.int32))

@@ -116,7 +116,7 @@ def test_calls_are_refused_by_name(tmp_path, monkeypatch, protocol, name):
         (b"\x80\x05\x96\x01\x00\x00\x00\x00\x00\x00\x00a.", "instruction BYTEARRAY8"),
         (b"\x80\x04\x8f.", "instruction EMPTY_SET"),
         (b"X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93.", "it asks for os.system"),
-        (b"cnumpy.core.multiarray\n_reconstruct\nq\x00h\x00h\x00R.", "no function"),
+        (b"cnumpy.core.multiarray\n_reconstruct\nq\x00h\x00h\x00R.", "not a function"),
         (b"cnumpy.core.multiarray\n_reconstruct.x\n.", "_reconstruct.x"),
         (b"c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00hex\x86R.", "something else"),
         (b"cnumpy\nndarray\n}b.", "gives a state"),
@@ -124,8 +124,8 @@ def test_calls_are_refused_by_name(tmp_path, monkeypatch, protocol, name):
         (b"}(K\x01K\x02u.", "not texts"),
         (b"}(X\x01\x00\x00\x00au.", "not texts"),
         (b"}]]sh.", "not texts|unknown|exhausted"),
-        (b"K\x01K\x02a.", "no list"),
-        (b"]K\x01K\x02s.", "no dict"),
+        (b"K\x01K\x02a.", "not a list"),
+        (b"]K\x01K\x02s.", "not a dict"),
         (b"h\x05.", "KeyError"),
         (b"t.", "IndexError"),
         (b".", "IndexError"),
@@ -166,7 +166,7 @@ def test_depth_and_size_cost_no_more_than_the_file(tmp_path, monkeypatch):
     doubled = b"K\x01\x85" + b"q\x00h\x00\x86" * 200
     with pytest.raises(CorruptStoreError, match="not texts"):
         read(tmp_path, b"}" + doubled + b"K\x01s.")
-    with pytest.raises(CorruptStoreError, match="no function"):
+    with pytest.raises(CorruptStoreError, match="not a function"):
         read(tmp_path, doubled + b")R.")
     assert read(tmp_path, b"}" + key + doubled + b"s.").keys() == {"a"}
     for claim in (b"T\xff\xff\xff\x7f", b"B\xff\xff\xff\xff", b"X\xff\xff\xff\xff"):

@@ -161,8 +161,8 @@ def test_pictures(tmp_path):
     assert found.find("gone.png") == ("", "no such file in the folder of images")
     for key in ("../outside.png", str(tmp_path / "outside.png"), "link.png", ""):
         assert found.find(key) == ("", "its key leads out of the folder of images")
-    assert found.find("x\x00y")[1] == "its key is no path"
-    assert found.find("x" * 5000)[1] == "its key is no path"
+    assert found.find("x\x00y")[1] == "its key is not a path"
+    assert found.find("x" * 5000)[1] == "its key is not a path"
     linked = PictureFolder(folder, link=True).find("sub/a.png")[0]
     assert linked == f"file://{folder}/sub/a.png"
     rows = [("sub/a.png", 2.0, "a"), ("gone.png", 1.0, "a"), ("sub/a.png", 0.5, "a")]
@@ -215,7 +215,7 @@ def test_names_of_any_script(tmp_path):
     assert all(page.count(html.escape(name)) >= 2 for name in names)
 
 
-def test_small_shares_are_not_nothing(tmp_path):
+def test_small_shares_are_not_nothing():
     assert [percent(s) for s in (0, 1e-6, 0.5e-4, 0.0001, 0.5)] == [
         "0.00%", "0.0001%", "0.005%", "0.01%", "50.00%",
     ]  # fmt: skip
@@ -248,7 +248,7 @@ def test_its_size_does_not_grow_with_the_rows(tmp_path):
 def test_bad_input(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="is not a scores directory"):
         make_report(tmp_path)
-    with pytest.raises(InvalidInputError, match="is no folder of images"):
+    with pytest.raises(InvalidInputError, match="is not a folder of images"):
         ReportOptions(images=tmp_path / "gone")
     with pytest.raises(InvalidInputError, match="between 0 and 500, got 501"):
         ReportOptions(gallery=501)

@@ -97,7 +97,7 @@ def test_files_of_normal_scores(tmp_path):
     assert (again.identity, again.folds) == (scores.identity, 4)
     with pytest.raises(InvalidInputError, match="with corpus 'a', this job has 'c'"):
         again.require(ScoreIdentity(3, 0.5, "c", "b"), "n.parquet")
-    with pytest.raises(StoreError, match="is no file; make it with"):
+    with pytest.raises(StoreError, match="is not a file; make it with"):
         NormalScores.read(tmp_path / "missing.parquet")
     table = pq.read_table(tmp_path / "n.parquet")
     pq.write_table(table.replace_schema_metadata(None), tmp_path / "other.parquet")

@@ -1,4 +1,4 @@
-"""Calibration: what the images of the normal classes look like, as far as BLISS asks.
+"""Calibration: what BLISS needs to know of the images of the normal classes.
 
 A calibration keeps every class's name, text embedding and image moments. The mean and deviation of
 the similarities to any text follow from the moments, so calibrating needs no vocabulary, and the
@@ -17,13 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration.files import (
+    StoredCalibration,
+    read_calibration,
+    write_calibration,
+)
 from bliss_index.calibration.moments import ClassMoments
-from bliss_index.errors import CalibrationError, InvalidInputError
+from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
 _LEAST_VARIANCE = 1e-12
-_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +43,7 @@ class Calibration:
     moments
         C moments of the classes' images.
     model
-        The model of all embeddings; None for arrays whose model nobody stated.
+        The model of all embeddings; None if it is not known.
     attributes
         How it was made: JSON-ready.
 
@@ -141,17 +145,36 @@ class Calibration:
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write the calibration as a directory; see :mod:`bliss_index.calibration.files`."""
-        from bliss_index.calibration.files import write_calibration
+        """Write the calibration as a directory; see :mod:`bliss_index.calibration.files`.
 
-        write_calibration(self, Path(path))
+        Raises
+        ------
+        OutputError
+            The directory cannot be written.
+        StoreError
+            It holds something other than a calibration.
+        """
+        stored = StoredCalibration(
+            self.classes, self.class_embeddings, self.moments, self.model, self.attributes
+        )
+        write_calibration(stored, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
-        """Read a calibration from its directory."""
-        from bliss_index.calibration.files import read_calibration
+        """Read a calibration from its directory.
 
-        return read_calibration(Path(path))
+        Raises
+        ------
+        StoreError
+            There is none.
+        CorruptStoreError
+            It is damaged, or was written by a newer version.
+        """
+        stored = read_calibration(Path(path))
+        try:
+            return cls(*stored)
+        except InvalidInputError as error:
+            raise CorruptStoreError(f"{path} is damaged: {error}") from error
 
 
 def calibrate(
@@ -173,6 +196,8 @@ def calibrate(
         (C, d) text embeddings of the classes.
     classes
         C names; by default "0", "1", ...
+    model, attributes
+        The model of all embeddings, and how the calibration is made, for the record.
 
     Raises
     ------
@@ -208,13 +233,15 @@ def calibrate(
 
 
 def _require_enough(classes: Sequence[str], moments: Sequence[ClassMoments]) -> None:
-    few = [c for c, m in enumerate(moments) if m.count < _LEAST_IMAGES]
+    few = [
+        f"{name!r} ({m.count})"
+        for name, m in zip(classes, moments, strict=True)
+        if m.count < _LEAST_IMAGES
+    ]
     if few:
-        named = ", ".join(f"{classes[c]!r} ({moments[c].count})" for c in few[:_CLASSES_NAMED])
-        more = f" and {len(few) - _CLASSES_NAMED} more" if len(few) > _CLASSES_NAMED else ""
         raise CalibrationError(
             f"{len(few)} of {len(classes)} classes have fewer than {_LEAST_IMAGES} calibration "
-            f"images: {named}{more}. Their deviations would be zero; add images of these classes, "
+            f"images: {listed(few)}. Their deviations would be zero; add images of these classes, "
             "or leave the classes out."
         )
     for name, m in zip(classes, moments, strict=True):

@@ -38,6 +38,35 @@ class ClassTexts:
     prompt: str | None
 
     @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        model: ModelIdentity,
+        *,
+        template: str | None = None,
+        device: str = "auto",
+    ) -> ClassTexts:
+        """Take the texts of a text store's directory, or encode the names in a file.
+
+        Parameters
+        ----------
+        path
+            The store or the file.
+        model
+            The images' model; names are encoded with it.
+        template, device
+            Prompt for the names, and where to encode them; not used for a store.
+
+        Raises
+        ------
+        StoreError, InvalidInputError, EncoderError, ModelMismatchError
+            As for :meth:`of_store` and :meth:`of_file`.
+        """
+        if Path(path).is_dir():
+            return cls.of_store(path)
+        return cls.of_file(path, model, template=template, device=device)
+
+    @classmethod
     def of_store(cls, path: str | Path) -> ClassTexts:
         """Take the texts of a text store."""
         store = EmbeddingStore.open(path, kind="text")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +26,9 @@ from bliss_index.store.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     library_versions,
+    read_description,
     require_format,
 )
-
-if TYPE_CHECKING:
-    from bliss_index.calibration.calibration import Calibration
 
 CALIBRATION_FORMAT = "bliss_index.calibration"
 CLASSES_NAME = "classes.arrow"
@@ -48,8 +47,18 @@ _SCHEMA = pa.schema(
 )
 
 
-def write_calibration(calibration: Calibration, directory: Path) -> None:
-    """Write a calibration; one that stands there already is replaced.
+class StoredCalibration(NamedTuple):
+    """What the files hold: the fields of :class:`bliss_index.calibration.Calibration`."""
+
+    classes: tuple[str, ...]
+    class_embeddings: npt.NDArray[np.float64]
+    moments: tuple[ClassMoments, ...]
+    model: ModelIdentity | None
+    attributes: Mapping[str, Any]
+
+
+def write_calibration(stored: StoredCalibration, directory: Path) -> None:
+    """Write a calibration; one that is there already is replaced.
 
     Raises
     ------
@@ -71,26 +80,27 @@ def write_calibration(calibration: Calibration, directory: Path) -> None:
             )
         with atomic_file(directory / CLASSES_NAME) as sink:
             with pa.ipc.new_file(sink, _SCHEMA) as writer:
-                for c in range(len(calibration.classes)):
-                    writer.write_batch(_class_row(calibration, c))
+                for row in zip(
+                    stored.classes, stored.class_embeddings, stored.moments, strict=True
+                ):
+                    writer.write_batch(_class_row(*row))
             digest = sink.sha256
-        model = calibration.model
         values = {
             "format": CALIBRATION_FORMAT,
             "format_version": FORMAT_VERSION,
-            "model": None if model is None else model.to_json(),
-            "dim": calibration.dim,
-            "classes": len(calibration.classes),
-            "images": calibration.images,
-            "attributes": dict(calibration.attributes),
+            "model": None if stored.model is None else stored.model.to_json(),
+            "dim": int(stored.class_embeddings.shape[1]),
+            "classes": len(stored.classes),
+            "images": sum(moments.count for moments in stored.moments),
+            "attributes": dict(stored.attributes),
             "classes_sha256": digest,
             "versions": library_versions(),
         }
         write_json(manifest, values)
 
 
-def read_calibration(directory: Path) -> Calibration:
-    """Read a calibration.
+def read_calibration(directory: Path) -> StoredCalibration:
+    """Read a calibration's files and check them against its manifest.
 
     Raises
     ------
@@ -99,16 +109,10 @@ def read_calibration(directory: Path) -> Calibration:
     CorruptStoreError
         It is damaged, or was written by a newer version.
     """
-    from bliss_index.calibration.calibration import Calibration
-
     path = directory / MANIFEST_NAME
-    if not path.is_file():
-        raise StoreError(
-            f"{directory} is not a calibration: it has no {MANIFEST_NAME}. "
-            "Make one with 'bliss-index calibrate'."
-        )
-    values = read_json(path)
-    require_format(path, values, CALIBRATION_FORMAT, FORMAT_VERSION)
+    values = read_description(
+        path, CALIBRATION_FORMAT, what="a calibration", how="'bliss-index calibrate'"
+    )
     classes = directory / CLASSES_NAME
     dim, attributes = values.get("dim"), values.get("attributes")
     if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
@@ -128,7 +132,7 @@ def read_calibration(directory: Path) -> Calibration:
         table = pa.ipc.open_file(str(classes)).read_all()
         table.validate(full=True)
         rows = [_read_row(table, row, dim) for row in range(table.num_rows)]
-        return Calibration(
+        return StoredCalibration(
             tuple(table.column("name").to_pylist()),
             np.stack([text for text, _ in rows]),
             tuple(moments for _, moments in rows),
@@ -139,13 +143,12 @@ def read_calibration(directory: Path) -> Calibration:
         raise CorruptStoreError(f"{classes} is damaged: {error}") from error
 
 
-def _class_row(calibration: Calibration, c: int) -> pa.RecordBatch:
-    moments = calibration.moments[c]
-    upper = np.triu_indices(calibration.dim)
+def _class_row(name: str, text: npt.NDArray[np.float64], moments: ClassMoments) -> pa.RecordBatch:
+    upper = np.triu_indices(moments.dim)
     columns = [
-        pa.array([calibration.classes[c]], pa.string()),
+        pa.array([name], pa.string()),
         pa.array([moments.count], pa.int64()),
-        _vector(calibration.class_embeddings[c]),
+        _vector(text),
         _vector(moments.mean),
         _vector(None if moments.scatter is None else moments.scatter[upper]),
         _vector(None if moments.images is None else moments.images.reshape(-1)),

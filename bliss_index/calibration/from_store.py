@@ -31,7 +31,8 @@ class CalibrationSummary:
     bad_rows
         Labelled rows left out because their status is not "ok".
     other, unlabelled
-        Rows left out because their label is no class, by label, and for want of a label.
+        Rows left out because their label is not one of the classes (counted by label), and because
+        they have no label.
     trimmed
         Rows left out because they lie farthest from their class.
     """
@@ -72,7 +73,7 @@ def calibrate_store(
 ) -> CalibrationSummary:
     """Compute the moments of every class, one shard of the store at a time.
 
-    How labels were come by is stated in the calibration's attributes.
+    The calibration's attributes say how many labels were assigned, and what share was trimmed.
 
     Parameters
     ----------
@@ -87,8 +88,8 @@ def calibrate_store(
     assign
         Give images without a label the class whose text is most similar.
     trim
-        Share of every class's images to leave out, those farthest from its centre: for images among
-        which strangers are expected. Reads all embeddings into memory.
+        Share of every class's images to leave out: those farthest from its centre. For images that
+        may include some that do not belong. Reads all embeddings into memory.
 
     Raises
     ------

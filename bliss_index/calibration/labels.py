@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.columns import Column, read_column
 
 LABEL_COLUMNS = ("label", "class", "anomaly", "y", "target")
 NO_CLASS = -1
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,8 @@ class Labels:
         if self.keys is None:
             if len(self.values) != rows:
                 raise InvalidInputError(
-                    f"{self.path} holds {len(self.values)} labels, there are {rows} rows; one a "
-                    "row is needed, or a column 'key' beside them"
+                    f"{self.path} holds {len(self.values)} labels, there are {rows} rows; give "
+                    "one label per row, or a column 'key' that says which row each belongs to"
                 )
             return list(self.values)
         by_key = dict(zip(self.keys, self.values, strict=True))
@@ -112,25 +111,25 @@ class ClassNumbers:
 def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str]) -> ClassNumbers:
     """Turn labels into class numbers.
 
-    Labels that are names are looked up among the classes; rows of other names are left out, and
-    counted. Labels that are numbers are class numbers, also where a table keeps them as 1.0 because
-    some are missing; -1 leaves a row out.
+    Names are looked up among the classes; rows with other names are left out, and counted. Numbers
+    are class numbers, and -1 leaves a row out. A table keeps numbers as 1.0 if some are missing;
+    these count as numbers too.
 
     Raises
     ------
     InvalidInputError
-        A number is no class's, or not one name is a class.
+        A number is out of range, or none of the names is one of the classes.
     """
-    listed = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
-    listed = [_whole_or_missing(label) for label in listed]
+    given = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
+    given = [_whole_or_missing(label) for label in given]
     position = {name: number for number, name in enumerate(classes)}
-    different = set(listed) - {None}
+    different = set(given) - {None}
     are_numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in different)
     by_number = are_numbers and not set(map(str, different)) & set(position)
     numbers = np.full(store.rows, NO_CLASS, dtype=np.int64)
     other: dict[str, int] = {}
     unlabelled = 0
-    for row, label in enumerate(listed):
+    for row, label in enumerate(given):
         if label is None:
             unlabelled += 1
         elif by_number:
@@ -145,10 +144,10 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
         else:
             other[str(label)] = other.get(str(label), 0) + 1
     if (numbers == NO_CLASS).all() and store.rows:
-        named = ", ".join(map(repr, list(other)[:_NAMED])) or "none"
         raise InvalidInputError(
             f"{labels.path} labels no row with one of the {len(classes)} classes "
-            f"({', '.join(map(repr, list(classes)[:_NAMED]))}, ...); its labels are {named}"
+            f"({listed([repr(name) for name in classes])}); its labels are "
+            f"{listed([repr(name) for name in other]) or 'none'}"
         )
     return ClassNumbers(numbers, other, unlabelled)
 

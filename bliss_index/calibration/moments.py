@@ -131,9 +131,11 @@ class ClassMoments:
         return mu, sigma + SIGMA_FLOOR
 
     def spread(self) -> npt.NDArray[np.float64]:
-        """What deviations follow from: the scatter (d, d); centred images (d, n) of a small class.
+        """Return what deviations are computed from.
 
-        The sum of squares of <x - mean, t> is t' scatter t, or that of the products with t.
+        The scatter (d, d); for a small class, which keeps its images, the centred images (d, n).
+        With a text t, the sum of <x - mean, t>^2 over the images is t' scatter t in the first case,
+        and the sum of the squares of t' images in the second.
         """
         return self._scatter() if self.images is None else (self.images - self.mean).T
 

@@ -21,7 +21,7 @@ def build(
         typer.Option("--queries", help="Image store to tune an approximate index on."),
     ] = None,
     recall: Annotated[
-        float, typer.Option("--recall", help="Recall that the tuned index shall reach.")
+        float, typer.Option("--recall", help="Recall that the tuned index must reach.")
     ] = 0.95,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Entries per image to tune for.")] = 10,
     cells: Annotated[
@@ -51,7 +51,7 @@ def build(
             require_same_model(images.model, store.model, f"images {queries}", f"corpus {corpus}")
             if index == "flat":
                 raise InvalidInputError("a flat index is exact: leave --queries out")
-            report = tune_index(search, _good_rows(images), recall, k, threads=threads)
+            report = tune_index(search, images.good_embeddings(), recall, k, threads=threads)
             search = search.replace(effort=report.parameter)
             say(report.describe())
         elif index != "flat":
@@ -77,9 +77,3 @@ def build(
         if report is not None:
             facts["recall"] = f"{report.recall:.4f} on {report.queries} held-out images"
         print_facts(f"{corpus}/index", {n: v for n, v in facts.items() if v is not None})
-
-
-def _good_rows(images: Any) -> Any:
-    import numpy as np
-
-    return np.concatenate([shard.embeddings[shard.good] for shard in images.iter_shards()])

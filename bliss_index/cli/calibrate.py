@@ -10,8 +10,6 @@ import typer
 from bliss_index.cli.console import print_facts, print_json, progress_line, say
 from bliss_index.cli.options import DeviceOption, JsonOption
 
-_NAMED = 5
-
 
 def calibrate(
     images: Annotated[Path, typer.Argument(help="Image store of normal images.")],
@@ -43,8 +41,8 @@ def calibrate(
         float,
         typer.Option(
             "--trim",
-            help="Leave out this share of every class, the images farthest from its centre: for "
-            "images among which strangers are expected.",
+            help="Leave out this share of every class: the images farthest from its centre. For "
+            "images that may include some that do not belong.",
         ),
     ] = 0.0,
     device: DeviceOption = "auto",
@@ -54,19 +52,17 @@ def calibrate(
     from bliss_index.calibration.class_texts import ClassTexts
     from bliss_index.calibration.from_store import calibrate_store
     from bliss_index.calibration.labels import Labels
+    from bliss_index.errors import listed
     from bliss_index.store import EmbeddingStore
 
     store = EmbeddingStore.open(images, kind="image")
-    if classes.is_dir():
-        texts = ClassTexts.of_store(classes)
-    else:
-        texts = ClassTexts.of_file(classes, store.model, template=template, device=device)
+    texts = ClassTexts.open(classes, store.model, template=template, device=device)
     given = None if labels is None else Labels.read(labels)
     with progress_line("calibrating", store.rows) as progress:
         summary = calibrate_store(store, given, texts, progress, assign=assign, trim=trim)
     summary.calibration.save(out)
     if summary.other:
-        named = ", ".join(f"{name!r} ({n})" for name, n in list(summary.other.items())[:_NAMED])
+        named = listed([f"{name!r} ({count})" for name, count in summary.other.items()])
         say(f"{sum(summary.other.values())} images of other labels are left out: {named}")
     if summary.unlabelled:
         say(f"{summary.unlabelled} images without a label are left out")

@@ -33,7 +33,7 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def plain(text: str) -> str:
-    """Show what a terminal would obey: keys and names are other people's."""
+    """Replace control characters: keys and names are other people's, and a terminal obeys them."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
@@ -78,9 +78,9 @@ class _RateColumn(ProgressColumn):
 
 
 class ProgressLine:
-    """A progress bar that may learn its total late, and can be told what is bad.
+    """A progress bar whose total may be set later.
 
-    Where it is not shown, in a log, it says a line a minute instead.
+    In a log, where no bar can be shown, it writes a line a minute instead.
     """
 
     def __init__(self, progress: Progress, task: Any, label: str, total: int | None) -> None:
@@ -98,7 +98,7 @@ class ProgressLine:
             self._say_rate()
 
     def start(self, total: int, done: int) -> None:
-        """Learn the total, and how much was done before."""
+        """Set the total, and how much was done before."""
         self._progress.reset(self._task, total=total, completed=done)
         self._total, self._rows = total, done
         self._said_rows, self._said_at = done, time.monotonic()
@@ -117,13 +117,13 @@ class ProgressLine:
         self._said_rows, self._said_at = self._rows, now
 
     def note(self, text: str) -> None:
-        """Show something beside the label."""
+        """Show something after the label."""
         self._progress.update(self._task, description=f"{self._label}{text}")
 
 
 @contextlib.contextmanager
 def progress_line(label: str, total: int | None = None) -> Iterator[ProgressLine]:
-    """Show a progress bar on stderr; where that is no terminal, say a line a minute."""
+    """Show a progress bar on stderr; where that is not a terminal, write a line a minute."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -19,7 +19,7 @@ def demo(
     images: Annotated[
         int, typer.Option("--images", min=4, help="Images drawn of every class.")
     ] = 40,
-    seed: Annotated[int, typer.Option("--seed", help="Of the drawing.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the drawing.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole chain on drawn scenes with the embedded model, and say where to look."""
@@ -37,5 +37,5 @@ def demo(
     say(f"{result.seconds:.0f} s. Look at:")
     for name, path in result.files.items():
         say(f"  {path}  {name}")
-    say("Why was an image scored so, in Python:")
-    say(f"  pyarrow.parquet.read_table('{result.scores}')")
+    say("Why one image got its score (KEY as in the column 'key'):")
+    say(f"  bliss-index explain {result.scores} KEY")

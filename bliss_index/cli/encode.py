@@ -59,15 +59,11 @@ def encode_text(
     from bliss_index.encode import load_encoder
     from bliss_index.encode.encode_store import encode_text_store
     from bliss_index.spooled_vocabulary import spool_vocabulary
-    from bliss_index.vocabulary import (
-        DEFAULT_TEMPLATE,
-        load_vocabulary,
-        render_prompts,
-    )
+    from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, require_template
 
     templates = template or [DEFAULT_TEMPLATE]
     for one in templates:
-        render_prompts([], one)
+        require_template(one)
     unwanted = load_vocabulary([exclude]).entries if exclude is not None else ()
     with progress_line("reading the vocabulary") as progress:
         spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,14 +14,6 @@ from bliss_index.cli.options import DeviceOption, JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
     from bliss_index.evaluation.protocol_run import ProtocolReport
-
-_TITLES = {
-    "auroc": "AUROC",
-    "aupr_anomaly": "AUPR, anomalies positive",
-    "aupr_normal": "AUPR, normal images positive",
-    "fpr95_anomaly": "false alarms where 95 % of anomalies are found",
-    "fpr95_normal": "anomalies missed where 95 % of normal images pass",
-}
 
 
 def evaluate(
@@ -89,26 +81,25 @@ def evaluate(
     own = {"--labels": labels, "--normal": normal, "--normal-labels": normal_labels,
            "--classes": classes}  # fmt: skip
     if protocol is None:
-        strangers = {**own, "--corpus": corpus, "--encoded": encoded}
-        del strangers["--labels"]
-        _forbid("without --protocol", strangers)
-        _require("TARGET", {"--labels": labels})
-        _evaluate_scores(target, cast(Path, labels), resamples, as_json)
+        strangers = {name: value for name, value in own.items() if name != "--labels"}
+        _forbid("without --protocol", {**strangers, "--corpus": corpus, "--encoded": encoded})
+        (file,) = _required("TARGET", {"--labels": labels})
+        _evaluate_scores(target, file, resamples, as_json)
         return
     common: dict[str, Any] = {"detectors": detectors, "k": k, "threads": threads}
     if encoded is not None:
         _forbid("with --encoded, which takes it from the data set", own)
-        _require("--encoded", {"--corpus": corpus})
+        (vocabulary,) = _required("--encoded", {"--corpus": corpus})
         from bliss_index.evaluation.from_dataset import evaluate_dataset
 
         with progress_line("encoding") as progress:
             report = evaluate_dataset(
-                target, protocol, cast(Path, corpus), encoded, preprocess=preprocess,
-                device=device, notify=say, progress=progress, **common,
+                target, protocol, vocabulary, encoded, preprocess=preprocess, device=device,
+                notify=say, progress=progress, **common,
             )  # fmt: skip
     else:
-        _require("--protocol", {**own, "--corpus": corpus})
-        report = _evaluate_stores(target, protocol, corpus, own, common)
+        paths = _required("--protocol", {**own, "--corpus": corpus})
+        report = _evaluate_stores(target, protocol, *paths, **common)
     say(f"{report.runs} runs of {report.images} images in {report.seconds:.1f} s")
     if as_json:
         print_json(report.to_json())
@@ -116,10 +107,12 @@ def evaluate(
         sys.stdout.write(report.to_markdown())
 
 
-def _require(what: str, options: dict[str, Path | None]) -> None:
+def _required(what: str, options: dict[str, Path | None]) -> list[Path]:
+    """Return the values of options that must all be given, in their order."""
     missing = [name for name, value in options.items() if value is None]
     if missing:
         raise typer.BadParameter(f"{what} needs {', '.join(missing)}")
+    return [value for value in options.values() if value is not None]
 
 
 def _forbid(when: str, options: dict[str, Path | None]) -> None:
@@ -129,31 +122,27 @@ def _forbid(when: str, options: dict[str, Path | None]) -> None:
 
 
 def _evaluate_stores(
-    target: Path, protocol: str, corpus: Any, own: dict[str, Any], common: dict[str, Any]
+    test: Path,
+    protocol: str,
+    labels: Path,
+    normal: Path,
+    normal_labels: Path,
+    classes: Path,
+    corpus: Path,
+    **common: Any,
 ) -> ProtocolReport:
     from bliss_index.calibration.class_texts import ClassTexts
     from bliss_index.calibration.labels import Labels
     from bliss_index.evaluation.from_stores import evaluate_stores
     from bliss_index.store import EmbeddingStore
 
-    store = EmbeddingStore.open(target, kind="image")
-    classes = own["--classes"]
-    if classes.is_dir():
-        texts = ClassTexts.of_store(classes)
-    else:
-        texts = ClassTexts.of_file(classes, store.model)
+    store = EmbeddingStore.open(test, kind="image")
+    texts = ClassTexts.open(classes, store.model)
     with progress_line("scoring", store.rows) as progress:
         return evaluate_stores(
-            target,
-            Labels.read(own["--labels"]),
-            own["--normal"],
-            Labels.read(own["--normal-labels"]),
-            texts,
-            corpus,
-            protocol,
-            progress=progress,
-            **common,
-        )
+            test, Labels.read(labels), normal, Labels.read(normal_labels), texts, corpus, protocol,
+            progress=progress, **common,
+        )  # fmt: skip
 
 
 def _evaluate_scores(scores: Path, labels: Path, resamples: int, as_json: bool) -> None:
@@ -168,13 +157,8 @@ def _evaluate_scores(scores: Path, labels: Path, resamples: int, as_json: bool) 
     if as_json:
         print_json(asdict(metrics))
         return
-    rows = []
-    for name, title in _TITLES.items():
-        interval = metrics.intervals.get(name)
-        shown = "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
-        rows.append([title, f"{getattr(metrics, name):.4f}", shown])
     print_table(
         f"{metrics.anomalies} anomalies, {metrics.normal} normal images",
         ["", "value", "95 % interval"],
-        rows,
+        [[title, f"{value:.4f}", interval] for title, value, interval in metrics.rows()],
     )

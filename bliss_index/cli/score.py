@@ -78,7 +78,7 @@ def score(
         float | None,
         typer.Option(
             "--false-alarm-rate",
-            help="Flag as many normal images at most; needs --normal-scores.",
+            help="Largest share of normal images to flag, such as 0.01; needs --normal-scores.",
         ),
     ] = None,
     memory: Annotated[

@@ -29,11 +29,11 @@ def threshold(
     folds: Annotated[
         int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
     ] = 5,
-    seed: Annotated[int, typer.Option("--seed", help="Of the dealing into parts.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random split into parts.")] = 0,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find thresholds: score normal images, each by a calibration that does not know it.
+    """Find thresholds: score normal images, each by a calibration made without it.
 
     'bliss-index score --normal-scores FILE --false-alarm-rate RATE' uses them.
     """

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bliss_index.encode.torchvision_cure import import_open_clip
 from bliss_index.errors import EncoderError
+from bliss_index.torchvision_cure import import_open_clip
 
 TINY_NAME = "bliss-tiny"
 TINY_TAG = "scenes"
@@ -226,7 +226,7 @@ def checkpoint_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises
     ------
     EncoderError
-        The file is damaged, is no checkpoint, or would have to be unpickled.
+        The file is damaged, is not a checkpoint, or would have to be unpickled.
     """
     if path.suffix == _SAFE_SUFFIX:
         from safetensors import SafetensorError, safe_open

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 
@@ -63,7 +64,7 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
     Raises
     ------
     DecodeError
-        With a reason code, for everything that is no decodable image.
+        The image cannot be decoded; the error carries a reason code.
     """
     content = source if isinstance(source, bytes) else _read(Path(source))
     if not content:
@@ -127,7 +128,7 @@ def _upright(image: Image) -> Image:
         return image.copy()
 
 
-def _eight_bits(image: Image) -> np.ndarray:
+def _eight_bits(image: Image) -> npt.NDArray[np.uint8]:
     """Grey values of more than 8 bits as uint8.
 
     16-bit values by 255/65535. Of 32-bit integers and floats the range is not declared: values

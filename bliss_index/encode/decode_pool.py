@@ -15,10 +15,10 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.decode import MAX_PIXELS, DecodeError, decode_image
 from bliss_index.encode.preprocess import Preprocess
@@ -31,7 +31,7 @@ START_SECONDS = 120.0
 _POLL_SECONDS = 0.5
 
 Content = bytes | str
-Pixels = np.ndarray | str
+Pixels = npt.NDArray[np.uint8] | str
 """(height, width, 3) uint8, or the reason why there are none."""
 
 
@@ -129,12 +129,7 @@ class DecodePool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._workers:
             _end(self._workers.pop())
 

@@ -1,4 +1,4 @@
-"""Vocabularies and images into embedding stores, resumable by shard."""
+"""Encodes vocabularies and images into embedding stores, resumable by shard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,12 @@ from bliss_index.spooled_vocabulary import SpooledVocabulary
 from bliss_index.store import StoreWriter
 from bliss_index.store.complete import find_complete
 from bliss_index.store.schema import carried_names
-from bliss_index.vocabulary import render_prompts
+from bliss_index.vocabulary import render_prompts, require_template
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from bliss_index.encode.pipeline import PipelineOptions
 
 Progress = Callable[[int], None]
 TEXT_ROWS_PER_SHARD = 16384
@@ -77,13 +82,17 @@ def encode_text_store(
         One prompt template with a ``{}``; of several, embeddings are averaged.
     dtype
         Storage type.
+    rows_per_shard
+        Rows of every shard but the last; that many texts are encoded at a time.
     progress
         Called with the number of rows just finished.
 
     Raises
     ------
     StoreError, ModelMismatchError, OutputError
-        The output cannot be begun or continued, or it is complete and of something else.
+        The output cannot be begun or continued, or it is complete and holds something else.
+    InvalidInputError
+        There are no entries or templates, or a template is malformed.
     """
     if not len(entries):
         raise InvalidInputError("there are no entries to encode")
@@ -92,7 +101,7 @@ def encode_text_store(
             "at least one template is needed, such as 'This is a photo of a {}'"
         )
     for template in templates:
-        render_prompts([], template)  # refuses a malformed one before anything is written
+        require_template(template)
     wanted: dict[str, Any] = {
         "kind": "text",
         "model": encoder.identity,
@@ -161,7 +170,7 @@ def encode_image_store(
     dtype: str = "float16",
     rows_per_shard: int = IMAGE_ROWS_PER_SHARD,
     progress: Progress | None = None,
-    **pipeline: Any,
+    **pipeline: Unpack[PipelineOptions],
 ) -> EncodeSummary:
     """Encode images into an image store, or go on where an earlier run stopped.
 
@@ -179,17 +188,20 @@ def encode_image_store(
         Directory of the store.
     dtype
         Storage type.
+    rows_per_shard
+        Rows of every shard but the last.
     progress
         Called with the number of rows just finished.
     pipeline
-        Options of :func:`bliss_index.encode.pipeline.iter_encoded`: workers, batch_size, timeout,
-        max_pixels, times.
+        Options of :func:`bliss_index.encode.pipeline.iter_encoded`.
 
     Raises
     ------
     StoreError, ModelMismatchError, OutputError
-        The output cannot be begun or continued, or it is complete and of something else; or the
+        The output cannot be begun or continued, or it is complete and holds something else; or the
         source's images are no longer those that an earlier run began with.
+    InvalidInputError
+        The source holds no images.
     """
     wanted: dict[str, Any] = {
         "kind": "image",

@@ -23,7 +23,7 @@ class ImageRow:
     metadata : dict
         Values of the source's metadata columns.
     error : str or None
-        Why there is no content, where the source itself knows.
+        Why there is no content, if the source itself knows.
     """
 
     key: str

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.checkpoint import (
     ModelSource,
@@ -18,9 +19,9 @@ from bliss_index.encode.decode import decode_image, to_rgb
 from bliss_index.encode.preprocess import Preprocess
 from bliss_index.encode.text_tower import TextTower
 from bliss_index.encode.tokenizer import Tokenizer, load_tokenizer
-from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, InvalidInputError
 from bliss_index.store.identity import ModelIdentity
+from bliss_index.torchvision_cure import import_open_clip, root_logger_kept
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +94,9 @@ class Encoder:
             "text_positions": self._tower.mode,
         }
 
-    def encode_text(self, texts: Sequence[str], *, progress: Progress | None = None) -> np.ndarray:
+    def encode_text(
+        self, texts: Sequence[str], *, progress: Progress | None = None
+    ) -> npt.NDArray[np.float32]:
         """Embed texts.
 
         Parameters
@@ -123,14 +126,15 @@ class Encoder:
         templates: Sequence[str],
         *,
         progress: Progress | None = None,
-    ) -> np.ndarray:
+    ) -> npt.NDArray[np.float32]:
         """Embed each entry as the normalised mean over several prompts, as CLIP's authors do.
 
         Parameters
         ----------
         entries : sequence of str
+            What is put into the templates.
         templates : sequence of str
-            Each with one ``{}``.
+            At least one, each with one ``{}``.
         progress : callable, optional
             Called with the number of entries just finished.
 
@@ -155,7 +159,7 @@ class Encoder:
                 progress(len(part))
         return _unit_or_raise(total, lambda row: f"the prompts of entry {entries[row]!r:.80}")
 
-    def find_truncated(self, texts: Sequence[str]) -> np.ndarray:
+    def find_truncated(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Which texts, (n,) bool, do not fit into the context length."""
         return self._tokenizer.find_truncated(_checked_texts(texts))
 
@@ -165,12 +169,13 @@ class Encoder:
 
     def encode_images(
         self, images: Sequence[Image | str | Path | bytes], *, progress: Progress | None = None
-    ) -> np.ndarray:
+    ) -> npt.NDArray[np.float32]:
         """Embed images.
 
         Parameters
         ----------
-        images : sequence of PIL images, paths or encoded bytes
+        images : sequence of PIL images, paths or bytes
+            Bytes are those of an encoded file, such as a JPEG.
         progress : callable, optional
             Called with the number of images just finished.
 
@@ -196,7 +201,7 @@ class Encoder:
                 progress(len(part))
         return _unit_or_raise(features, lambda row: f"image {row}")
 
-    def image_features(self, pixels: np.ndarray) -> np.ndarray:
+    def image_features(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Raw image features of one batch of prepared pixels.
 
         Parameters
@@ -217,7 +222,7 @@ class Encoder:
             features = self._model.encode_image(batch, normalize=False)
             return np.asarray(features.float().cpu().numpy())
 
-    def _pixels(self, image: Image | str | Path | bytes) -> np.ndarray:
+    def _pixels(self, image: Image | str | Path | bytes) -> npt.NDArray[np.uint8]:
         decoded = decode_image(image) if isinstance(image, (str, Path, bytes)) else to_rgb(image)
         return self.preprocess.pixels(decoded)
 
@@ -335,7 +340,7 @@ def _choose_device(device: str) -> torch.device:
             f"unknown device '{device}'; use auto, cpu, cuda or cuda:N"
         ) from error
     if place.type not in _TEXT_BATCH:
-        raise InvalidInputError(f"device '{device}' is none of {', '.join(_TEXT_BATCH)}")
+        raise InvalidInputError(f"device '{device}' must be one of {', '.join(_TEXT_BATCH)}")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise EncoderError(f"device '{device}' asked for, {torch.cuda.device_count()} GPUs found")
     return place
@@ -356,8 +361,10 @@ def _checked_texts(texts: Sequence[str]) -> list[str]:
     return texts
 
 
-def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Normalise rows; also tell which cannot be, (n,) bool, their rows are set to zero."""
+def unit_features(
+    features: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Return the rows with unit norm, and which of them, (n,) bool, have none: these are zero."""
     wide = features.astype(np.float64)
     norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
     bad = ~np.isfinite(norms) | (norms == 0)
@@ -366,8 +373,10 @@ def unit_rows(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (wide / norms[:, None]).astype(np.float32), bad
 
 
-def _unit_or_raise(features: np.ndarray, describe: Callable[[int], str]) -> np.ndarray:
-    unit, bad = unit_rows(features)
+def _unit_or_raise(
+    features: npt.NDArray[Any], describe: Callable[[int], str]
+) -> npt.NDArray[np.float32]:
+    unit, bad = unit_features(features)
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
         kind = "zero" if np.isfinite(features[row]).all() else "non-finite"

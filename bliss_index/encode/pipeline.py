@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.decode import MAX_PIXELS
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
 from bliss_index.encode.image_rows import ImageRow, ImageSource
 from bliss_index.errors import InvalidInputError
+from bliss_index.processors import usable_processors
+from bliss_index.store.schema import OK
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
     from bliss_index.encode.model import Encoder
 
-OK = "ok"
 UNDECODABLE = "undecodable_image"
 BAD_EMBEDDING = "bad_embedding"
 
@@ -53,7 +54,7 @@ class EncodedBatch:
 
     start: int
     keys: list[str]
-    embeddings: np.ndarray
+    embeddings: npt.NDArray[np.float32]
     status: list[str]
     error: list[str | None]
     metadata: pa.Table | None
@@ -88,6 +89,16 @@ class PipelineTimes:
         return self.encode_seconds / total if total else 1.0
 
 
+class PipelineOptions(TypedDict, total=False):
+    """Options of :func:`iter_encoded` that callers may pass on; each has its default there."""
+
+    workers: int | None
+    batch_size: int | None
+    timeout: float
+    max_pixels: int
+    times: PipelineTimes | None
+
+
 def iter_encoded(
     encoder: Encoder,
     source: ImageSource,
@@ -105,7 +116,9 @@ def iter_encoded(
     Parameters
     ----------
     encoder : Encoder
+        The model.
     source : ImageSource
+        Where the images come from.
     workers : int, optional
         Decoding processes; 0 decodes in this one. By default by the number of cores.
     batch_size : int, optional
@@ -117,11 +130,11 @@ def iter_encoded(
         is made of the same batches, and so of the same bytes, in an interrupted and in an
         uninterrupted run.
     timeout : float
-        Seconds after which an image is given up.
+        Seconds after which decoding one image is given up.
     max_pixels : int
         Larger images are refused by their header.
     times : PipelineTimes, optional
-        Is filled.
+        Filled while the images are encoded.
 
     Yields
     ------
@@ -164,7 +177,7 @@ def iter_encoded(
 def _encode(
     encoder: Encoder, source: ImageSource, start: int, rows: list[ImageRow], pixels: list[Pixels]
 ) -> EncodedBatch:
-    from bliss_index.encode.model import unit_rows
+    from bliss_index.encode.model import unit_features
 
     status, error = [OK] * len(rows), [row.error for row in rows]
     embeddings = np.zeros((len(rows), encoder.dim), dtype=np.float32)
@@ -173,7 +186,7 @@ def _encode(
         if isinstance(image, str):
             status[at], error[at] = UNDECODABLE, image
     if good:
-        unit, bad = unit_rows(encoder.image_features(np.stack([pixels[at] for at in good])))
+        unit, bad = unit_features(encoder.image_features(np.stack([pixels[at] for at in good])))
         embeddings[good] = unit
         for at in np.asarray(good)[bad]:
             status[at], error[at] = BAD_EMBEDDING, "the model returned a zero or non-finite row"
@@ -194,9 +207,9 @@ def _batch_rows(
 
 
 def _default_workers(device: str) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_processors()
     # On a CPU the encoder itself needs the cores, and decoding is 10 times cheaper than encoding.
-    return max(1, (cores or 1) // 8) if device == "cpu" else min(16, max(1, (cores or 1) - 1))
+    return max(1, cores // 8) if device == "cpu" else min(16, max(1, cores - 1))
 
 
 class _Feeder:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.errors import EncoderError, InvalidInputError
 
@@ -98,7 +99,7 @@ class Preprocess:
             "fill_color": self.fill_color,
         }
 
-    def pixels(self, image: Image) -> np.ndarray:
+    def pixels(self, image: Image) -> npt.NDArray[np.uint8]:
         """Resize and crop an RGB image to (height, width, 3) uint8."""
         if image.mode != "RGB":
             raise InvalidInputError(f"expected an RGB image, got mode '{image.mode}'")
@@ -127,7 +128,7 @@ class Preprocess:
         return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
 
     def normalise(
-        self, pixels: np.ndarray, device: torch.device, dtype: torch.dtype
+        self, pixels: npt.NDArray[np.uint8], device: torch.device, dtype: torch.dtype
     ) -> torch.Tensor:
         """(n, height, width, 3) uint8 to a normalised (n, 3, height, width) tensor."""
         import torch

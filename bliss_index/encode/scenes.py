@@ -43,7 +43,7 @@ _MIN_CONTRAST = 110.0  # least distance of an object's colour and its background
 _INK_CONTRAST = 70.0
 
 T = TypeVar("T")
-Colour = np.ndarray
+Colour = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -245,13 +245,13 @@ def _toward(colour: Colour, target: float, share: float) -> Colour:
     return np.asarray(moved, dtype=np.float32)
 
 
-def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
+def _grid(side: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """y (side, 1) and x (1, side), from -1 to 1."""
     steps = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(2 / side) - 1
     return steps[:, None].astype(np.float32), steps[None, :].astype(np.float32)
 
 
-def _backdrop(rng: np.random.Generator, name: str, side: int) -> np.ndarray:
+def _backdrop(rng: np.random.Generator, name: str, side: int) -> npt.NDArray[np.float32]:
     """A background, (side, side, 3) float32: flat, shaded, two halves, or grained."""
     first = _shade(rng, name, 14)
     second = _toward(first, float(rng.choice([0, 255])), float(rng.uniform(0.08, 0.25)))
@@ -301,7 +301,9 @@ def _places(rng: np.random.Generator, objects: int) -> list[_Place]:
     ]
 
 
-def _paint(rng: np.random.Generator, canvas: np.ndarray, thing: SceneObject, place: _Place) -> None:
+def _paint(
+    rng: np.random.Generator, canvas: npt.NDArray[np.float32], thing: SceneObject, place: _Place
+) -> None:
     """Draw one object on the canvas."""
     side = canvas.shape[0]
     inks = _ink_map(_SHAPES[thing.kind](rng), place, side)
@@ -315,7 +317,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, thing: SceneObject, pla
         canvas[where] = paint[where] if paint.ndim == 3 else paint
 
 
-def _ink_map(patches: Sequence[Patch], place: _Place, side: int) -> np.ndarray:
+def _ink_map(patches: Sequence[Patch], place: _Place, side: int) -> npt.NDArray[np.uint8]:
     """Which ink covers each pixel, (side, side) uint8."""
     from PIL import Image, ImageDraw
 
@@ -336,7 +338,7 @@ def _ink_map(patches: Sequence[Patch], place: _Place, side: int) -> np.ndarray:
 
 def _texture(
     rng: np.random.Generator, name: str, colour: Colour, place: _Place, side: int
-) -> np.ndarray:
+) -> npt.NDArray[np.float32]:
     """A plane of texture, (side, side, 3) float32, or one colour, (3,)."""
     if name == "plain":
         return colour
@@ -362,7 +364,7 @@ def _texture(
     return np.asarray(colour + share[..., None].astype(np.float32) * (other - colour))
 
 
-def _reduce(canvas: np.ndarray, size: int) -> Image:
+def _reduce(canvas: npt.NDArray[np.float32], size: int) -> Image:
     """Average the supersampled canvas down to `size` pixels."""
     from PIL import Image
 

@@ -20,8 +20,8 @@ Compared with open_clip as whole models with random weights (tests/test_encode_f
 ViT-B-32, RN50, ConvNeXt base, EVA02-B-16, CoCa ViT-B-32, PE-Core-T, ViTamin-S, MobileCLIP-B,
 MobileCLIP-S1, MobileCLIP2-S0. SigLIP, whose tokenizer needs transformers, as a small model.
 
-As a second lock each loaded model encodes a few texts both ways; if they disagree the full length
-is used and the log says so.
+As a second check, each model encodes a few texts both ways when it is loaded; if they disagree, the
+full length is used and the log says so.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.tokenizer import Tokenizer
 
@@ -92,7 +93,7 @@ class TextTower:
 
     def encode(
         self, texts: Sequence[str], batch_size: int, progress: Callable[[int], None] | None = None
-    ) -> np.ndarray:
+    ) -> npt.NDArray[np.float32]:
         """Features of `texts`, shape (n, dim), float32, not normalised."""
         features = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), _CHUNK):
@@ -107,7 +108,9 @@ class TextTower:
                     progress(len(rows))
         return features
 
-    def _batches(self, ids: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, int]]:
+    def _batches(
+        self, ids: npt.NDArray[np.int64], batch_size: int
+    ) -> Iterator[tuple[npt.NDArray[np.intp], int]]:
         """Rows of equal bucket, with its length."""
         if self._parts is None:
             buckets = np.full(len(ids), ids.shape[1])
@@ -118,7 +121,7 @@ class TextTower:
             for start in range(0, len(rows), batch_size):
                 yield rows[start : start + batch_size], int(length)
 
-    def _run_full(self, ids: np.ndarray) -> np.ndarray:
+    def _run_full(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         import torch
 
         with torch.inference_mode():
@@ -127,7 +130,9 @@ class TextTower:
             )
             return np.asarray(features.float().cpu().numpy())
 
-    def _run_trimmed(self, parts: CausalParts, ids: np.ndarray, length: int) -> np.ndarray:
+    def _run_trimmed(
+        self, parts: CausalParts, ids: npt.NDArray[np.int64], length: int
+    ) -> npt.NDArray[np.float32]:
         import torch
 
         with torch.inference_mode():
@@ -135,13 +140,13 @@ class TextTower:
             return np.asarray(features.float().cpu().numpy())
 
 
-def bucket_lengths(needed: np.ndarray, longest: int) -> np.ndarray:
+def bucket_lengths(needed: npt.NDArray[np.intp], longest: int) -> npt.NDArray[np.intp]:
     """Round the needed positions up to the bucket they are run in."""
     coarse = -(-needed // _COARSE) * _COARSE
     return np.minimum(np.where(needed <= _FINE, needed, coarse), longest)
 
 
-def _largest_gap(full: np.ndarray, other: np.ndarray) -> float:
+def _largest_gap(full: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
     """Largest difference of a component, relative to the row's norm; NaN if any is not finite."""
     norms = np.maximum(np.linalg.norm(full, axis=1, keepdims=True), 1e-30)
     return float(np.max(np.abs(full / norms - other / norms)))
@@ -163,20 +168,20 @@ class CausalParts:
     class_mask_is_correct: bool = False
     padding_id: int = 0
 
-    def needed(self, ids: np.ndarray) -> np.ndarray:
+    def needed(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
         """Leading positions, at least 1, that the embedding of each row (n, L) depends on."""
         if self.class_token is not None:
             valid = self._valid_keys(ids)[:, : ids.shape[1]]
             return np.asarray(ids.shape[1] - np.argmax(valid[:, ::-1], axis=1))
         return self._pooled_at(ids) + 1
 
-    def _pooled_at(self, ids: np.ndarray) -> np.ndarray:
+    def _pooled_at(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
         if self.pooling == "first":
             return np.zeros(len(ids), dtype=np.int64)
         marks = ids if self.pooling == "argmax" else ids == self.end_id
         return np.asarray(np.argmax(marks, axis=1))
 
-    def _valid_keys(self, ids: np.ndarray) -> np.ndarray:
+    def _valid_keys(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Keys (n, L + 1) that the padding mask leaves to a tower with a class token.
 
         The published CoCa weights were trained with this mask shifted by one position, which

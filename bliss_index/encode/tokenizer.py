@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.checkpoint import ModelSource
-from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, MissingDependencyError
+from bliss_index.torchvision_cure import import_open_clip, root_logger_kept
 
 # ftfy and html.unescape change nothing in printable ASCII without "&"; they cost more than BPE.
 _PLAIN = re.compile(r"[ -%'-~]+")
@@ -22,8 +23,8 @@ _MOST_WORDS = 200_000  # whose byte pairs are remembered, about 40 MB
 class Tokens:
     """Token ids (n, context length) int64, and which texts had to be cut, (n,) bool."""
 
-    ids: np.ndarray
-    truncated: np.ndarray
+    ids: npt.NDArray[np.int64]
+    truncated: npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Tokenizer:
             table[row, : len(kept)] = kept
         return Tokens(table, truncated)
 
-    def find_truncated(self, texts: Sequence[str]) -> np.ndarray:
+    def find_truncated(self, texts: Sequence[str]) -> npt.NDArray[np.bool_]:
         """Which texts, (n,) bool, have more tokens than the context length."""
         result = np.zeros(len(texts), dtype=bool)
         # A byte pair is at least one character: a short text need not be tokenised to know.

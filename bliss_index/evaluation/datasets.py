@@ -120,7 +120,7 @@ def dataset_of_protocol(protocol: str) -> str:
     name = protocol.partition("-")[0]
     if name not in DATASETS:
         raise InvalidInputError(
-            f"protocol {protocol!r} belongs to no data set; those of {', '.join(DATASETS)} do"
+            f"protocol {protocol!r} does not name a data set; those of {', '.join(DATASETS)} do"
         )
     return name
 

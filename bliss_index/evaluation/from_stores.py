@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,7 @@ def evaluate_stores(
     threads: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ProtocolReport:
-    """Evaluate a protocol on stores; bad rows and rows without a class's label are left out.
+    """Evaluate a protocol on stores; bad rows, and rows labelled with no class, are left out.
 
     Parameters
     ----------
@@ -62,8 +63,10 @@ def evaluate_stores(
         One of the paper's, "one-class" or "all-but-one".
     detectors
         Names, separated by commas.
-    k
-        Vocabulary entries per image.
+    k, threads
+        Vocabulary entries per image, and threads of the search; by default all.
+    progress
+        Called with the number of images just scored.
 
     Raises
     ------
@@ -86,7 +89,8 @@ def evaluate_stores(
 
 def _labelled(
     path: str | Path, labels: Labels, classes: ClassTexts
-) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Read the good rows that are labelled with one of the classes, and their class numbers."""
     store = EmbeddingStore.open(path, kind="image")
     require_same_model(store.model, classes.model, f"images {path}", classes.source)
     numbers = class_numbers(labels, store, classes.names).numbers

@@ -15,7 +15,14 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 
-METRICS = ("auroc", "aupr_anomaly", "aupr_normal", "fpr95_anomaly", "fpr95_normal")
+_TITLES = {
+    "auroc": "AUROC",
+    "aupr_anomaly": "AUPR, anomalies positive",
+    "aupr_normal": "AUPR, normal images positive",
+    "fpr95_anomaly": "false alarms where 95 % of anomalies are found",
+    "fpr95_normal": "anomalies missed where 95 % of normal images pass",
+}
+METRICS = tuple(_TITLES)
 _TPR = 0.95
 
 
@@ -75,6 +82,15 @@ class Metrics:
         data = asdict(self)
         data["intervals"] = {name: [i.low, i.high] for name, i in self.intervals.items()}
         return data
+
+    def rows(self) -> list[tuple[str, float, str]]:
+        """Return the title, value and interval of every metric, for tables that people read."""
+        found = []
+        for name, title in _TITLES.items():
+            interval = self.intervals.get(name)
+            ends = "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+            found.append((title, getattr(self, name), ends))
+        return found
 
 
 def evaluate_scores(

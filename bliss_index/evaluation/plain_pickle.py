@@ -161,7 +161,7 @@ class _Machine:
 
     def _top(self, kind: type[Any]) -> Any:
         if type(self._stack[-1]) is not kind:
-            raise _RefusedError(f"items are added to something that is no {kind.__name__}")
+            raise _RefusedError(f"items are added to something that is not a {kind.__name__}")
         return self._stack[-1]
 
 
@@ -182,7 +182,7 @@ def _known(module: Any, name: Any) -> _Name:
 
 
 def _stand_in(function: Any, arguments: Any) -> Any:
-    """What a call that makes an array or bytes comes to; there are three of them."""
+    """The result of a call that makes an array or bytes; only three calls are known."""
     if type(function) is _Name and type(arguments) is tuple:
         if function in _MAKERS and arguments[:2] == (_ARRAY, (0,)):
             return _Array()
@@ -191,7 +191,7 @@ def _stand_in(function: Any, arguments: Any) -> Any:
         if function == _ENCODE and arguments[1:] == ("latin1",):
             return arguments[0].encode("latin1")
         raise _RefusedError(f"it asks for {function.module}.{function.name} of something else")
-    raise _RefusedError("it asks for a call of something that is no function")
+    raise _RefusedError("it asks for a call of something that is not a function")
 
 
 def _fill(target: Any, state: Any) -> None:
@@ -199,7 +199,7 @@ def _fill(target: Any, state: Any) -> None:
     if target is _BYTE and state == _BYTE_STATE:
         return
     if type(target) is not _Array or type(state) is not tuple or len(state) != 5:
-        raise _RefusedError("it gives a state to something that is no array of bytes")
+        raise _RefusedError("it gives a state to something that is not an array of bytes")
     _, shape, kind, by_columns, content = state
     if kind is not _BYTE:
         raise _RefusedError("it asks for an array of another type than bytes")

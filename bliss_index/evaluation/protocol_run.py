@@ -43,7 +43,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class ProtocolReport:
-    """What a protocol came to.
+    """The result of a protocol.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ def make_detectors(names: str | Sequence[str], *, lam: float | None = None) -> l
     Raises
     ------
     InvalidInputError
-        A detector or setting is not known, or a value is not one; those known are listed.
+        A detector or setting is not known (those that are get listed), or a value has another type.
     """
     listed = [n.strip() for n in (names.split(",") if isinstance(names, str) else names)]
     if not listed:
@@ -155,7 +155,7 @@ def evaluate_protocol(
     reference
         Classes, their calibration images, vocabulary and search.
     images, labels
-        (n, d) test images and their (n,) classes, as numbers; -1 for a class outside of all.
+        (n, d) test images and their (n,) classes, as numbers; -1 for an image of none of them.
     protocol
         Which classes are normal in each run.
     detectors

@@ -121,7 +121,7 @@ def find_protocol(name: str, *, also: tuple[str, ...] = ()) -> EvaluationProtoco
     Raises
     ------
     InvalidInputError
-        There is none; all are listed, and `also` what else the caller knows.
+        There is none of this name; the names in `also` and all protocols are listed.
     """
     if name not in PROTOCOLS:
         known = ", ".join((*also, *PROTOCOLS))

@@ -71,7 +71,7 @@ class PictureFolder:
             if not path.is_file():
                 return "", "no such file in the folder of images"
         except (OSError, ValueError):
-            return "", "its key is no path"
+            return "", "its key is not a path"
         if self._link:
             return "file://" + quote(str(path)), ""
         if self._bytes > _MOST_BYTES:

@@ -6,7 +6,7 @@ import base64
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError
@@ -16,17 +16,13 @@ from bliss_index.report.figures import class_distributions, score_histogram, to_
 from bliss_index.report.gallery import Picture, PictureFolder, make_pictures
 from bliss_index.store.files import atomic_file, make_directory
 
+if TYPE_CHECKING:
+    import jinja2
+
 DEFAULT_NAME = "_report.html"  # readers of Parquet folders skip names that begin with _
 _MOST_BAD = 100
 _MOST_CLASSES = 100
 _TEXT_LENGTH = 160
-_METRICS = {
-    "auroc": "AUROC",
-    "aupr_anomaly": "AUPR, anomalies positive",
-    "aupr_normal": "AUPR, normal images positive",
-    "fpr95_anomaly": "false alarms where 95 % of anomalies are found",
-    "fpr95_normal": "anomalies missed where 95 % of normal images pass",
-}
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class ReportOptions:
         if not 0 <= self.gallery <= 500:
             raise InvalidInputError(f"gallery must lie between 0 and 500, got {self.gallery}")
         if self.images is not None and not self.images.is_dir():
-            raise InvalidInputError(f"{self.images} is no folder of images")
+            raise InvalidInputError(f"{self.images} is not a folder of images")
 
 
 @dataclass(frozen=True)
@@ -145,7 +141,7 @@ def make_report(
         with_pictures=options.images is not None,
         with_entries=any(picture.entries for picture in extremes),
         lam=directory.manifest.settings["lam"],
-        metrics=_metric_rows(metrics),
+        metrics=[] if metrics is None else metrics.rows(),
         counts=metrics,
         settings=_settings(directory),
     )
@@ -165,7 +161,7 @@ def make_report(
     )  # fmt: skip
 
 
-def _template() -> Any:
+def _template() -> jinja2.Template:
     try:
         import jinja2
     except ImportError as error:
@@ -203,17 +199,6 @@ def readable(text: str) -> str:
 def _shown(pictures: tuple[Picture, ...]) -> tuple[int, int]:
     shown = sum(1 for picture in pictures if picture.source)
     return shown, len(pictures) - shown
-
-
-def _metric_rows(metrics: Any) -> list[tuple[str, float, str]]:
-    if metrics is None:
-        return []
-    rows = []
-    for name, title in _METRICS.items():
-        interval = metrics.intervals.get(name)
-        text = "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
-        rows.append((title, getattr(metrics, name), text))
-    return rows
 
 
 def _settings(directory: ScoresDirectory) -> list[tuple[str, str]]:

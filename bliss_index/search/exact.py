@@ -5,14 +5,14 @@ See ``docs/certificate.md`` for the derivation.
 
 from __future__ import annotations
 
-import os
 import threading
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.processors import thread_count as thread_count  # bulk.job imports it from here
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
@@ -24,6 +24,9 @@ from bliss_index.search.inputs import (
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.protocol import SearchStatistics
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS = ("native", "torch", "cuda")
 
@@ -47,9 +50,11 @@ class _Backend(Protocol):
 class TensorBackend(Protocol):
     """A backend whose queries and results can stay on a device."""
 
-    device: Any
+    device: torch.device
 
-    def search_tensors(self, queries: Any) -> tuple[Any, Any, SearchStatistics]: ...
+    def search_tensors(
+        self, queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]: ...
 
 
 def available_backends() -> dict[str, str]:
@@ -62,32 +67,14 @@ def available_backends() -> dict[str, str]:
     from bliss_index.search.device.choice import find_gpu
 
     native, found = load_native()
-    torch = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
+    portable = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
     gpu, why = find_gpu()
     return {
         **({"cuda": why} if gpu else {}),
         "native": found if native else f"unavailable: {found}",
-        "torch": torch,
+        "torch": portable,
         **({} if gpu else {"cuda": f"unavailable: {why}"}),
     }
-
-
-def thread_count(threads: int | None) -> int:
-    """Return ``threads``, else BLISS_INDEX_THREADS, else the number of usable processors."""
-    if threads is None:
-        text = os.environ.get("BLISS_INDEX_THREADS", "")
-        if not text:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-                os.cpu_count() or 1
-            )  # fmt: skip
-        if not text.isdigit() or int(text) < 1:
-            raise InvalidInputError(
-                f"BLISS_INDEX_THREADS must be a whole number of at least 1, got {text!r}"
-            )
-        return int(text)
-    if threads < 1:
-        raise InvalidInputError(f"threads must be at least 1, got {threads}")
-    return int(threads)
 
 
 class ExactSearch:
@@ -115,6 +102,17 @@ class ExactSearch:
         Threads of the native backend; by default BLISS_INDEX_THREADS, else all usable processors.
     device
         A torch device such as "cuda:1"; by default the CPU, for the cuda backend the first GPU.
+    tile
+        Size of the blocks that the native or torch backend works on, to test that results do not
+        depend on it; by default the backend's choice.
+
+    Raises
+    ------
+    InvalidInputError
+        The vocabulary is not a matrix of finite floats, k is out of range, or the
+        backend is not known or does not run on the device.
+    MissingDependencyError
+        A GPU is asked for, and none can be used here; the message says why.
 
     Examples
     --------
@@ -202,11 +200,11 @@ class ExactSearch:
 
     @property
     def backend(self) -> str:
-        """The backend that runs: "native" or "torch"."""
+        """The backend that runs: "native", "torch" or "cuda"."""
         return self._backend.name
 
     @property
-    def device(self) -> Any:
+    def device(self) -> torch.device | str:
         """The torch device of the cuda backend; "cpu" for the others."""
         return self._backend.device if isinstance(self._backend, TensorBackend) else "cpu"
 
@@ -224,7 +222,7 @@ class ExactSearch:
         """Say in one line which backend runs, and on what."""
         return f"exact search, {self._backend.name}: {self._backend.description}"
 
-    def search_tensors(self, queries: Any) -> tuple[Any, Any]:
+    def search_tensors(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the k best entries of queries that are on the GPU already.
 
         Parameters
@@ -296,7 +294,7 @@ class ExactSearch:
 
 
 def _on_gpu(matrix: npt.NDArray[Any], k: int, device: str, *, triton: bool) -> _Backend:
-    """Prepare the search on a GPU; say why where there is none."""
+    """Prepare the search on a GPU; raise MissingDependencyError, with the reason, without one."""
     from bliss_index.search.device.choice import find_gpu
 
     gpu, why = find_gpu()

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.exact import thread_count
+from bliss_index.processors import thread_count
 from bliss_index.search.faiss_runtime import faiss_settings, import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k
@@ -48,7 +48,7 @@ class Corpus(Protocol):
 
 @dataclass(frozen=True)
 class IndexParameters:
-    """How an index is built. A value that the kind has no use for is refused, not ignored.
+    """How an index is built. A value that its kind cannot use is refused, not ignored.
 
     Attributes
     ----------
@@ -61,9 +61,10 @@ class IndexParameters:
     subspaces, bits
         ivfpq: sub-quantisers (None: one per 8 coordinates where that divides d) and bits of each.
     centered
-        All but flat: index entries minus their mean. It takes the same constant from all scores of
-        a query, so the order stays, while the structure changes. None is what served real CLIP
-        embeddings best: centred graphs (hnsw, cagra), cells (ivf, ivfpq) of entries as they are.
+        All but flat: whether entries are indexed minus their mean. That takes the same constant
+        from all scores of a query, so their order stays, but neighbours in the index change. None
+        takes what was best on real CLIP embeddings: graphs (hnsw, cagra) of centred entries, cells
+        (ivf, ivfpq) of entries as they are.
     seed
         Seed of the k-means that finds cells.
     """
@@ -114,6 +115,10 @@ def build_index(
     kind
         "flat" (exact), "ivf", "ivfpq" or "hnsw" (approximate). "cagra" is built on a GPU, by
         :func:`bliss_index.search.faiss_gpu.build_cagra`.
+    parameters
+        How to build it; by default as :class:`IndexParameters` says.
+    k, threads
+        Results per query, and threads of building and searching; by default all.
 
     Raises
     ------

@@ -68,6 +68,10 @@ def place_index(
     ----------
     index
         A flat, ivf, ivfpq or (written by cuVS) cagra index.
+    kind
+        Which of these it is.
+    device
+        "cuda", "cuda:N" or "cuda:all".
     storage
         "float16" halves the memory of flat and ivf indexes.
     shards

@@ -6,7 +6,6 @@ every kind how it was built, of which corpus content, the file's SHA-256 and the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -24,7 +23,7 @@ from bliss_index.errors import (
 from bliss_index.search.faiss_build import Corpus, IndexParameters, build_index
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
-from bliss_index.store.files import file_sha256
+from bliss_index.store.files import file_sha256, read_json, write_json
 
 __all__ = [
     "Corpus",
@@ -89,6 +88,10 @@ def save_index(
 
     Parameters
     ----------
+    search, corpus
+        The index, and the text store that it was built of.
+    parameters
+        What it was built with, for the record.
     recall
         The measured recall and how it was measured, ``TuningReport.to_json()``.
 
@@ -106,7 +109,9 @@ def save_index(
         )
     faiss = import_faiss()
     folder = Path(corpus.path) / INDEX_FOLDER
-    index = search.index if search.placement.device == "cpu" else _to_cpu(faiss, search.index)
+    index = (
+        search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
+    )
     name = f"{search.kind}.faiss"
     temporary = folder / f".{name}.{os.getpid()}.tmp"
     try:
@@ -139,7 +144,7 @@ def save_index(
 
 
 def index_records(corpus: Corpus) -> list[IndexRecord]:
-    """Read what is said of the indexes beside a corpus, the one written last first.
+    """Read the records of the indexes beside a corpus, the one written last first.
 
     Raises
     ------
@@ -150,21 +155,26 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
     if not path.exists():
         return []
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data["format_version"]
-        if version != FORMAT_VERSION:
-            raise CorruptStoreError(
-                f"{path} has format version {version}, this version of bliss_index reads "
-                f"{FORMAT_VERSION}; upgrade bliss_index, or build the index again"
-            )
+        data = read_json(path)
+    except CorruptStoreError as error:
+        raise _unreadable(path, error) from error
+    version = data.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CorruptStoreError(
+            f"{path} has format version {version}, this version of bliss_index reads "
+            f"{FORMAT_VERSION}; upgrade bliss_index, or build the index again"
+        )
+    try:
         records = [IndexRecord(**record) for record in data["indexes"]]
         if any(r.kind not in KINDS or r.file != f"{r.kind}.faiss" for r in records):
             raise ValueError("unknown kind or file name")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorruptStoreError(
-            f"{path} cannot be read ({error}); build the index again"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
     return records
+
+
+def _unreadable(path: Path, error: Exception) -> CorruptStoreError:
+    return CorruptStoreError(f"{path} cannot be read ({error}); build the index again")
 
 
 def open_index(
@@ -181,12 +191,20 @@ def open_index(
 
     Parameters
     ----------
+    corpus
+        The text store.
+    k
+        Results per query.
     kind
         Which one; None for the one written last.
     device
-        "cpu", "cuda", "cuda:N", or "cuda:all" (copies, or with ``shards`` parts, on every GPU).
+        "cpu", "cuda", "cuda:N", or "cuda:all".
     storage
         "float32", or "float16" on a GPU; a flat index stays exact by its certificate.
+    shards
+        With "cuda:all": every GPU holds a part of the entries, rather than a copy of all.
+    threads
+        As for :class:`bliss_index.search.faiss_search.FaissSearch`.
 
     Raises
     ------
@@ -272,20 +290,12 @@ def _again(corpus: Corpus, record: IndexRecord) -> str:
 
 def _write_records(folder: Path, records: Mapping[str, IndexRecord], last: str) -> None:
     ordered = sorted(records.values(), key=lambda r: (r.kind != last, r.kind))
-    data = {"format_version": FORMAT_VERSION, "indexes": [asdict(r) for r in ordered]}
-    temporary = folder / f".{INDEX_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    _sync(temporary)
-    os.replace(temporary, folder / INDEX_FILE)
-    _sync(folder)
-
-
-def _to_cpu(faiss: Any, index: Any) -> Any:
-    return faiss.index_gpu_to_cpu(index)
+    values = {"format_version": FORMAT_VERSION, "indexes": [asdict(r) for r in ordered]}
+    write_json(folder / INDEX_FILE, values)
 
 
 def _sync(path: Path) -> None:
-    """Force a file's or folder's content to the disk."""
+    """Force a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

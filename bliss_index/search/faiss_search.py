@@ -13,7 +13,6 @@ be among the k best; elsewhere more proposals are fetched, at last every entry i
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.exact import thread_count
+from bliss_index.processors import thread_count
 from bliss_index.search.faiss_candidates import Candidates, row_norms
 from bliss_index.search.faiss_runtime import faiss_settings, import_faiss
 from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
 from bliss_index.search.ordering import to_float32
+from bliss_index.search.precision import UNIT_TF32, tf32_is_forced
 from bliss_index.search.protocol import SearchStatistics
 
 KINDS = ("flat", "ivf", "hnsw", "ivfpq", "cagra")
@@ -37,7 +37,6 @@ _SPARE = {"flat": 22, "ivf": 8, "ivfpq": 0, "hnsw": 0, "cagra": 0}
 _PQ_FACTOR = 10
 _UNIT_32 = 2.0**-24
 _UNIT_16 = 2.0**-11
-_UNIT_TF32 = 2.0**-10
 _TINY = {"float32": 2.0**-126, "float16": 2.0**-24}
 _LARGEST_NORM = {"float32": 2.0**100, "float16": 2.0**15}
 
@@ -85,6 +84,15 @@ class FaissSearch:
         nprobe (ivf, ivfpq), efSearch (hnsw) or itopk_size (cagra); None for flat.
     threads
         OpenMP threads of faiss; by default BLISS_INDEX_THREADS, else all usable processors.
+    placement
+        Where the index runs; by default the CPU.
+
+    Raises
+    ------
+    InvalidInputError
+        Kind, k, effort or the shapes of index and vocabulary do not fit; both values are named.
+    MissingDependencyError
+        faiss is not installed.
     """
 
     def __init__(
@@ -262,8 +270,8 @@ class FaissSearch:
         """Bound of |faiss score - exact inner product| for queries of these norms, any entry."""
         unit = _UNIT_32 if self._placement.storage == "float32" else _UNIT_16
         on_gpu = self._placement.device != "cpu"
-        if on_gpu and os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
-            unit = max(unit, _UNIT_TF32)
+        if on_gpu and tf32_is_forced():
+            unit = max(unit, UNIT_TF32)
         dim = self.dim
         gamma = (dim + 2) * _UNIT_32 / (1 - (dim + 2) * _UNIT_32)
         largest = float(self._norms.max(initial=0.0))

@@ -18,6 +18,7 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.search.exact import exact_search
 from bliss_index.search.faiss_search import FaissSearch
 from bliss_index.search.inputs import as_matrix, require_dim
+from bliss_index.search.protocol import TopKSearch
 
 _LEAST_QUERIES = 20
 _MOST_QUERIES = 4096
@@ -114,6 +115,10 @@ def tune_index(
     text_queries
         Held-out text embeddings to compare with; by default entries of the vocabulary, each
         excluded from its own results.
+    seed
+        Of the choice of queries.
+    threads
+        Threads of the exact search that the index is compared with; by default all.
 
     Raises
     ------
@@ -199,11 +204,11 @@ class _Judge:
     def __init__(
         self,
         search: FaissSearch,
-        exact: Any,
+        exact: TopKSearch,
         queries: npt.NDArray[Any],
         own: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        """``own``: the entry that each query is, to be left out of its results."""
+        """``own``: the entry that each query itself is, to be left out of its results."""
         self._search = search
         self._queries = queries
         self._own = own

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT64_LARGEST = 2.0**480
 FLOAT64_SMALLEST = 2.0**-480
 MAX_K = 2048
-MAX_DIM = 65536
-_ROWS_NAMED = 5
 _SCAN_ELEMENTS = 1 << 22
 
 
@@ -46,7 +47,7 @@ def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
         )
 
 
-def require_tensor(queries: Any, dim: int, device: Any) -> None:
+def require_tensor(queries: torch.Tensor, dim: int, device: torch.device) -> None:
     """Raise InvalidInputError, naming both, unless a tensor is (n, ``dim``) and on ``device``."""
     there = queries.device
     numbers = {there.index, device.index} - {None}
@@ -77,11 +78,9 @@ def largest_magnitude(matrix: npt.NDArray[Any]) -> float:
 
 def bad_rows_error(rows: npt.ArrayLike, what: str) -> InvalidInputError:
     """Build the error for rows that hold NaN or infinity."""
-    bad = np.asarray(rows)
-    named = ", ".join(str(int(row)) for row in bad[:_ROWS_NAMED])
-    more = f" and {bad.size - _ROWS_NAMED} more" if bad.size > _ROWS_NAMED else ""
     return InvalidInputError(
-        f"{what} hold NaN or infinity in row(s) {named}{more}; remove or quarantine these rows"
+        f"{what} hold NaN or infinity in row(s) {listed(np.asarray(rows).tolist())}; remove or "
+        "quarantine these rows"
     )
 
 

@@ -1,4 +1,4 @@
-"""What follows the search, natively: internal scores, sums over the entries, the smallest total."""
+"""What follows the search, compiled: internal scores, sums over entries, the smallest total."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.errors import InvalidInputError
 from bliss_index.search.inputs import as_matrix, require_dim
 from bliss_index.search.native_backend import load_native
 
@@ -35,6 +36,11 @@ class NativeTail:
         At least 1.
     kernel
         Which one; empty for the best that this processor can run. All give the same bits.
+
+    Raises
+    ------
+    InvalidInputError
+        The compiled extension is not there, or does not run on this processor.
     """
 
     def __init__(
@@ -49,7 +55,7 @@ class NativeTail:
     ) -> None:
         native, reason = load_native()
         if native is None:
-            raise RuntimeError(f"the native tail is not available: {reason}")
+            raise InvalidInputError(f"the native tail cannot run here: {reason}; use native=False")
         self._classes, self._dim = texts.shape
         self._threads = threads
         arrays = [np.ascontiguousarray(a, dtype=np.float64) for a in (texts, mu, sigma)]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 
 @runtime_checkable
@@ -41,9 +44,9 @@ class TensorSearch(TopKSearch, Protocol):
     """A top-k search whose queries and results can stay on a torch device."""
 
     @property
-    def device(self) -> Any: ...
+    def device(self) -> torch.device | str: ...
 
-    def search_tensors(self, queries: Any) -> tuple[Any, Any]:
+    def search_tensors(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return similarities and ids (n, k) of queries (n, dim), tensors on the device."""
         ...
 

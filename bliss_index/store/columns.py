@@ -84,7 +84,7 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
         if isinstance(error, InvalidInputError):
             raise
         raise InvalidInputError(f"{file} cannot be read: {error}") from error
-    raise InvalidInputError(f"{file} is of no known type; expected {_SUFFIXES}")
+    raise InvalidInputError(f"{file} is of an unknown type; expected {_SUFFIXES}")
 
 
 def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[str]:
@@ -110,7 +110,7 @@ def _array(file: Path) -> list[Any]:
     try:
         array = np.load(file, allow_pickle=False, mmap_mode="r")
     except NPY_ERRORS as error:
-        raise InvalidInputError(f"{file} is no readable .npy file: {error}") from error
+        raise InvalidInputError(f"{file} is not a readable .npy file: {error}") from error
     if array.ndim != 1:
         raise InvalidInputError(
             f"{file} holds an array of shape {array.shape}, expected one value a row"

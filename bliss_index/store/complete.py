@@ -34,7 +34,7 @@ def find_complete(
     Raises
     ------
     StoreError
-        A complete store stands there that is of other settings; both values are named.
+        A complete store of other settings is already there; both values are named.
     ModelMismatchError
         It is of another model.
     """

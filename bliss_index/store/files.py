@@ -13,7 +13,6 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from bliss_index.errors import CorruptStoreError, OutputError
@@ -130,7 +129,7 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raise `CorruptStoreError` naming the file when it is none."""
+    """Read a JSON object; raise `CorruptStoreError`, naming the file, if it does not hold one."""
     try:
         values = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -175,7 +174,8 @@ class DirectoryLock:
         self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._descriptor: int | None = None
 
-    def __enter__(self) -> DirectoryLock:
+    def acquire(self) -> None:
+        """Take the lock; raise OutputError, naming its holder, if another process has it."""
         while self._descriptor is None:
             try:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -202,20 +202,9 @@ class DirectoryLock:
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, owner.encode(), 0)
-        return self
 
-    def _is_current(self, descriptor: int) -> bool:
-        try:
-            return os.stat(self.path).st_ino == os.fstat(descriptor).st_ino
-        except FileNotFoundError:
-            return False
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def release(self) -> None:
+        """Give the lock up; does nothing if it is not held."""
         if self._descriptor is not None:
             # The file goes with its last owner: who cannot have it alone leaves it to the others.
             with contextlib.suppress(OSError):
@@ -223,3 +212,16 @@ class DirectoryLock:
                 self.path.unlink()
             os.close(self._descriptor)
             self._descriptor = None
+
+    def __enter__(self) -> DirectoryLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def _is_current(self, descriptor: int) -> bool:
+        try:
+            return os.stat(self.path).st_ino == os.fstat(descriptor).st_ino
+        except FileNotFoundError:
+            return False

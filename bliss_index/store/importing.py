@@ -1,4 +1,4 @@
-"""Stores out of embeddings that people already have."""
+"""Makes stores of embeddings that people already have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import read_names
 from bliss_index.store.complete import find_complete
 from bliss_index.store.files import file_sha256
@@ -24,8 +24,6 @@ from bliss_index.store.schema import OK, carried_names
 from bliss_index.store.source_part import ColumnNames, EmbeddingBatch
 from bliss_index.store.sources import EmbeddingSource, open_source
 from bliss_index.store.writer import ROWS_PER_SHARD, StoreWriter
-
-_ROWS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -97,6 +95,8 @@ def import_embeddings(
         Of Parquet files.
     drop_bad_rows
         Leave bad rows of a text store out.
+    rows_per_shard
+        Rows of every shard but the last.
     progress
         Called with the number of rows just read.
 
@@ -233,11 +233,9 @@ def _only_good(rows: _Rows, first_row: int, drop: bool) -> _Rows:
     if good.all():
         return rows
     if not drop:
-        bad = np.flatnonzero(~good)
-        named = ", ".join(f"{first_row + row} ({rows.status[row]})" for row in bad[:_ROWS_NAMED])
-        more = f" and {bad.size - _ROWS_NAMED} more" if bad.size > _ROWS_NAMED else ""
+        bad = [f"{first_row + row} ({rows.status[row]})" for row in np.flatnonzero(~good)]
         raise InvalidInputError(
-            f"embeddings of texts have no direction in row(s) {named}{more}; mend them, or leave "
+            f"embeddings of texts have no direction in row(s) {listed(bad)}; fix them, or leave "
             "them out with --drop-bad-rows"
         )
     kept = np.flatnonzero(good).tolist()

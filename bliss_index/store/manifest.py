@@ -128,13 +128,10 @@ class StoreManifest:
             The manifest is damaged, of a newer format, or contradicts itself.
         """
         path = directory / MANIFEST_NAME
-        if not path.is_file():
-            raise StoreError(
-                f"{directory} is not an embedding store: it has no {MANIFEST_NAME}. "
-                "Make one with 'bliss-index encode-text', 'encode-images' or 'import'."
-            )
-        values = read_json(path)
-        require_format(path, values, STORE_FORMAT, FORMAT_VERSION)
+        values = read_description(
+            path, STORE_FORMAT, what="an embedding store",
+            how="'bliss-index encode-text', 'encode-images' or 'import'",
+        )  # fmt: skip
         try:
             return cls._from_json(values)
         except (KeyError, TypeError, ValueError) as error:
@@ -171,6 +168,34 @@ def shard_name(number: int) -> str:
     return f"shard-{number:05d}.arrow"
 
 
+def read_description(path: Path, expected: str, *, what: str, how: str) -> dict[str, Any]:
+    """Read the JSON file that says what a directory is.
+
+    Parameters
+    ----------
+    path
+        The file.
+    expected
+        The format that it must have.
+    what, how
+        What the directory should be, and the commands that make one, for the message.
+
+    Raises
+    ------
+    StoreError
+        The directory has no such file.
+    CorruptStoreError
+        It is no JSON object, of another format, or of a newer version.
+    """
+    if not path.is_file():
+        raise StoreError(
+            f"{path.parent} is not {what}: it has no {path.name}. Make one with {how}."
+        )
+    values = read_json(path)
+    require_format(path, values, expected, FORMAT_VERSION)
+    return values
+
+
 def require_format(path: Path, values: dict[str, Any], expected: str, version: int) -> None:
     """Refuse a JSON file of another kind or of a newer format version, naming both."""
     if values.get("format") != expected:
@@ -187,7 +212,7 @@ def require_format(path: Path, values: dict[str, Any], expected: str, version: i
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what takes part in making and reading embeddings, as far as installed."""
+    """Versions of the packages that make and read embeddings, of those that are installed."""
     versions = {"python": platform.python_version()}
     for name in ("bliss-index", "numpy", "pyarrow", "torch", "open_clip_torch"):
         try:

@@ -95,11 +95,10 @@ class Shard:
 class EmbeddingStore:
     """An embedding store on disk, read-only.
 
-    Examples
-    --------
-    >>> store = EmbeddingStore.open("corpus")  # doctest: +SKIP
-    >>> store.embeddings().shape  # doctest: +SKIP
-    (1860, 512)
+    Open one with :meth:`open`::
+
+        store = EmbeddingStore.open("corpus")
+        store.embeddings().shape  # (1860, 512)
     """
 
     def __init__(self, path: Path, manifest: StoreManifest) -> None:
@@ -117,7 +116,7 @@ class EmbeddingStore:
         path
             Its directory.
         kind
-            "text" or "image" to insist on.
+            Insist on a "text" or an "image" store; by default either will do.
 
         Raises
         ------
@@ -276,6 +275,10 @@ class EmbeddingStore:
         for shard in self.iter_shards():
             matrix[shard.start : shard.start + shard.rows] = shard.embeddings
         return matrix
+
+    def good_embeddings(self) -> npt.NDArray[Any]:
+        """Return the embeddings of the rows whose status is "ok", read into memory."""
+        return np.concatenate([shard.embeddings[shard.good] for shard in self.iter_shards()])
 
     def keys(self) -> list[str]:
         """Return the identifiers of all rows."""

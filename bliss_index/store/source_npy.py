@@ -34,7 +34,7 @@ _ARCHIVE_ERRORS = (
 
 @dataclass(frozen=True)
 class NpyPart:
-    """A (n, d) array in a ``.npy`` file, with clip-retrieval's metadata beside it or not."""
+    """An (n, d) array in a ``.npy`` file, perhaps with clip-retrieval's metadata of its rows."""
 
     file: SourceFile
     rows: int
@@ -51,7 +51,7 @@ class NpyPart:
         Raises
         ------
         InvalidInputError
-            It is no ``.npy`` file of a two-dimensional array of floats, or it is truncated.
+            It does not hold a two-dimensional array of floats, or it is truncated.
         """
         with file.open() as stream:
             shape, stored, offset, by_column = _read_header(stream, file.name)
@@ -111,7 +111,7 @@ class NpyPart:
 
 @dataclass(frozen=True)
 class ArrayPart:
-    """A (n, d) array in memory."""
+    """An (n, d) array in memory."""
 
     file: SourceFile
     array: npt.NDArray[Any]
@@ -149,7 +149,7 @@ def read_npz(file: SourceFile) -> ArrayPart:
     Raises
     ------
     InvalidInputError
-        It is no such file, or has no such array.
+        It cannot be read as such a file, or has no array of that name.
     """
     try:
         with file.open() as stream, np.load(stream, allow_pickle=False) as arrays:

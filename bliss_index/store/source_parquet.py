@@ -47,7 +47,7 @@ class ParquetPart:
         Raises
         ------
         InvalidInputError
-            It is no Parquet file, or the columns are missing or unclear.
+            It is not a Parquet file, or the columns are missing or unclear.
         """
         with _opened(file) as table:
             schema = table.schema_arrow

@@ -75,7 +75,7 @@ def open_source(
     Raises
     ------
     InvalidInputError
-        Nothing is there, it is of no known layout, or its parts do not fit each other.
+        Nothing is there, its layout is not known, or its parts do not fit each other.
     """
     columns = columns or ColumnNames()
     texts = kind == "text"  # what describes an image is one of its other columns
@@ -95,7 +95,7 @@ def open_source(
         if path.endswith(".parquet"):
             return EmbeddingSource(str(location), (ParquetPart.open(file, columns, texts=texts),))
         raise InvalidInputError(
-            f"{location} is of no known type; known are .npy, .npz, .parquet and folders of them"
+            f"{location} is of an unknown type; known are .npy, .npz, .parquet and folders of them"
         )
     files = list_files(filesystem, path)
     folder = CLIP_RETRIEVAL_FOLDERS[kind]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.errors import InvalidInputError, StoreError, listed
 from bliss_index.store.files import (
     DirectoryLock,
     atomic_file,
@@ -43,7 +42,6 @@ from bliss_index.store.schema import (
 )
 
 ROWS_PER_SHARD = 65536
-_ROWS_NAMED = 5
 
 
 class StoreWriter:
@@ -78,8 +76,8 @@ class StoreWriter:
     attributes
         JSON-ready settings that the content depends on.
     distinct_keys
-        The caller answers for it that no key occurs twice; keys are then not remembered, which
-        takes 8 bytes each.
+        Whether the caller knows that no key occurs twice. Keys are then not remembered, which
+        would take 8 bytes each.
 
     Raises
     ------
@@ -127,7 +125,7 @@ class StoreWriter:
         )
         make_directory(self.path)
         self._lock = DirectoryLock(self.path)
-        self._lock.__enter__()
+        self._lock.acquire()
         try:
             remove_temporaries(self.path)
             self._manifest = self._continued(wanted)
@@ -137,7 +135,7 @@ class StoreWriter:
                 for keys in self._committed_keys():
                     self._registry.register(keys)
         except BaseException:
-            self._lock.__exit__(None, None, None)
+            self._lock.release()
             raise
 
     @property
@@ -192,35 +190,18 @@ class StoreWriter:
                 f"embeddings have shape {rows.shape}, expected (n, {self._manifest.dim})"
             )
         n = rows.shape[0]
-        for name, values in (
-            ("keys", keys), ("texts", texts), ("status", status), ("error", error),
-            ("metadata", metadata),
-        ):  # fmt: skip
-            if values is not None and len(values) != n:
-                raise InvalidInputError(f"{len(values)} {name} for {n} embeddings")
-        is_text = self._manifest.kind == "text"
-        if is_text and (texts is None or status is not None or error is not None):
-            raise InvalidInputError("a text store takes texts with its rows, and no status")
-        if not is_text and texts is not None:
-            raise InvalidInputError("an image store takes no texts")
+        given = {"keys": keys, "texts": texts, "status": status, "error": error,
+                 "metadata": metadata}  # fmt: skip
+        self._require_columns(given, n)
         codes = np.full(n, OK, dtype=object) if status is None else np.asarray(status, dtype=object)
-        good = codes == OK
-        stored = rows.astype(self._manifest.dtype)
-        stored[~good] = 0
-        defects = norm_defects(stored[good])
-        if defects.size:
-            named = np.flatnonzero(good)[defects[:_ROWS_NAMED]] + self.rows + self._pending.rows
-            raise InvalidInputError(
-                f"{defects.size} of {n} embeddings are not of unit norm (row(s) "
-                f"{', '.join(map(str, named))}); normalise them, or give them another status"
-            )
         columns: dict[str, Any] = {"key": pa.array(keys, pa.string())}
-        if is_text:
+        if self._manifest.kind == "text":
             columns["text"] = pa.array(texts, pa.string())
         else:
             columns["status"] = pa.array(codes, pa.string())
             columns["error"] = pa.array([None] * n if error is None else error, pa.string())
-        columns.update(self._metadata_columns(metadata, n))
+        columns.update(self._metadata_columns(metadata))
+        stored = self._stored(rows, codes == OK)
         columns["embedding"] = embedding_column(stored, self._manifest.dim, self._manifest.dtype)
         self._pending.add(pa.table(columns, schema=self._schema))
         while self._pending.rows >= self.rows_per_shard:
@@ -238,23 +219,43 @@ class StoreWriter:
 
     def release(self) -> None:
         """Give up the lock, leaving the store as far as it is committed."""
-        self._lock.__exit__(None, None, None)
+        self._lock.release()
 
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
             self.release()
 
-    def _metadata_columns(self, metadata: pa.Table | None, n: int) -> dict[str, Any]:
+    def _require_columns(self, given: dict[str, Sized | None], n: int) -> None:
+        """Refuse columns of another length than the embeddings, and those of the other kind."""
+        for name, values in given.items():
+            if values is not None and len(values) != n:
+                raise InvalidInputError(f"{len(values)} {name} for {n} embeddings")
+        has_status = given["status"] is not None or given["error"] is not None
+        if self._manifest.kind == "text":
+            if given["texts"] is None or has_status:
+                raise InvalidInputError("a text store takes texts with its rows, and no status")
+        elif given["texts"] is not None:
+            raise InvalidInputError("an image store takes no texts")
+
+    def _stored(self, rows: npt.NDArray[Any], good: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        """Convert rows to the storage type, zero where they are not good; refuse other norms."""
+        stored = rows.astype(self._manifest.dtype)
+        stored[~good] = 0
+        defects = norm_defects(stored[good])
+        if defects.size:
+            named = np.flatnonzero(good)[defects] + self.rows + self._pending.rows
+            raise InvalidInputError(
+                f"{defects.size} of {good.size} embeddings are not of unit norm (row(s) "
+                f"{listed(named.tolist())}); normalise them, or give them another status"
+            )
+        return stored
+
+    def _metadata_columns(self, metadata: pa.Table | None) -> dict[str, Any]:
         wanted = [] if self._metadata is None else self._metadata.names
         found = [] if metadata is None else metadata.column_names
         if sorted(wanted) != sorted(found):
@@ -369,7 +370,7 @@ class _Pending:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of settings by both their names, so that a message shows what differs alone."""
+    """Nested settings under both their names, so that a message shows only what differs."""
     result: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
