@@ -26,7 +26,7 @@ MOST_SECONDS = 520.0
 STEPS: tuple[tuple[str, Step, float], ...] = (
     ("exactness", exactness, 60),
     ("matrix_rates", matrix_rates, 10),
-    ("tile_shapes", tile_shapes, 40),
+    ("tile_shapes", tile_shapes, 60),
     ("stages", stages, 10),
     ("searches", searches, 60),
     ("scoring", scoring, 30),

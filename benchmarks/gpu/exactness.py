@@ -8,7 +8,8 @@ import numpy as np
 
 from bliss_index.search import reference_search
 from bliss_index.search.device.backend import DeviceBackend
-from bliss_index.search.device.engine import torch_engine
+from bliss_index.search.device.codes import BFLOAT16
+from bliss_index.search.device.engine import choose_engine, torch_engine
 from bliss_index.synthetic import clip_like
 from gpu.suite import Suite
 
@@ -26,10 +27,15 @@ def exactness(suite: Suite) -> list[dict[str, Any]]:
     if not suite.small:
         cases.append(("clip", 1_000_000, 512, 10))
     found = []
+    engines = (
+        suite.engine,
+        choose_engine(suite.device, cases[0][2], BFLOAT16),
+        torch_engine("compared"),
+    )
     for kind, size, dim, k in cases:
         entries, queries = exactness_data(kind, size, dim, 32 if size > 200_000 else 128)
         expected = reference_search(entries, queries, k)
-        for engine in (suite.engine, torch_engine("compared")):
+        for engine in engines:
             backend = DeviceBackend(entries, k, device=str(suite.device), engine=engine)
             values, ids, counted = backend.search(queries, 0)
             found.append({
@@ -38,6 +44,7 @@ def exactness(suite: Suite) -> list[dict[str, Any]]:
                 "same_ids": bool((ids == expected[1]).all()),
                 "same_similarities": bool((values.astype(np.float32) == expected[0]).all()),
                 "candidates_per_query": round(counted.candidates_per_query, 1),
+                "rescored_per_query": round(counted.rescored / len(queries), 1),
                 "full_rows": counted.full_rows, "resolved": counted.resolved,
             })  # fmt: skip
     return found

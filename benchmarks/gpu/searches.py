@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bliss_index.search.device.backend import DeviceBackend
+from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.synthetic import clip_like
 from gpu.suite import Suite
 
@@ -37,6 +37,12 @@ def compare(suite: Suite, entries: np.ndarray, queries: torch.Tensor, k: int) ->
     backend.search_tensors(queries[:4096])
     ways: dict[str, Callable[[], Any]] = {"exact": lambda: backend.search_tensors(queries)}
     calls = {"exact": count}
+    if suite.engine.proposals.name == "triton int8":
+        options = DeviceOptions(codes="bfloat16")
+        wide = DeviceBackend(entries, k, device=str(suite.device), options=options)
+        wide.search_tensors(queries[:4096])
+        ways["exact, by bfloat16 products"] = lambda: wide.search_tensors(queries)
+        calls["exact, by bfloat16 products"] = count
     bf16 = suite.tensor(entries).to(torch.bfloat16)
     rows = max(64, int(2e9 // (2 * size)))
     part = min(count, 16 * rows)
