@@ -26,8 +26,8 @@ from bliss_index.search.device.codes import FORMATS
 from bliss_index.search.device.engine import triton_engine
 from bliss_index.search.device.triton_proposals import TileShape, TritonProposals
 
-_QUERIES = 16
-_SHAPE = TileShape(queries=16, entries=128, warps=4, stages=2)
+_QUERIES = 32  # the fewest for which queries are centred
+_SHAPE = TileShape(queries=32, entries=128, warps=4, stages=2)
 
 
 def main() -> None:

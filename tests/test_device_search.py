@@ -396,7 +396,9 @@ def test_codes_that_do_not_fit_are_for_torch() -> None:
     pytest.importorskip("triton")
     from bliss_index.search.device.triton_proposals import TileShape, fitting_shape, why_too_long
 
-    assert fitting_shape(512, 227 << 10) == TileShape()
+    assert fitting_shape(512, 227 << 10) == TileShape()  # twice
+    assert fitting_shape(256, 227 << 10) == TileShape(stages=3)
+    assert fitting_shape(1024, 227 << 10) == TileShape()  # once
     for code_bytes, shared in ((768, 227 << 10), (1536, 227 << 10), (512, 99 << 10)):
         shape = fitting_shape(code_bytes, shared)
         assert shape is not None
@@ -455,6 +457,7 @@ def test_kernels_compile_for_gpus() -> None:
         assert any("bf16" in name for name in facts[capability]["products"])
     for capability in facts.values():
         assert capability["spilled"] < 64  # bytes a thread
+        assert capability["spare_shared"] >= 0  # what is reckoned is enough
         # Sums of the tail must not be fused: their bits are those of the other tails.
         assert capability["fused_in_tail"] == 0
 

@@ -57,8 +57,8 @@ TAIL = {
 
 
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, int], capability: int,
-             **options: Any) -> str:  # fmt: skip
-    """Return the PTX of a kernel."""
+             **options: Any) -> tuple[str, int]:  # fmt: skip
+    """Return the PTX of a kernel, and its bytes of shared memory."""
     names = kernel.arg_names
     signature = {name: types.get(name, "constexpr") for name in names}
     values = {(names.index(name),): value for name, value in constants.items()}
@@ -69,8 +69,8 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, int], capa
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
     target = GPUTarget("cuda", capability, 32)
-    text: str = triton.compile(source, target=target, options=options).asm["ptx"]
-    return text
+    done = triton.compile(source, target=target, options=options)
+    return done.asm["ptx"], done.metadata.shared
 
 
 def spilled_bytes(ptx: str, capability: int) -> int:
@@ -89,7 +89,8 @@ def spilled_bytes(ptx: str, capability: int) -> int:
 def main() -> None:
     facts = {}
     for capability in (80, 90):
-        products, others = [], []
+        products: list[tuple[str, int]] = []
+        spare = []
         for codes, shape in (("*i8", SHAPE), ("*bf16", TileShape(64, 32, 4, 2))):
             constants = {
                 "DIM": 512, "BM": shape.queries, "BN": shape.entries, "BK": 512, "SIZE": 32,
@@ -102,6 +103,8 @@ def main() -> None:
                 compiled(block_kernels.block_hits_kernel, {**HITS, **kinds},
                          {**constants, "TILE": TILE}, capability, num_warps=shape.warps),
             ]  # fmt: skip
+            needed = shape.shared_bytes(512 * (1 if codes == "*i8" else 2))
+            spare += [needed - shared for _, shared in products[-2:]]
         chosen = {"SIZE": 32, "IN_TILE": 4, "GROUPS": 256, "HALVINGS": 30}
         others = [
             compiled(block_kernels.sieve_kernel, SIEVE, chosen, capability, num_warps=1),
@@ -119,12 +122,13 @@ def main() -> None:
             "products": sorted(
                 {
                     name
-                    for ptx in products
+                    for ptx, _ in products
                     for name in re.findall(r"(?:wgmma\.mma_async|mma\.sync)[\w.]*", ptx)
                 }
             ),
-            "spilled": sum(spilled_bytes(ptx, capability) for ptx in (*products, *others)),
-            "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[-1])),
+            "spilled": sum(spilled_bytes(ptx, capability) for ptx, _ in (*products, *others)),
+            "spare_shared": min(spare),
+            "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[-1][0])),
         }
     print(json.dumps(facts))
 

@@ -108,12 +108,13 @@ def row_errors(queries: torch.Tensor, entries: torch.Tensor, longest: float) -> 
     longest
         Upper bound of the entries' norms.
     """
+    lengths: torch.Tensor
     if queries.dtype == torch.float16:  # nothing overflows, and no copy in float64 is made
-        norms = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float32)
-        lengths = norms.double() * (1 + 1e-3)
+        lengths = torch.linalg.vector_norm(queries, dim=1, dtype=torch.float32).double()
+        lengths = lengths * (1 + 1e-3)
     else:
         lengths = queries.double().square().sum(1).sqrt() * (1 + 1e-9)
-    error = (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
+    error: torch.Tensor = (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
     if queries.dtype == entries.dtype == torch.float16:
         return torch.where(lengths * longest < _EXACT_BELOW, 0.0, error)
     return error

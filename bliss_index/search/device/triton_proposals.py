@@ -24,7 +24,8 @@ _LEAST_ROOM = 256
 _ROOM_PER_EXPECTED = 3
 _PROGRAMS_PER_PROCESSOR = 2
 _RECORD_BYTES = 12
-_SPARE_BYTES = 2048  # of shared memory, for what the compiler adds
+_BYTES_PER_QUERY = 36  # of shared memory, in which the compiler rearranges block maxima
+_RESERVED = 1024  # of shared memory, by the driver for every program
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TileShape:
     queries: int = 128
     entries: int = 32
     warps: int = 8
-    stages: int = 3
+    stages: int = 2
 
     def __post_init__(self) -> None:
         for name, most in (("queries", 1024), ("entries", TILE)):
@@ -58,17 +59,28 @@ class TileShape:
 
     def shared_bytes(self, code_bytes: int) -> int:
         """Shared memory of a program, for codes of so many bytes."""
-        tiles = self.queries + self.stages * self.entries
-        return tiles * code_bytes + 4 * self.stages * self.entries + _SPARE_BYTES
+        streaming = self.stages * self.entries
+        return (
+            (self.queries + streaming) * code_bytes
+            + 4 * streaming
+            + _BYTES_PER_QUERY * self.queries
+        )
 
 
 def fitting_shape(code_bytes: int, shared: int) -> TileShape | None:
-    """Return the largest shape that fits into so much shared memory, or None if none does."""
-    shapes = [TileShape(), TileShape(stages=2)]
+    """Return a large shape that fits into so much shared memory, or None if none does.
+
+    Two programs a multiprocessor are preferred: one multiplies while the other looks at its scores.
+    """
+    shapes = [TileShape(stages=3), TileShape()]
     for queries in (64, 32, 16):
         shapes += [TileShape(queries, 32, 4, stages) for stages in (3, 2)]
     shapes.append(TileShape(16, 16, 4, 2))
-    return next((s for s in shapes if s.shared_bytes(code_bytes) <= shared), None)
+    needs = [(shape, shape.shared_bytes(code_bytes)) for shape in shapes]
+    for shape, needed in needs[:2]:
+        if 2 * (needed + _RESERVED) <= shared + _RESERVED:
+            return shape
+    return next((shape for shape, needed in needs if needed <= shared), None)
 
 
 def shared_memory(device: torch.device) -> int:
