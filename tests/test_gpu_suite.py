@@ -23,7 +23,9 @@ def test_every_step_runs_and_is_exact(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(result.read_text())
     assert found["skipped"] == {}
-    assert len(found["exactness"]) == 20
+    cases, engines = 10, 3
+    assert len(found["exactness"]) == cases * engines
+    assert {case["engine"] for case in found["exactness"]} == {"torch int8", "torch bfloat16"}
     assert all(case["same_ids"] and case["same_similarities"] for case in found["exactness"])
     for name in ("matrix_rates", "stages", "searches", "scoring", "end_to_end", "growth"):
         assert found[name], name
