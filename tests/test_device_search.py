@@ -33,6 +33,7 @@ from bliss_index.search.device.codes import (
 )
 from bliss_index.search.device.engine import DeviceEngine, torch_engine, torch_score_tail
 from bliss_index.search.device.proposals import TorchProposals, _place
+from bliss_index.search.inputs import require_tensor
 from bliss_index.search.ordering import exact_dot, to_float32
 from bliss_index.synthetic import clip_like
 
@@ -390,6 +391,19 @@ def test_no_shape_of_tiles_changes_a_result(shape: tuple[int, int]) -> None:
     queries = clip_like(18, 64, "image", 2, np.float16)
     backend = DeviceBackend(entries, 10, device=interpreted(), engine=triton_engine(*shape))
     assert_exact(backend, entries, queries, 10)
+
+
+def test_tensors_of_bfloat16_are_searched_and_integers_refused() -> None:
+    entries = clip_like(600, 32, "text", 1)
+    queries = torch.from_numpy(clip_like(40, 32, "image", 2)).bfloat16()
+    entries[100:200] = entries[:100]  # which the host has to decide
+    backend = DeviceBackend(entries, 5, device="cpu", engine=torch_engine())
+    _, ids, counted = backend.search_tensors(queries)
+    expected = reference_search(entries, queries.float().numpy(), 5)[1]
+    np.testing.assert_array_equal(ids.numpy(), expected)
+    assert counted.resolved > 0
+    with pytest.raises(InvalidInputError, match=r"must be floating-point numbers, got torch.int64"):
+        require_tensor(torch.zeros((2, 32), dtype=torch.int64), 32, CPU)
 
 
 def test_codes_that_do_not_fit_are_for_torch() -> None:

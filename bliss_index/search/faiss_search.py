@@ -33,7 +33,8 @@ KINDS = ("flat", "ivf", "hnsw", "ivfpq", "cagra")
 EFFORT_NAMES = {"ivf": "nprobe", "ivfpq": "nprobe", "hnsw": "efSearch", "cagra": "itopk_size"}
 _CHUNK_ROWS = 4096
 _MOST_PROPOSALS = 2048
-_SPARE = {"flat": 22, "ivf": 8, "ivfpq": 0, "hnsw": 0, "cagra": 0}
+FLAT_SPARE = 22  # results beyond k that a flat index is asked for at first
+_SPARE = {"flat": FLAT_SPARE, "ivf": 8, "ivfpq": 0, "hnsw": 0, "cagra": 0}
 _PQ_FACTOR = 10
 _UNIT_32 = 2.0**-24
 _UNIT_16 = 2.0**-11
@@ -286,7 +287,7 @@ class FaissSearch:
         bounds = self.error_bound(found.scaled_norms)
         largest = float(self._norms.max(initial=0.0))
         pending = np.arange(found.rows)
-        count = min(self.size, self._k + _SPARE["flat"])
+        count = min(self.size, self._k + FLAT_SPARE)
         while pending.size and largest <= _LARGEST_NORM[self._placement.storage]:
             scores, ids = self.propose(found.scaled[pending], count)
             lowest = found.rescore(pending, ids)

@@ -48,7 +48,9 @@ def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
 
 
 def require_tensor(queries: torch.Tensor, dim: int, device: torch.device) -> None:
-    """Raise InvalidInputError, naming both, unless a tensor is (n, ``dim``) and on ``device``."""
+    """Raise InvalidInputError unless a tensor is (n, ``dim``), of floats, and on ``device``."""
+    if not queries.is_floating_point():
+        raise InvalidInputError(f"queries must be floating-point numbers, got {queries.dtype}")
     there = queries.device
     numbers = {there.index, device.index} - {None}
     elsewhere = there.type != device.type or len(numbers) > 1

@@ -336,6 +336,8 @@ def checked_tensor(queries: torch.Tensor) -> torch.Tensor:
     bad = ~torch.isfinite(queries).all(1)
     if bool(bad.any()):
         raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
+    if queries.dtype == torch.bfloat16:  # numpy has no such numbers; float32 holds all of them
+        queries = queries.float()
     if queries.dtype == torch.float64:
         return upload(checked_rows(queries.cpu().numpy(), "queries"), queries.device)
     return queries.contiguous()

@@ -26,6 +26,9 @@ CODE_NORM = 1024.0
 MOST_LIFT = 2.0**21
 UNIT_32 = 2.0**-24
 TINY = 2.0**-90
+LEAST_NORM = 2.0**-60  # on top of norms, whose smallest squares float32 may lose
+LEAST_STEP = 2.0**-100
+WIDER = 1 + 2.0**-20  # for the evaluation of a bound in float32
 _UNIT_64 = 2.0**-53
 _MULTIPLE = 64  # coordinates: what the integer product of a GPU takes at a time
 _FACTOR_STAGES = 6
@@ -290,12 +293,12 @@ class EntryCodes:
         turned = self.rotation.apply(rest)
         # Fine enough for the codes, and coarse enough for what the centre contributes.
         step = torch.maximum(self.form.step(turned), alpha.abs() * (self.largest_lift / MOST_LIFT))
-        step = torch.where(step > 2.0**-100, step, 1.0)
+        step = torch.where(step > LEAST_STEP, step, 1.0)
         values = self.form.rounded(turned / step[:, None])
         left = turned - step[:, None] * values
         margin = 1 + (x.shape[1] + 16) * UNIT_32
         norm, code_norm, deviation, kept = (
-            row.square().sum(1).sqrt() * margin + 2.0**-60 for row in (x, values, left, rest)
+            row.square().sum(1).sqrt() * margin + LEAST_NORM for row in (x, values, left, rest)
         )
         away = alpha.abs() * math.sqrt(self.centre_square) * margin
         roundings = (self.rotation.growth + 2 * factor_unit(self.device) / UNIT_32) * kept
@@ -303,7 +306,7 @@ class EntryCodes:
         deviation += UNIT_32 * 1.01 * roundings
         # From here on in units of the step: a factor of the query changes no order.
         alpha = alpha / step
-        wider = 1 + 2.0**-20
+        wider = WIDER
         summed = self.form.sum_error * x.shape[1] * code_norm
         largest = code_norm * self.bound + alpha.abs() * self.largest_bias
         return QueryCodes(
@@ -331,7 +334,7 @@ class EntryCodes:
         rows = rows.to(self.device)
         rows[: scaled.shape[0]] = self.form.step(turned)
         tile_step = _above(rows.view(-1, self.tile).amax(1))
-        tile_step = torch.where(tile_step > 2.0**-99, tile_step, 1.0)
+        tile_step = torch.where(tile_step > 2 * LEAST_STEP, tile_step, 1.0)
         step = tile_step.double().repeat_interleave(self.tile)[: scaled.shape[0], None]
         codes = self.form.rounded(turned / step)
         left = (turned - step * codes).square().sum(1).sqrt()
@@ -360,7 +363,7 @@ class EntryCodes:
 
 def _above(values: torch.Tensor) -> torch.Tensor:
     """Float32 numbers that are not below these of float64."""
-    return (values * (1 + 1e-6) + 2.0**-100).float()
+    return (values * (1 + 1e-6) + LEAST_STEP).float()
 
 
 def _hadamard(size: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

@@ -25,12 +25,10 @@ from bliss_index.search.device.ordering import (
 )
 from bliss_index.search.faiss_candidates import row_norms
 from bliss_index.search.faiss_runtime import import_faiss
-from bliss_index.search.faiss_search import FaissSearch
+from bliss_index.search.faiss_search import FLAT_SPARE, FaissSearch
 from bliss_index.search.inputs import require_tensor
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
-
-_SPARE = 22
 
 
 class FaissTensorSearch:
@@ -116,7 +114,7 @@ class FaissTensorSearch:
         queries = checked_tensor(queries)
         n, k = queries.shape[0], self.k
         flat = self._search.kind == "flat"
-        count = min(self.size, k + _SPARE if flat else max(k, 4 * k))
+        count = min(self.size, k + FLAT_SPARE if flat else 4 * k)
         wide = queries.double()
         exponent = torch.frexp(wide.abs().amax(1)).exponent
         scaled = torch.ldexp(wide, -exponent[:, None]).float().contiguous()

@@ -110,7 +110,7 @@ def score_tail(
     internal: torch.Tensor,
     lam: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the class of the smallest total; :func:`bliss_index.search.native_tail.score_tail`.
+    """Find the class of the smallest total; as ``torch_score_tail`` of the engine.
 
     Returns
     -------

@@ -7,7 +7,17 @@ are contiguous.
 import triton
 import triton.language as tl
 
-_CODE_NORM = tl.constexpr(1024.0)  # of a code in bfloat16
+from bliss_index.search.device import codes
+
+# The bounds are those of codes.py.
+_CODE_NORM = tl.constexpr(codes.CODE_NORM)
+_LEVELS = tl.constexpr(float(codes.LEVELS))
+_LEAST_NORM = tl.constexpr(codes.LEAST_NORM)
+_LEAST_STEP = tl.constexpr(codes.LEAST_STEP)
+_ROUNDING = tl.constexpr(1.01 * codes.UNIT_32)
+_SLACK = tl.constexpr(16 * codes.UNIT_32)
+_TINY = tl.constexpr(codes.TINY)
+_WIDER = tl.constexpr(codes.WIDER)
 _LEAST_UNIT = tl.constexpr(1e-290)  # below, float64 has fewer digits
 
 
@@ -31,7 +41,7 @@ def _hadamard(rows, BM: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr):
 @triton.jit
 def _norm(rows, margin):
     """Upper bound of the norms of rows."""
-    return tl.sqrt(tl.sum(rows * rows, 1)) * margin + 8.7e-19
+    return tl.sqrt(tl.sum(rows * rows, 1)) * margin + _LEAST_NORM
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -71,21 +81,21 @@ def prepare_kernel(
     sign = tl.load(signs + column, mask=column < CODE_DIM, other=1.0)
     turned = _hadamard(rest * sign[None, :], BM, DIM, STAGES) * scale_back
     if codes.dtype.element_ty == tl.int8:
-        step = tl.max(tl.abs(turned), 1) / 127.0
+        step = tl.max(tl.abs(turned), 1) / _LEVELS
     else:
         step = tl.sqrt(tl.sum(turned * turned, 1)) / _CODE_NORM
     step = tl.maximum(step, tl.abs(alpha) * least_step)
-    step = tl.where(step > 7.9e-31, step, 1.0)
+    step = tl.where(step > _LEAST_STEP, step, 1.0)
     code = turned / step[:, None]
     if codes.dtype.element_ty == tl.int8:
-        code = tl.minimum(tl.maximum(tl.floor(code + 0.5), -127.0), 127.0)
+        code = tl.minimum(tl.maximum(tl.floor(code + 0.5), -_LEVELS), _LEVELS)
     else:
         code = code.to(tl.bfloat16).to(tl.float32)
     left = turned - step[:, None] * code
     code_norm = _norm(code, margin)
     away = tl.abs(alpha) * centre_norm * margin
     roundings = growth * _norm(rest, margin) + 3 * (_norm(x, margin) + away) + 3 * code_norm * step
-    deviation = _norm(left, margin) + 6.03e-8 * roundings
+    deviation = _norm(left, margin) + roundings * _ROUNDING
     # Powers of two as float64 bits: the entries' exponent, and what the query was multiplied by.
     power = 897 + tl.where(ordinary, exponent, 126).to(tl.int64) + tl.load(facts + 9).to(tl.int64)
     power = (power << 52).to(tl.float64, bitcast=True)
@@ -97,12 +107,11 @@ def prepare_kernel(
         code.to(codes.dtype.element_ty),
         mask=known[:, None] & (column < CODE_DIM)[None, :],
     )
-    wider = 1.000001
     summed = sum_error * code_norm
     tl.store(alphas + row, alpha, mask=known)
-    tl.store(per_norm + row, (deviation / step + summed) * wider, mask=known)
-    tl.store(per_residual + row, (code_norm + summed) * wider, mask=known)
-    tl.store(slacks + row, 9.54e-7 * largest + 8.1e-28, mask=known)
+    tl.store(per_norm + row, (deviation / step + summed) * _WIDER, mask=known)
+    tl.store(per_residual + row, (code_norm + summed) * _WIDER, mask=known)
+    tl.store(slacks + row, largest * _SLACK + _TINY, mask=known)
     tl.store(zeros + row, top == 0, mask=known)
     tl.store(extremes + row, (top != 0) & ~ordinary, mask=known)
 
