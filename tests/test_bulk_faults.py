@@ -431,6 +431,8 @@ def test_lists_that_are_null_short_or_hold_nulls(job, tmp_path):
     }  # fmt: skip
     assert found[9]["key"] == "t.parquet:9"
     assert found[5]["error"] == "the embedding has dimension 1, not 16"
+    assert found[7]["error"] == "the embedding holds NaN or infinity"
+    assert all((row["error"] is None) == (row["status"] == "ok") for row in found)
 
 
 def test_too_many_bad_rows_stop_the_job(job, tmp_path):

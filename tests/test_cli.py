@@ -116,7 +116,7 @@ def test_quarantined_rows_end_in_exit_code_3(chain, tmp_path):
     table = pq.read_table(tmp_path / "s" / "shard-00000.parquet")
     row = table.slice(7, 1).to_pylist()[0]
     assert row["anomaly_score"] is row["nearest_class"] is None
-    assert row["status"] == "zero_embedding"
+    assert (row["status"], row["error"]) == ("zero_embedding", "the embedding is zero")
     run("verify", tmp_path / "s", cwd=folder, code=3)
     run("verify", "holes", cwd=folder, code=3)
 

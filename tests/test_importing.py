@@ -170,6 +170,9 @@ def test_bad_rows_of_images_keep_their_place(tmp_path, rows):
     assert summary.status == {"ok": 47, "zero_embedding": 1, "nonfinite_embedding": 2}
     assert summary.bad_rows == 3
     assert np.flatnonzero(~store.shard(0).good).tolist() == [3, 7, 9]
+    error = store.shard(0).error
+    assert (error[2], error[3]) == (None, "the embedding is zero")
+    assert error[7] == error[9] == "the embedding holds NaN or infinity"
 
 
 def test_bad_rows_of_a_parquet_column(tmp_path, rows):

@@ -16,7 +16,7 @@ from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import MANIFEST_NAME
-from bliss_index.store.normalise import unit_rows
+from bliss_index.store.normalise import reasons_of, unit_rows
 from bliss_index.store.schema import DUPLICATE_KEY, OK
 from bliss_index.store.source_part import ColumnNames, SourcePart
 from bliss_index.store.sources import open_source
@@ -196,7 +196,7 @@ class ForeignPart:
             for batch in self.part.batches(rows):
                 count = batch.embeddings.shape[0]
                 unit, status = unit_rows(batch.embeddings, self.part.dtype)
-                error: list[str | None] = [None] * count
+                error = reasons_of(status)
                 for bad, (code, reason) in batch.errors.items():
                     status[bad], error[bad] = code, reason
                 given = batch.keys or [str(self.start + row + i) for i in range(count)]

@@ -18,7 +18,7 @@ from bliss_index.store.complete import find_complete
 from bliss_index.store.files import file_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import StoreManifest
-from bliss_index.store.normalise import unit_rows
+from bliss_index.store.normalise import reasons_of, unit_rows
 from bliss_index.store.reader import EmbeddingStore
 from bliss_index.store.schema import OK, carried_names
 from bliss_index.store.source_part import ColumnNames, EmbeddingBatch
@@ -191,7 +191,7 @@ def _prepare(
     n = batch.embeddings.shape[0]
     part = slice(first_row, first_row + n)
     unit, status = unit_rows(batch.embeddings, dtype)
-    error: list[str | None] = [None] * n
+    error = reasons_of(status)
     for row, (code, reason) in batch.errors.items():
         status[row], error[row] = code, reason
     numbers = [str(row) for row in range(first_row, first_row + n)]

@@ -12,6 +12,10 @@ from bliss_index.store.schema import NONFINITE_EMBEDDING, OK, ZERO_EMBEDDING
 # How far the norm of a rounded unit vector may lie from 1, with room to spare.
 NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-5, "float64": 1e-5}
 _BLOCK_VALUES = 1 << 21
+_REASONS = {
+    ZERO_EMBEDDING: "the embedding is zero",
+    NONFINITE_EMBEDDING: "the embedding holds NaN or infinity",
+}
 
 
 def unit_rows(
@@ -57,6 +61,11 @@ def unit_rows(
         part[~usable] = ZERO_EMBEDDING
         part[~finite] = NONFINITE_EMBEDDING
     return rows, status
+
+
+def reasons_of(status: npt.NDArray[np.object_]) -> list[str | None]:
+    """Say in words, for each of the statuses of :func:`unit_rows`, what is wrong; None if "ok"."""
+    return [_REASONS.get(code) for code in status]
 
 
 def norm_defects(matrix: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
