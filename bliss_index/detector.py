@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import calibrate
+from bliss_index.calibration.labels import ClassNames
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.search import exact_search
@@ -67,6 +68,8 @@ class BlissDetector:
     10
     """
 
+    _estimator_type = "outlier_detector"  # what scikit-learn before 1.6 asks for
+
     def __init__(
         self,
         vocabulary: Embeddings | None = None,
@@ -117,6 +120,8 @@ class BlissDetector:
         images = _rows_of(X, "X")
         for other in (texts, images):
             _require_compatible(vocabulary, other)
+        for source in (vocabulary, texts, images):
+            source.require_unit()
         entries = vocabulary.matrix()
         search = exact_search(
             entries, self.k, backend=self.backend, threads=self.threads, device=self.device
@@ -148,7 +153,7 @@ class BlissDetector:
             The detector is not fitted, the dimension differs, or rows of an array are not of unit
             norm; they are named.
         """
-        return self._score(_rows_of(X, "X"))
+        return self._score(self._checked(X))
 
     def score_samples(self, X: Embeddings) -> npt.NDArray[np.float64]:
         """Return the (n,) negated anomaly scores: higher = more normal, as in scikit-learn."""
@@ -180,8 +185,8 @@ class BlissDetector:
         InvalidInputError
             As for :meth:`anomaly_score`.
         """
-        source = _rows_of(X, "X")
-        return self._fitted(source).score(source.matrix())
+        images = self._checked(X)
+        return self._scorer.score(images.matrix())
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name."""
@@ -198,6 +203,18 @@ class BlissDetector:
             setattr(self, name, value)
         return self
 
+    def __sklearn_tags__(self) -> Any:
+        """Say what kind of estimator this is; scikit-learn asks, and is imported only then."""
+        from sklearn.utils import Tags, TargetTags
+
+        return Tags(
+            estimator_type=self._estimator_type,
+            target_tags=TargetTags(required=False),
+            transformer_tags=None,
+            classifier_tags=None,
+            regressor_tags=None,
+        )
+
     def __repr__(self) -> str:
         shown = ("k", "lam", "threshold", "contamination", "backend")
         return f"BlissDetector({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
@@ -212,18 +229,20 @@ class BlissDetector:
         scores = self._score(images)
         return float(np.quantile(scores[np.isfinite(scores)], 1 - self.contamination))
 
-    def _fitted(self, images: _Rows) -> BlissScorer:
+    def _checked(self, X: Embeddings) -> _Rows:
+        """Images that this detector can score."""
         if not hasattr(self, "_scorer"):
             raise InvalidInputError("this BlissDetector is not fitted; call fit(X, y) first")
+        images = _rows_of(X, "X")
         _require_compatible(self._vocabulary_source, images)
-        return self._scorer
+        images.require_unit()
+        return images
 
     def _score(self, images: _Rows) -> npt.NDArray[np.float64]:
-        scorer = self._fitted(images)
         scores = np.full(images.rows, np.nan)
         for start, rows, good in images.batches():
             part = scores[start : start + rows.shape[0]]
-            part[good] = scorer.score(rows[good]).anomaly
+            part[good] = self._scorer.score(rows[good]).anomaly
         return scores
 
 
@@ -235,6 +254,10 @@ class _ArrayRows:
     array: npt.NDArray[Any]
 
     model = None
+
+    def require_unit(self) -> None:
+        """Raise InvalidInputError, naming rows, unless an array's are of unit norm."""
+        _require_unit(self.array, self.what)
 
     @property
     def rows(self) -> int:
@@ -277,6 +300,9 @@ class _StoreRows:
     def matrix(self) -> npt.NDArray[Any]:
         return self.store.embeddings()
 
+    def require_unit(self) -> None:
+        """A store's rows are of unit norm where they are good."""
+
     def names(self) -> tuple[str, ...]:
         return tuple(self.store.texts() if self.store.kind == "text" else self.store.keys())
 
@@ -290,7 +316,7 @@ _Rows = _ArrayRows | _StoreRows
 
 
 def _rows_of(value: Embeddings | None, what: str) -> _Rows:
-    """Recognise an array, a store or a path; check what an array holds."""
+    """Recognise an array, a store or a path."""
     if value is None:
         raise InvalidInputError(f"{what} is missing: give an array, a store or its path")
     if isinstance(value, (str, Path)):
@@ -303,7 +329,6 @@ def _rows_of(value: Embeddings | None, what: str) -> _Rows:
             f"{what} must be a matrix (rows, dim) of floats, got shape {array.shape} of "
             f"{array.dtype}"
         )
-    _require_unit(array, what)
     return _ArrayRows(what, array)
 
 
@@ -342,13 +367,21 @@ def _class_numbers(
         raise InvalidInputError(
             f"y has shape {labels.shape}, X has {rows} rows: one label per image is needed"
         )
-    if labels.dtype.kind in "iu":
+    if labels.dtype.kind == "f":  # as tables keep whole numbers
+        odd = labels[~(np.isfinite(labels) & (np.rint(labels) == labels))]
+        if odd.size:
+            raise InvalidInputError(
+                f"y holds {odd[0]}; class numbers are whole, 0 to {len(names) - 1}"
+            )
+    if labels.dtype.kind in "iuf":
         return labels.astype(np.int64)
-    number = {name: c for c, name in enumerate(names)}
-    unknown = sorted({str(label) for label in labels} - set(number))
+    given = [str(label) for label in labels]
+    find = ClassNames(names)
+    number = {name: find.position(name) for name in set(given)}
+    unknown = sorted(name for name, position in number.items() if position is None)
     if unknown:
         raise InvalidInputError(
             f"y names {len(unknown)} classes that class_embeddings does not have: "
             f"{listed([repr(name) for name in unknown])}"
         )
-    return np.array([number[str(label)] for label in labels], dtype=np.int64)
+    return np.array([number[name] for name in given], dtype=np.int64)

@@ -13,8 +13,11 @@ class c. The k entries are chosen by raw similarity, once per image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -175,6 +178,8 @@ class BlissScorer:
         native: bool | None = None,
     ) -> None:
         require_fitting(search, vocabulary, calibration, lam)
+        self._made_of = (search, vocabulary, calibration)
+        self._options: dict[str, Any] = {"lam": lam, "threads": threads, "native": native}
         self.search = search
         self.calibration = calibration
         self.lam = float(lam)
@@ -186,6 +191,10 @@ class BlissScorer:
             self._native = NativeTail(
                 calibration.class_embeddings, self._mu, self._sigma, lam, thread_count(threads)
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tables are computed again as entries occur: compiled code and its memory stay behind.
+        return partial(type(self), **self._options), self._made_of
 
     @property
     def k(self) -> int:
@@ -304,8 +313,8 @@ class BlissScorer:
 
 def require_lam(lam: float) -> None:
     """Raise InvalidInputError unless lambda is a finite number of at least 0."""
-    if not (np.isfinite(lam) and lam >= 0):
-        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam}")
+    if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 <= lam < math.inf:
+        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam!r}")
 
 
 def require_fitting(

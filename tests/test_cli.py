@@ -138,6 +138,13 @@ def test_evaluate(chain, tmp_path):
     assert json.loads(out)["auroc"] == 1.0
     out, _ = run("evaluate", tmp_path / "s", "--labels", tmp_path / "by_key.csv")
     assert "AUROC" in out
+    np.save(tmp_path / "gaps.npy", np.where(np.arange(100) % 10 == 0, np.nan, anomaly))
+    lines = [f"{key},{bool(flag)}\n" for key, flag in enumerate(anomaly) if key % 10]
+    (tmp_path / "words.csv").write_text("key,label\n" + "".join(lines))
+    for name in ("gaps.npy", "words.csv"):
+        out, err = run("evaluate", tmp_path / "s", "--labels", tmp_path / name, "--json")
+        assert (json.loads(out)["auroc"], json.loads(out)["unlabelled"]) == (1.0, 10)
+        assert "10 images without a label are left out" in err
     np.save(tmp_path / "short.npy", anomaly[:50])
     _, err = run("evaluate", tmp_path / "s", "--labels", tmp_path / "short.npy", code=1)
     assert "holds 50 labels, there are 100 rows" in err

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from bliss_reference import clip_like, reference_scores
 
-from bliss_index import BlissDetector, EmbeddingStore, StoreWriter
+from bliss_index import BlissDetector, EmbeddingStore, StoreWriter, exact_search
 from bliss_index.errors import CalibrationError, InvalidInputError, ModelMismatchError
 from bliss_index.store import ModelIdentity
 
@@ -106,6 +109,61 @@ def test_explain_gives_parts_and_entries(data):
     np.testing.assert_array_equal(scores.anomaly, detector.anomaly_score(images[:4]))
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_a_detector_can_be_pickled_and_copied(data, backend):
+    images, vocabulary, texts, labels = data
+    twice = np.concatenate([vocabulary, vocabulary[:9]])
+    detector = BlissDetector(twice, texts, k=5, backend=backend).fit(images[:200], labels[:200])
+    expected = detector.anomaly_score(images)
+    pickled = pickle.dumps(detector)
+    assert len(pickled) < 6 * twice.nbytes + 100_000  # the vocabulary is in it once, not per part
+    for twin in (pickle.loads(pickled), copy.deepcopy(detector)):
+        np.testing.assert_array_equal(twin.anomaly_score(images), expected)
+        assert twin.offset_ == detector.offset_
+    search = exact_search(twice, k=5, backend=backend, threads=1)
+    again = pickle.loads(pickle.dumps(search))
+    np.testing.assert_array_equal(again.search(images)[1], search.search(images)[1])
+    assert (again.backend, again.size, again.k) == (search.backend, search.size, search.k)
+
+
+def test_scikit_learn_takes_it_as_an_outlier_detector(data):
+    base = pytest.importorskip("sklearn.base")
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+    from sklearn.utils.validation import check_is_fitted
+
+    images, vocabulary, texts, labels = data
+    detector = BlissDetector(vocabulary, texts, k=5)
+    assert base.is_outlier_detector(detector)
+    assert not base.is_classifier(detector)
+    chain = make_pipeline(Normalizer(), detector).fit(images, labels)
+    np.testing.assert_allclose(
+        chain.score_samples(images), detector.fit(images, labels).score_samples(images), atol=1e-4
+    )
+    check_is_fitted(detector)
+    values = cross_val_score(
+        detector, images, labels, cv=StratifiedKFold(3),
+        scoring=lambda fitted, X, y: fitted.score_samples(X).mean(),
+    )  # fmt: skip
+    assert np.isfinite(values).all()
+
+
+def test_labels_as_tables_and_other_systems_write_them(data, tmp_path):
+    images, vocabulary, texts, labels = data
+    expected = BlissDetector(vocabulary, texts, k=5).fit(images, labels).anomaly_score(images)
+    for y in (labels.astype(float), labels.astype(np.uint8), [str(c) for c in labels]):
+        found = BlissDetector(vocabulary, texts, k=5).fit(images, y).anomaly_score(images)
+        np.testing.assert_array_equal(found, expected)
+    names = ["café", "hot dog", "cow"]
+    classes = write(tmp_path / "classes", texts, texts=names)
+    written = ["cafe\N{COMBINING ACUTE ACCENT}", " hot  dog", "cow"]
+    detector = BlissDetector(vocabulary, classes, k=5).fit(images, [written[c] for c in labels])
+    np.testing.assert_array_equal(detector.anomaly_score(images), expected)
+    with pytest.raises(InvalidInputError, match=r"y holds 0.5; class numbers are whole, 0 to 2"):
+        BlissDetector(vocabulary, texts, k=5).fit(images, np.where(labels == 0, 0.5, labels))
+
+
 def test_bad_input(data, tmp_path):
     images, vocabulary, texts, labels = data
     fitted = BlissDetector(vocabulary, texts, k=5).fit(images, labels)
@@ -115,12 +173,10 @@ def test_bad_input(data, tmp_path):
         (images * 2, r"300 of 300 rows of X .* 0, 1, 2, 3, 4 and 295 more; the first has norm 2"),
         (np.where(np.arange(300)[:, None] == 3, 0, images), r"1 of 300 .* row\(s\) 3; .* norm 0"),
         (np.where(np.arange(300)[:, None] == 9, np.nan, images), r"row\(s\) 9; .* norm nan"),
-        (images[:, :8], r"norm"),
+        (images[:, :8], "vocabulary has dimension 16, X has dimension 8"),
     ]:
         with pytest.raises(InvalidInputError, match=message):
             fitted.anomaly_score(rows)
-    with pytest.raises(InvalidInputError, match="vocabulary has dimension 16, X has dimension 8"):
-        fitted.anomaly_score(np.eye(8))
     with pytest.raises(InvalidInputError, match=r"y has shape \(299,\), X has 300 rows"):
         fitted.fit(images, labels[:299])
     with pytest.raises(
@@ -129,6 +185,9 @@ def test_bad_input(data, tmp_path):
         BlissDetector(vocabulary, texts, k=81).fit(images, labels)
     with pytest.raises(InvalidInputError, match=r"contamination must lie in \(0, 0.5\], got 0.7"):
         BlissDetector(vocabulary, texts, contamination=0.7).fit(images, labels)
+    for lam in ("0.5", None, True, np.nan):
+        with pytest.raises(InvalidInputError, match="lam must be a finite number of at least 0"):
+            BlissDetector(vocabulary, texts, k=5, lam=lam).fit(images, labels)
     with pytest.raises(InvalidInputError, match=r"X must be a matrix .* int64"):
         fitted.fit(np.zeros((3, 16), dtype=np.int64), labels)
     with pytest.raises(InvalidInputError, match="vocabulary is missing"):

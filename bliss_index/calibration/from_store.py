@@ -14,7 +14,7 @@ from bliss_index.calibration.calibration import Calibration, calibrate
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.labels import NO_CLASS, ClassNumbers, Labels, class_numbers
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import CalibrationError, InvalidInputError, listed
 from bliss_index.store import EmbeddingStore, require_same_model
 
 
@@ -125,9 +125,17 @@ def calibrate_store(
         "labels_assigned": found.assigned,
         "trimmed_share": trim,
     }
-    calibration = calibrate(
-        batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes
-    )
+    try:
+        calibration = calibrate(
+            batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes
+        )
+    except CalibrationError as error:
+        if not found.other:
+            raise
+        named = listed([f"{name!r} ({n})" for name, n in found.other.items()])
+        raise CalibrationError(
+            f"{error} {len(found.other)} labels name none of the classes: {named}."
+        ) from error
     return CalibrationSummary(
         calibration, images.rows, bad, found.other, found.unlabelled, found.trimmed
     )
@@ -195,8 +203,8 @@ def _assigned(
     """Give rows without any label the class of the most similar text."""
     wanted = np.ones(images.rows, dtype=bool)
     if labels is not None:
-        listed = labels.of_rows((shard.keys for shard in images.iter_shards()), images.rows)
-        wanted = np.array([label is None or label == "" for label in listed], dtype=bool)
+        given = labels.of_rows((shard.keys for shard in images.iter_shards()), images.rows)
+        wanted = np.array([label is None for label in given], dtype=bool)
     numbers = found.numbers.copy()
     assigned = 0
     for shard in images.iter_shards(check_hash=True):

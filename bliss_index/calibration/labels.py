@@ -15,6 +15,7 @@ import numpy.typing as npt
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.columns import Column, read_column
+from bliss_index.vocabulary import clean_entry
 
 LABEL_COLUMNS = ("label", "class", "anomaly", "y", "target")
 NO_CLASS = -1
@@ -29,7 +30,7 @@ class Labels:
     path
         Where they were read.
     values
-        Numbers, or names.
+        Numbers, or names; None where a label is missing.
     keys
         Keys of the rows they belong to; None for row order.
     """
@@ -43,7 +44,8 @@ class Labels:
         """Read ``.npy``, ``.txt``, ``.csv``, ``.tsv`` or ``.parquet``.
 
         In a table the labels are in a column 'label', 'class', 'anomaly', 'y' or 'target', or in
-        the only one besides 'key'. Text that consists of whole numbers only is read as numbers.
+        the only one besides 'key'. Text that consists of whole numbers only is read as numbers, and
+        so are the whole numbers that a table keeps as 1.0; empty text and NaN are missing labels.
 
         Raises
         ------
@@ -55,7 +57,8 @@ class Labels:
         if keys is not None and len(set(keys)) != len(keys):
             twice = Counter(keys).most_common(1)[0][0]
             raise InvalidInputError(f"{path} has key {twice!r} more than once")
-        return cls(str(path), tuple(_numbers_if_all(column)), keys)
+        values = (_whole_or_missing(label) for label in _numbers_if_all(column))
+        return cls(str(path), tuple(values), keys)
 
     def of_rows(self, keys_of: Iterator[Sequence[str]], rows: int) -> list[Any]:
         """Return a label for every row; None where there is none for its key.
@@ -74,9 +77,12 @@ class Labels:
         """
         if self.keys is None:
             if len(self.values) != rows:
+                header = ""
+                if len(self.values) == rows - 1 and self.path.endswith((".csv", ".tsv")):
+                    header = " (the first line was taken for the columns' names)"
                 raise InvalidInputError(
-                    f"{self.path} holds {len(self.values)} labels, there are {rows} rows; give "
-                    "one label per row, or a column 'key' that says which row each belongs to"
+                    f"{self.path} holds {len(self.values)} labels{header}, there are {rows} rows; "
+                    "give one label per row, or a column 'key' that says which row each belongs to"
                 )
             return list(self.values)
         by_key = dict(zip(self.keys, self.values, strict=True))
@@ -87,6 +93,30 @@ class Labels:
                 f"{self.path} has {len(unknown)} keys that no row has, the first is {unknown[0]!r}"
             )
         return found
+
+
+class ClassNames:
+    """Finds classes by name.
+
+    Names are taken as they are, else as :func:`bliss_index.vocabulary.clean_entry` writes them: a
+    vocabulary's names are cleaned when they are read, and the same name may be written with
+    combined letters elsewhere, as macOS does in file names.
+
+    Parameters
+    ----------
+    names
+        C names.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._number = {name: number for number, name in enumerate(names)}
+        for number, name in enumerate(names):
+            self._number.setdefault(clean_entry(name), number)
+
+    def position(self, name: str) -> int | None:
+        """Return a class's number; None if there is no such class."""
+        number = self._number.get(name)
+        return self._number.get(clean_entry(name)) if number is None else number
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,8 +142,7 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
     """Turn labels into class numbers.
 
     Names are looked up among the classes; rows with other names are left out, and counted. Numbers
-    are class numbers, and -1 leaves a row out. A table keeps numbers as 1.0 if some are missing;
-    these count as numbers too.
+    are class numbers, and -1 leaves a row out.
 
     Raises
     ------
@@ -121,11 +150,11 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
         A number is out of range, or none of the names is one of the classes.
     """
     given = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
-    given = [_whole_or_missing(label) for label in given]
-    position = {name: number for number, name in enumerate(classes)}
+    names = ClassNames(classes)
     different = set(given) - {None}
+    position = {label: names.position(str(label)) for label in different}
     are_numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in different)
-    by_number = are_numbers and not set(map(str, different)) & set(position)
+    by_number = are_numbers and all(found is None for found in position.values())
     numbers = np.full(store.rows, NO_CLASS, dtype=np.int64)
     other: dict[str, int] = {}
     unlabelled = 0
@@ -139,8 +168,8 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
                     f"(0 to {len(classes) - 1}; -1 leaves a row out)"
                 )
             numbers[row] = label
-        elif str(label) in position:
-            numbers[row] = position[str(label)]
+        elif (found := position[label]) is not None:
+            numbers[row] = found
         else:
             other[str(label)] = other.get(str(label), 0) + 1
     if (numbers == NO_CLASS).all() and store.rows:
@@ -162,14 +191,19 @@ def _whole_or_missing(label: Any) -> Any:
 
 
 def _numbers_if_all(column: Column) -> list[Any]:
-    if column.path.suffix == ".txt" or column.path.suffix in (".csv", ".tsv"):
-        try:
-            # Written otherwise, as 007, it is a name.
-            numbers = [None if v == "" else int(v) for v in column.values]
-        except ValueError:
-            return column.values
-        if all(
-            n is None or str(n) == v.strip() for n, v in zip(numbers, column.values, strict=True)
-        ):
-            return numbers
-    return column.values
+    if column.path.suffix not in (".txt", ".csv", ".tsv"):
+        return column.values
+    numbers = [None if v == "" else _whole_number(v) for v in column.values]
+    if any(n is None and v != "" for n, v in zip(numbers, column.values, strict=True)):
+        return column.values
+    return numbers
+
+
+def _whole_number(text: str) -> int | None:
+    """Read 7, -1, and 7.0 as tables write it; written otherwise, as 007, it is a name."""
+    digits = text.strip().removesuffix(".0")
+    try:
+        number = int(digits)
+    except ValueError:
+        return None
+    return number if str(number) == digits else None

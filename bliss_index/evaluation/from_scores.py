@@ -14,7 +14,7 @@ from bliss_index.calibration.labels import Labels
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.metrics import Metrics, evaluate_scores
 
-_KINDS = {0: False, 1: True, "0": False, "1": True}  # False and True are 0 and 1
+_KINDS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class KnownAnomalies:
     anomaly
         (rows,) True for anomalies.
     known
-        (rows,) True where there is a label; by key, some rows may have none.
+        (rows,) True where there is a label.
     """
 
     anomaly: npt.NDArray[np.bool_]
@@ -42,8 +42,8 @@ def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int =
         The scores directory. Images without a score are left out, and counted in the result.
     labels
         1 or true for anomalies, 0 or false for normal images; a file that
-        :meth:`bliss_index.calibration.labels.Labels.read` takes. Labels by key may be of some
-        images only; the others are left out, and counted in the result.
+        :meth:`bliss_index.calibration.labels.Labels.read` takes. Images without a label are left
+        out, and counted in the result.
     resamples
         Bootstrap resamples for intervals.
 
@@ -82,13 +82,14 @@ def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> KnownAnoma
     listed = given.of_rows(keys, directory.rows)
     anomaly, known = np.zeros((2, len(listed)), dtype=bool)
     for row, label in enumerate(listed):
-        if given.keys is not None and (label is None or label == ""):
+        if label is None:
             continue
-        if isinstance(label, float) or label not in _KINDS:
+        kind = label.strip().lower() if isinstance(label, str) else label
+        if isinstance(label, float) or kind not in _KINDS:
             raise InvalidInputError(
                 f"{labels}: label {label!r} of row {row} is neither 0 (normal) nor 1 (anomaly)"
             )
-        anomaly[row], known[row] = _KINDS[label], True
+        anomaly[row], known[row] = _KINDS[kind], True
     return KnownAnomalies(anomaly, known)
 
 

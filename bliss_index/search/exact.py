@@ -6,6 +6,7 @@ See ``docs/certificate.md`` for the derivation.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -147,6 +148,13 @@ class ExactSearch:
             )
         self._size, self._dim = matrix.shape
         self._k = int(k)
+        self._made_of = matrix
+        self._options: dict[str, Any] = {
+            "backend": backend,
+            "threads": threads,
+            "device": device,
+            "tile": tile,
+        }
         self._threads = thread_count(threads)
         self._duplicates = find_duplicates(matrix)
         if self._duplicates is not None:
@@ -154,6 +162,10 @@ class ExactSearch:
         self._backend = self._make_backend(matrix, backend, device, tile)
         self._statistics = SearchStatistics()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Prepared again where it is unpickled: what serves there may be another backend.
+        return partial(type(self), **self._options), (self._made_of, self._k)
 
     def _make_backend(
         self,

@@ -110,7 +110,10 @@ def _array(file: Path) -> list[Any]:
     try:
         array = np.load(file, allow_pickle=False, mmap_mode="r")
     except NPY_ERRORS as error:
-        raise InvalidInputError(f"{file} is not a readable .npy file: {error}") from error
+        hint = ""
+        if "object" in str(error).lower():
+            hint = "; it holds pickled objects, which are not read: save array.astype(str)"
+        raise InvalidInputError(f"{file} is not a readable .npy file: {error}{hint}") from error
     if array.ndim != 1:
         raise InvalidInputError(
             f"{file} holds an array of shape {array.shape}, expected one value a row"
@@ -122,6 +125,9 @@ def _csv_columns(file: Path) -> dict[str, list[str]]:
     with file.open(encoding="utf-8-sig", newline="") as text:
         reader = csv.reader(text, delimiter="\t" if file.suffix == ".tsv" else ",")
         header = next(reader, [])
+        if len(set(header)) != len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise InvalidInputError(f"{file} has two columns {twice!r}; rename one")
         columns: dict[str, list[str]] = {name: [] for name in header}
         for row in reader:
             if len(row) != len(header):
