@@ -188,15 +188,14 @@ def _class_totals(
 
 def _entry_pulls(scorer: BlissScorer, result: Scores, texts: list[str]) -> tuple[EntryPull, ...]:
     """What each of the k entries did to the score, the most similar first."""
-    columns = (result.ids[0], result.similarities[0], scorer.contributions(result)[0])
+    columns = (
+        result.ids[0], result.similarities[0],
+        scorer.deviations(result)[0], scorer.contributions(result)[0],
+    )  # fmt: skip
     return tuple(
-        EntryPull(texts[entry], similarity, _deviations(share, scorer.lam, scorer.k), share)
-        for entry, similarity, share in zip(*(c.tolist() for c in columns), strict=True)
+        EntryPull(texts[entry], similarity, deviations, share)
+        for entry, similarity, deviations, share in zip(*(c.tolist() for c in columns), strict=True)
     )
-
-
-def _deviations(contribution: float, lam: float, k: int) -> float:
-    return contribution * k / lam if lam else float("nan")
 
 
 def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any]]:

@@ -297,12 +297,16 @@ class BlissScorer:
 
     def contributions(self, scores: Scores) -> npt.NDArray[np.float64]:
         """What each entry adds to the anomaly score: (n, k) float64, summing to lambda E."""
+        return np.asarray(self.deviations(scores) * (self.lam / scores.ids.shape[1]))
+
+    def deviations(self, scores: Scores) -> npt.NDArray[np.float64]:
+        """(<x, t_w> - mu_cw) / sigma_cw of the entries, for the nearest class: (n, k) float64."""
         terms: npt.NDArray[np.float64] = np.empty(scores.ids.shape)
         rows = np.arange(scores.ids.shape[0])
         for j in range(terms.shape[1]):
             term = self._term(scores.similarities[:, j], scores.ids[:, j])
             terms[:, j] = term[rows, scores.nearest_class]
-        return np.asarray(terms * (self.lam / terms.shape[1]))
+        return terms
 
     def _term(
         self, similarity: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]

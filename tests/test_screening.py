@@ -207,6 +207,16 @@ def test_explain(chain, tmp_path):
     assert "none of the 100 rows" in err
 
 
+def test_explain_without_external_score(chain, tmp_path):
+    folder, _ = chain
+    run("score", "test", *SCORE, "--out", tmp_path / "s", "--lam", 0, cwd=folder)
+    out, _ = run("explain", tmp_path / "s", "5", "--json", cwd=folder)
+    found = json.loads(out)
+    assert {entry["contribution"] for entry in found["entries"]} == {0.0}
+    external = np.mean([entry["deviations"] for entry in found["entries"]])
+    assert external == pytest.approx(found["external_score"], abs=1e-6)
+
+
 def test_explain_notices_that_inputs_changed(chain, tmp_path):
     folder, _ = chain
     run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)

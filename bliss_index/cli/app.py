@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 
 import typer
@@ -21,7 +21,7 @@ from bliss_index.cli import (
     score,
     threshold,
 )
-from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, say
+from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, drop_output, say
 
 app = typer.Typer(
     name="bliss-index",
@@ -50,6 +50,9 @@ def run() -> None:
     """Run a command; print an error's message alone and exit with its code."""
     from bliss_index.errors import BlissError
 
+    # Names may hold letters that the terminal's encoding has not, and keys no letters at all.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except BlissError as error:
@@ -61,7 +64,7 @@ def run() -> None:
         raise
     except BrokenPipeError:
         # Whoever read our output had enough of it. Nothing more can be written there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         sys.exit(EXIT_ERROR)
     except OSError as error:
         # A file that may not be read, a disk that fails: the system's own words say what.

@@ -76,4 +76,5 @@ def build(
         facts["recall"] = "exact" if index == "flat" else "not measured"
         if report is not None:
             facts["recall"] = f"{report.recall:.4f} on {report.queries} held-out images"
-        print_facts(f"{corpus}/index", {n: v for n, v in facts.items() if v is not None})
+        facts = {n.replace("_", " "): v for n, v in facts.items() if v is not None}
+        print_facts(f"{corpus}/index", facts)

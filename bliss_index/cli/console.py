@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -24,10 +26,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from bliss_index.errors import OutputError
+
 EXIT_ERROR = 1
 EXIT_QUARANTINED = 3
 EXIT_INTERRUPTED = 130
 LOG_SECONDS = 60.0
+_ANY_WIDTH = 100_000
 
 stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -42,31 +47,112 @@ def say(text: str) -> None:
     stderr.print(plain(text), markup=False)
 
 
+def write(text: str) -> None:
+    """Write a result on stdout."""
+    with _arriving():
+        if sys.stdout is not None:  # else closed by the caller, who wants no result
+            sys.stdout.write(text)
+
+
+@contextlib.contextmanager
+def _arriving() -> Iterator[None]:
+    """Find out whether what is written on stdout arrived.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written, as on a full disk.
+    BrokenPipeError
+        Nobody reads it.
+    """
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise OutputError(f"cannot write the result on stdout: {error.strerror}") from error
+
+
+def drop_output() -> None:
+    """Let what is still in stdout's buffer go nowhere: it would fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_json(values: Any) -> None:
     """Write a result for programs."""
-    sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    # Escapes of Python's are none of JSON's, so JSON's are used where letters are missing.
+    ascii_only = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
+    write(json.dumps(_without_nan(values), indent=2, ensure_ascii=ascii_only) + "\n")
+
+
+def _without_nan(values: Any) -> Any:
+    """Replace NaN and infinity, which JSON has not, by null."""
+    if isinstance(values, dict):
+        return {name: _without_nan(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_without_nan(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
 
 
 def print_facts(title: str, facts: Mapping[str, Any]) -> None:
-    """Write a result for people: names and values."""
-    table = Table(
-        title=Text(plain(title)), title_justify="left", show_header=False, box=None, pad_edge=False
-    )
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
+    """Write a result for people: names and values. Lines are as long as they are, for copying."""
+    width = max(map(len, facts), default=0) + 2
+    lines = [Text(plain(title))]
     for name, value in facts.items():
-        table.add_row(Text(plain(name)), Text(plain(str(value))))
-    Console().print(table)
+        first, *others = plain(shown(value)).split("\n")
+        lines.append(Text.assemble((plain(name).ljust(width), "dim"), first))
+        lines.extend(Text(" " * width + line) for line in others)
+    _print(*lines)
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
     """Write a result for people: a table, numbers to the right."""
-    table = Table(title=Text(plain(title)), title_justify="left")
+    table = Table()
     for position, name in enumerate(header):
-        table.add_column(name, justify="left" if position == 0 else "right")
+        left = position == 0
+        justify: Literal["left", "right"] = "left" if left else "right"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=not left)
     for row in rows:
         table.add_row(*(Text(plain(cell)) for cell in row))
-    Console().print(table)
+    _print(Text(plain(title)))
+    _print(table, wrap=True)
+
+
+def _print(*lines: Text | Table, wrap: bool = False) -> None:
+    """Write lines; tables are folded to a terminal's width, and to no width elsewhere."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = _ANY_WIDTH
+    with _arriving():
+        for line in lines:
+            console.print(line, soft_wrap=not wrap)
+
+
+def shown(value: Any) -> str:
+    """Write a value for people; a dictionary over several lines."""
+    if isinstance(value, dict):
+        lines = []
+        for name, inner in value.items():
+            if isinstance(inner, dict):
+                inside = shown(inner).replace("\n", "\n  ")
+                lines.append(f"{name}:\n  {inside}")
+            elif inner is not None:
+                lines.append(f"{name}: {shown(inner)}")
+        return "\n".join(lines) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(shown(inner) for inner in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def counts(numbers: Mapping[str, int]) -> str:
+    """Write how many there are of each, in one line."""
+    return ", ".join(f"{name} {count}" for name, count in numbers.items())
 
 
 class _RateColumn(ProgressColumn):

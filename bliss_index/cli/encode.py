@@ -10,6 +10,7 @@ import typer
 
 from bliss_index.cli.console import (
     EXIT_QUARANTINED,
+    counts,
     print_facts,
     print_json,
     progress_line,
@@ -157,7 +158,7 @@ def encode_images(
     facts["encoder_busy"] = round(times.busy, 3)
     facts["model"] = encoder.identity.describe()
     if source.skipped:
-        facts["skipped_files"] = dict(source.skipped)
+        facts["skipped_files"] = dict(source.skipped) if as_json else counts(source.skipped)
     _report(out, facts, as_json)
     if summary.bad_rows:
         say(f"{summary.bad_rows} of {summary.rows} images have no embedding; see 'status', 'error'")

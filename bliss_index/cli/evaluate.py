@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bliss_index.cli.console import print_json, print_table, progress_line, say
+from bliss_index.cli.console import print_json, print_table, progress_line, say, write
 from bliss_index.cli.options import DeviceOption, JsonOption, ThreadsOption
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def evaluate(
     if as_json:
         print_json(report.to_json())
     else:
-        sys.stdout.write(report.to_markdown())
+        write(report.to_markdown())
 
 
 def _required(what: str, options: dict[str, Path | None]) -> list[Path]:

@@ -9,6 +9,7 @@ import typer
 
 from bliss_index.cli.console import (
     EXIT_QUARANTINED,
+    counts,
     print_facts,
     print_json,
     progress_line,
@@ -85,7 +86,8 @@ def import_(
     if as_json:
         print_json(summary.to_json())
     else:
-        print_facts(str(out), summary.to_json())
+        facts = {name.replace("_", " "): value for name, value in summary.to_json().items()}
+        print_facts(str(out), {**facts, "status": counts(summary.status)})
     if summary.bad_rows:
-        say(f"{summary.bad_rows} of {summary.rows} rows have no usable embedding; see 'status'")
+        say(f"{summary.bad_rows} of {summary.rows} rows are bad; see 'status' and 'error'")
         raise typer.Exit(EXIT_QUARANTINED)

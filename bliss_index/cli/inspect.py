@@ -34,7 +34,8 @@ def verify(
     if as_json:
         print_json(report.to_json())
     else:
-        verdict = "all is well" if report.ok else f"{len(report.problems)} problems"
+        found = len(report.problems)
+        verdict = "all is well" if report.ok else f"{found} problem{'s' * (found > 1)}"
         facts = {"rows": report.rows, "bad rows": report.bad_rows, "verdict": verdict}
         print_facts(str(path), facts)
     for problem in report.problems:
@@ -65,13 +66,4 @@ def info(
     if as_json:
         print_json(facts)
         return
-    print_facts(title, {name.replace("_", " "): _shown(value) for name, value in facts.items()})
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        lines = [f"{name}: {_shown(inner)}" for name, inner in value.items() if inner is not None]
-        return "\n".join(lines) or "none"
-    if isinstance(value, list):
-        return ", ".join(_shown(inner) for inner in value) or "none"
-    return str(value)
+    print_facts(title, {name.replace("_", " "): value for name, value in facts.items()})

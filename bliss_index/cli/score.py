@@ -11,6 +11,7 @@ from bliss_index.cli.console import (
     EXIT_ERROR,
     EXIT_QUARANTINED,
     ProgressLine,
+    counts,
     print_facts,
     print_json,
     progress_line,
@@ -173,11 +174,11 @@ def _devices(text: str) -> tuple[str, ...]:
 
 
 def _print_summary(summary: JobSummary) -> None:
-    status = ", ".join(f"{name} {count}" for name, count in summary.status.items())
+    status = f" ({counts(summary.status)})" if summary.status else ""
     print_facts(
         summary.output,
         {
-            "rows": f"{summary.rows} ({status})",
+            "rows": f"{summary.rows}{status}",
             "parts": f"{summary.parts_done} of {summary.parts}"
             + (f", {summary.parts_earlier} by earlier runs" if summary.parts_earlier else ""),
             "this run": f"{summary.rows_now} rows in {summary.seconds:.1f} s, "
