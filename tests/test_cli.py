@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import pytest
 from bliss_reference import clip_like, reference_scores
 
 from bliss_index.calibration.labels import Labels
-from bliss_index.cli import console
+from bliss_index.cli import console, options
 from bliss_index.cli.app import app
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
@@ -26,6 +27,7 @@ def run(*arguments, cwd=None, code=0):
     done = subprocess.run(
         [sys.executable, "-m", "bliss_index", *map(str, arguments)],
         capture_output=True, text=True, cwd=cwd, timeout=120, check=False,
+        env={**os.environ, "COLUMNS": "200"},
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -265,11 +267,47 @@ def test_other_bad_input_of_score(chain, tmp_path):
     )
     assert "bliss-index build corpus --index ivf" in err
     _, err = run(
-        "score", "test", *SCORE, "--search", "fast", "--out", tmp_path / "s", cwd=folder, code=1
+        "score", "test", *SCORE, "--search", "fast", "--out", tmp_path / "s", cwd=folder, code=2
     )
-    assert "search must be one of auto, native" in err
+    assert "'fast' is not one of" in err
     run("score", "test", cwd=folder, code=2)
     run("score", "test", *SCORE, "-k", "ten", "--out", tmp_path / "s", cwd=folder, code=2)
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["import", "test.npy", *MODEL, "--kind", "picture"],
+        ["import", "test.npy", *MODEL, "--kind", "image", "--dtype", "float64"],
+        ["score", "test", *SCORE, "--engine", "spark"],
+        ["score", "test", *SCORE, "--lam", "-1"],
+        ["score", "test", *SCORE, "--max-bad-fraction", "5"],
+        ["encode-text", "classes.txt", "--precision", "float16"],
+        ["encode-images", ".", "--preprocess", "none"],
+    ],
+)
+def test_values_that_an_option_does_not_take_are_usage_errors(chain, tmp_path, arguments):
+    folder, _ = chain
+    out, err = run(*arguments, "--out", tmp_path / "s", cwd=folder, code=2)
+    assert out == ""
+    assert arguments[-2] in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_words_of_options_are_those_of_the_rooms():
+    from bliss_index.bulk import job, settings
+    from bliss_index.encode import model
+    from bliss_index.search import faiss_search
+    from bliss_index.store import manifest
+
+    assert options.KINDS == manifest.KINDS
+    assert options.DTYPES == manifest.DTYPES
+    assert options.PRECISIONS == model._PRECISIONS
+    assert options.PREPROCESSES == model._PREPROCESSES
+    assert options.ENGINES == job.ENGINES
+    assert set(options.INDEXES) == set(faiss_search.KINDS) - {"cagra"}
+    assert options.SEARCHES == settings.EXACT_SEARCHES + settings.INDEX_SEARCHES
 
 
 def test_a_truncated_shard_fails_alone_and_is_tried_again(chain, tmp_path):
@@ -344,6 +382,7 @@ def test_the_commands_that_others_rely_on_are_there():
 def test_every_command_has_help(command):
     out, _ = run(command, "--help")
     assert "Usage" in out
+    assert " . " not in out  # rich takes words in brackets for its own
     assert "--json" in out
 
 

@@ -14,13 +14,13 @@ _MANY = 1e8
 
 
 def bench(
-    entries: Annotated[int, typer.Option("--entries", help="Vocabulary entries.")] = 20_000,
-    classes: Annotated[int, typer.Option("--classes", help="Normal classes.")] = 10,
-    dim: Annotated[int, typer.Option("--dim", help="Length of an embedding.")] = 512,
-    k: Annotated[int, typer.Option("-k", "--k", help="Vocabulary entries per image.")] = 10,
+    entries: Annotated[int, typer.Option("--entries", min=1, help="Vocabulary entries.")] = 20_000,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Normal classes.")] = 10,
+    dim: Annotated[int, typer.Option("--dim", min=1, help="Length of an embedding.")] = 512,
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
     images: Annotated[
         int | None,
-        typer.Option("--images", min=1, help="Images of the whole job [default: for 12 s]."),
+        typer.Option("--images", min=1, help="Images of the whole job.", show_default="for 12 s"),
     ] = None,
     model: Annotated[
         str | None,
@@ -32,7 +32,9 @@ def bench(
     threads: ThreadsOption = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", help="Disk for the job's files [default: the temporary folder]."),
+        typer.Option(
+            "--folder", help="Disk for the job's files.", show_default="the temporary folder"
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

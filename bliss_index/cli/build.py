@@ -8,20 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, say, timed
-from bliss_index.cli.options import JsonOption, ThreadsOption
+from bliss_index.cli.options import INDEXES, JsonOption, ThreadsOption, one_of
 
 
 def build(
     corpus: Annotated[Path, typer.Argument(help="Text store to index.")],
     index: Annotated[
-        str, typer.Option("--index", help="'flat' (exact), 'ivf', 'ivfpq' or 'hnsw'.")
+        str,
+        typer.Option(
+            "--index",
+            help="'flat' (exact), 'ivf', 'ivfpq' or 'hnsw'.",
+            callback=one_of(INDEXES),
+        ),
     ] = "flat",
     queries: Annotated[
         Path | None,
         typer.Option("--queries", help="Image store to tune an approximate index on."),
     ] = None,
     recall: Annotated[
-        float, typer.Option("--recall", help="Recall that the tuned index must reach.")
+        float,
+        typer.Option("--recall", min=0.0, max=1.0, help="Recall that the tuned index must reach."),
     ] = 0.95,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Entries per image to tune for.")] = 10,
     cells: Annotated[

@@ -18,6 +18,7 @@ from bliss_index.cli.console import (
     timed,
 )
 from bliss_index.cli.options import (
+    PREPROCESSES,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -25,6 +26,7 @@ from bliss_index.cli.options import (
     PrecisionOption,
     PretrainedOption,
     StoreOutput,
+    one_of,
 )
 
 
@@ -43,8 +45,8 @@ def encode_text(
         list[str] | None,
         typer.Option(
             "--template",
-            help="Prompt with a {} for the entry; repeat to average several "
-            "[default: 'This is a photo of a {}'].",
+            help="Prompt with a {} for the entry; repeat to average several.",
+            show_default="This is a photo of a {}",
         ),
     ] = None,
     exclude: Annotated[
@@ -111,7 +113,12 @@ def encode_images(
     model: ModelOption = "ViT-B-16",
     pretrained: PretrainedOption = None,
     preprocess: Annotated[
-        str, typer.Option("--preprocess", help="'model', or 'authors' as in the paper's code.")
+        str,
+        typer.Option(
+            "--preprocess",
+            help="'model', or 'authors' as in the paper's code.",
+            callback=one_of(PREPROCESSES),
+        ),
     ] = "model",
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",

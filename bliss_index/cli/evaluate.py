@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bliss_index.cli.console import print_json, print_table, progress_line, say, write
-from bliss_index.cli.options import DeviceOption, JsonOption, ThreadsOption
+from bliss_index.cli.options import (
+    PREPROCESSES,
+    DeviceOption,
+    JsonOption,
+    ThreadsOption,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from bliss_index.evaluation.protocol_run import ProtocolReport
@@ -66,7 +72,11 @@ def evaluate(
     ] = None,
     preprocess: Annotated[
         str,
-        typer.Option("--preprocess", help="'model', or 'authors' as in the paper (--encoded)."),
+        typer.Option(
+            "--preprocess",
+            help="'model', or 'authors' as in the paper (--encoded).",
+            callback=one_of(PREPROCESSES),
+        ),
     ] = "model",
     device: DeviceOption = "auto",
     detectors: Annotated[

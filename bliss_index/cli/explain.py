@@ -16,7 +16,9 @@ def explain(
     key: Annotated[str, typer.Argument(help="Key of the image, as in the column 'key'.")],
     images: Annotated[
         str | None,
-        typer.Option("--images", help="Where the images are now [default: where they were]."),
+        typer.Option(
+            "--images", help="Where the images are now.", show_default="where they were scored"
+        ),
     ] = None,
     classes: Annotated[
         int, typer.Option("--classes", min=1, help="Number of normal classes to list.")

@@ -16,11 +16,13 @@ from bliss_index.cli.console import (
     say,
 )
 from bliss_index.cli.options import (
+    KINDS,
     DtypeOption,
     EmbeddingColumnOption,
     JsonOption,
     KeyColumnOption,
     StoreOutput,
+    one_of,
 )
 
 
@@ -32,7 +34,7 @@ def import_(
             "or a clip-retrieval folder; local, or a URI."
         ),
     ],
-    kind: Annotated[str, typer.Option("--kind", help="'image' or 'text'.")],
+    kind: Annotated[str, typer.Option("--kind", help="'image' or 'text'.", callback=one_of(KINDS))],
     model: Annotated[
         str, typer.Option("--model", help="Model that made the embeddings, such as ViT-B-32.")
     ],
@@ -41,7 +43,8 @@ def import_(
         str | None, typer.Option("--pretrained", help="Tag of its weights, such as openai.")
     ] = None,
     keys: Annotated[
-        Path | None, typer.Option("--keys", help="File of keys, one a row [default: row numbers].")
+        Path | None,
+        typer.Option("--keys", help="File of keys, one a row.", show_default="row numbers"),
     ] = None,
     texts: Annotated[
         Path | None, typer.Option("--texts", help="File of texts, one a row (for --kind text).")
@@ -61,14 +64,10 @@ def import_(
     as_json: JsonOption = False,
 ) -> None:
     """Bring embeddings that exist already; they are normalised and checked row by row."""
-    from bliss_index.errors import InvalidInputError
     from bliss_index.store import ModelIdentity
     from bliss_index.store.importing import import_embeddings
-    from bliss_index.store.manifest import KINDS
     from bliss_index.store.source_part import ColumnNames
 
-    if kind not in KINDS:
-        raise InvalidInputError(f"--kind must be {' or '.join(KINDS)}, got {kind!r}")
     with progress_line("importing") as progress:
         summary = import_embeddings(
             embeddings,

@@ -48,7 +48,7 @@ def verify(
 
 def info(
     path: Annotated[
-        Path | None, typer.Argument(help="What to describe [default: this installation].")
+        Path | None, typer.Argument(help="What to describe.", show_default="this installation")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# Written here as well, so that a misspelt option is a usage error before anything is imported.
+KINDS = ("text", "image")
+DTYPES = ("float16", "float32")
+PRECISIONS = ("float32", "bfloat16")
+PREPROCESSES = ("model", "authors")
+ENGINES = ("local", "ray")
+INDEXES = ("flat", "ivf", "ivfpq", "hnsw")
+SEARCHES = ("auto", "native", "torch", "cuda", "faiss", *INDEXES, "cagra")
+
+
+def one_of(known: tuple[str, ...]) -> Callable[[str], str]:
+    """Make the check of an option that takes one of some words."""
+
+    def check(value: str) -> str:
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}")
+        return value
+
+    return check
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ModelOption = Annotated[
@@ -25,15 +47,26 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="'auto', 'cpu', or a torch device such as 'cuda:0'.")
 ]
 PrecisionOption = Annotated[
-    str, typer.Option("--precision", help="Weights in 'float32' or 'bfloat16'.")
+    str,
+    typer.Option(
+        "--precision", help="Weights in 'float32' or 'bfloat16'.", callback=one_of(PRECISIONS)
+    ),
 ]
 DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="Type of the stored embeddings: 'float16' or 'float32'.")
+    str,
+    typer.Option(
+        "--dtype",
+        help="Type of the stored embeddings: 'float16' or 'float32'.",
+        callback=one_of(DTYPES),
+    ),
+]
+LamOption = Annotated[
+    float, typer.Option("--lam", min=0.0, help="Weight of the external score, lambda.")
 ]
 StoreOutput = Annotated[Path, typer.Option("--out", help="Directory of the store to make.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads [default: BLISS_INDEX_THREADS, or all]."),
+    typer.Option("--threads", min=1, help="Threads.", show_default="BLISS_INDEX_THREADS, or all"),
 ]
 EmbeddingColumnOption = Annotated[
     str | None, typer.Option("--embedding-column", help="Parquet column with the embeddings.")

@@ -14,7 +14,8 @@ from bliss_index.cli.options import JsonOption
 def report(
     scores: Annotated[Path, typer.Argument(help="Scores directory.")],
     out: Annotated[
-        Path | None, typer.Option("--out", help="HTML file [default: SCORES/_report.html].")
+        Path | None,
+        typer.Option("--out", help="HTML file.", show_default="SCORES/_report.html"),
     ] = None,
     images: Annotated[
         Path | None,
@@ -28,7 +29,7 @@ def report(
         typer.Option("--labels", help="What is known: 1 = anomaly, 0 = normal; as for evaluate."),
     ] = None,
     gallery: Annotated[
-        int, typer.Option("--gallery", help="Number of the most anomalous images to show.")
+        int, typer.Option("--gallery", min=0, help="Number of the most anomalous images to show.")
     ] = 24,
     plots: Annotated[
         Path | None, typer.Option("--plots", help="Directory for the plots as PNG.")

@@ -18,10 +18,14 @@ from bliss_index.cli.console import (
     say,
 )
 from bliss_index.cli.options import (
+    ENGINES,
+    SEARCHES,
     EmbeddingColumnOption,
     JsonOption,
     KeyColumnOption,
+    LamOption,
     ThreadsOption,
+    one_of,
 )
 
 if TYPE_CHECKING:
@@ -40,23 +44,27 @@ def score(
     calibration: Annotated[Path, typer.Option("--calibration", help="Calibration directory.")],
     out: Annotated[Path, typer.Option("--out", help="Directory for the scores.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: Annotated[float, typer.Option("--lam", help="Weight of the external score.")] = 0.5,
+    lam: LamOption = 0.5,
     search: Annotated[
         str,
         typer.Option(
             "--search",
             help="'auto' (fastest exact), 'native', 'torch', 'cuda', 'faiss', or the corpus's "
             "index: 'flat', 'ivf', 'ivfpq', 'hnsw', 'cagra'.",
+            callback=one_of(SEARCHES),
         ),
     ] = "auto",
     devices: Annotated[
         str, typer.Option("--devices", help="'auto', 'cpu', or GPUs such as '0,1'.")
     ] = "auto",
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes [default: one a device].")
+        int | None,
+        typer.Option("--workers", min=1, help="Processes.", show_default="one a device"),
     ] = None,
     threads: ThreadsOption = None,
-    engine: Annotated[str, typer.Option("--engine", help="'local' or 'ray'.")] = "local",
+    engine: Annotated[
+        str, typer.Option("--engine", help="'local' or 'ray'.", callback=one_of(ENGINES))
+    ] = "local",
     task: Annotated[
         str | None,
         typer.Option("--task", help="i/n: only this task's share, for job arrays; i from 0."),
@@ -83,10 +91,14 @@ def score(
         ),
     ] = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="Budget, such as 8GiB [default: 80 % of free].")
+        str | None,
+        typer.Option("--memory", help="Budget, such as 8GiB.", show_default="80 % of free"),
     ] = None,
     max_bad_fraction: Annotated[
-        float, typer.Option("--max-bad-fraction", help="Stop when more rows than this are bad.")
+        float,
+        typer.Option(
+            "--max-bad-fraction", min=0.0, max=1.0, help="Stop when more rows than this are bad."
+        ),
     ] = 1.0,
     embedding_column: EmbeddingColumnOption = None,
     key_column: KeyColumnOption = None,

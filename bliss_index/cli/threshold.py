@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_json, print_table, say
-from bliss_index.cli.options import JsonOption, ThreadsOption
+from bliss_index.cli.options import JsonOption, LamOption, ThreadsOption
 
 _RATES = (0.001, 0.01, 0.05, 0.1)
 
@@ -25,7 +25,7 @@ def threshold(
         typer.Option("--labels", help="The labels that the calibration was made with."),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: Annotated[float, typer.Option("--lam", help="Weight of the external score.")] = 0.5,
+    lam: LamOption = 0.5,
     folds: Annotated[
         int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
     ] = 5,
