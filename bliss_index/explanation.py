@@ -219,8 +219,9 @@ def _read_embedding(
     columns: ColumnNames | None,
 ) -> npt.NDArray[Any]:
     """Read the embedding of an image from where the images are now: (1, d)."""
-    source = open_input(images or directory.manifest.location, columns)
-    name = directory.manifest.parts[part][0]
+    manifest = directory.manifest
+    source = open_input(images or manifest.find(manifest.location), columns)
+    name = manifest.parts[part][0]
     for one in source.parts:
         if one.name == name:
             return _read_row(one, row, key)
@@ -253,9 +254,13 @@ def _open_inputs(directory: ScoresDirectory, queries: npt.NDArray[Any]) -> Scori
     recorded = manifest.settings
     search = "auto" if recorded["search"] == "exact" else recorded["search"]
     settings = ScoreSettings(
-        manifest.paths["corpus"], manifest.paths["calibration"], recorded["k"], recorded["lam"],
-        search, device="cpu",
-    )  # fmt: skip
+        manifest.find(manifest.paths["corpus"]),
+        manifest.find(manifest.paths["calibration"]),
+        recorded["k"],
+        recorded["lam"],
+        search,
+        device="cpu",
+    )
     inputs = ScoringInputs.open(settings)
     now = inputs.result_settings()
     for name in ("corpus content hash", "calibration content hash"):

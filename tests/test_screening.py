@@ -207,6 +207,23 @@ def test_explain(chain, tmp_path):
     assert "none of the 100 rows" in err
 
 
+def test_scores_can_be_looked_at_from_another_directory(chain, tmp_path):
+    folder, _ = chain
+    run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)
+    out, _ = run("verify", tmp_path / "s", "--json", cwd=tmp_path)
+    assert json.loads(out)["problems"] == []
+    here, _ = run("explain", tmp_path / "s", "5", "--json", cwd=folder)
+    there, _ = run("explain", tmp_path / "s", "5", "--json", cwd=tmp_path)
+    assert here == there
+    job = tmp_path / "s" / "_job.json"
+    values = json.loads(job.read_text())
+    del values["begun_in"]  # as earlier versions wrote it
+    job.write_text(json.dumps(values))
+    run("verify", tmp_path / "s", cwd=folder)
+    _, err = run("verify", tmp_path / "s", cwd=tmp_path, code=1)
+    assert "the input can no longer be read" in err
+
+
 def test_explain_without_external_score(chain, tmp_path):
     folder, _ = chain
     run("score", "test", *SCORE, "--out", tmp_path / "s", "--lam", 0, cwd=folder)

@@ -86,6 +86,8 @@ class JobManifest:
         Names of the normal classes.
     versions
         Of the libraries that began the job.
+    begun_in
+        Working directory in which the job was begun: what relative paths are relative to.
     """
 
     settings: dict[str, Any]
@@ -94,11 +96,20 @@ class JobManifest:
     paths: dict[str, str]
     classes: tuple[str, ...]
     versions: dict[str, str]
+    begun_in: str = "."
 
     @property
     def rows(self) -> int:
         """Rows of all parts."""
         return sum(rows for _, rows in self.parts)
+
+    def find(self, path: str) -> str:
+        """Return where a path of the job is now, also when asked from another directory."""
+        if "://" not in path and not Path(path).exists():
+            elsewhere = Path(self.begun_in) / path
+            if elsewhere.exists():
+                return str(elsewhere)
+        return path
 
     def write(self, directory: Path) -> None:
         """Write ``_job.json``."""
@@ -137,8 +148,9 @@ class JobManifest:
             if not isinstance(settings, dict) or not isinstance(paths, dict):
                 raise ValueError("settings and paths must be objects")
             return cls(
-                settings, str(values["location"]), parts, paths, classes, dict(values["versions"])
-            )
+                settings, str(values["location"]), parts, paths, classes,
+                dict(values["versions"]), str(values.get("begun_in", ".")),
+            )  # fmt: skip
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStoreError(f"{path} is damaged: {error!r}") from error
 
@@ -172,7 +184,11 @@ def new_manifest(
     classes: tuple[str, ...],
 ) -> JobManifest:
     """Describe a job that begins now."""
-    return JobManifest(settings, location, parts, paths, classes, library_versions())
+    try:
+        begun_in = str(Path.cwd())
+    except OSError:  # it was removed; then all paths are absolute
+        begun_in = "."
+    return JobManifest(settings, location, parts, paths, classes, library_versions(), begun_in)
 
 
 def output_name(index: int) -> str:

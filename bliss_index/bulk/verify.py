@@ -81,7 +81,7 @@ def _input(
     manifest: JobManifest, columns: ColumnNames | None, report: VerificationReport
 ) -> JobInput | None:
     try:
-        images = open_input(manifest.location, columns)
+        images = open_input(manifest.find(manifest.location), columns)
     except BlissError as error:
         report.add(f"the input can no longer be read, keys were not compared: {error}")
         return None
