@@ -272,6 +272,8 @@ def test_arguments_of_the_wrong_type(encoder):
         encoder.encode_text(["cat", None])
     with pytest.raises(InvalidInputError, match="list of images"):
         encoder.encode_images("cat.png")
+    with pytest.raises(InvalidInputError, match=r"image 1 is of type ndarray; .*PIL"):
+        encoder.encode_images([Image.new("RGB", (8, 8)), np.zeros((8, 8, 3), dtype=np.uint8)])
     with pytest.raises(InvalidInputError, match="templates"):
         encoder.encode_ensemble(["cat"], "a {}")
 

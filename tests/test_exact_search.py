@@ -341,6 +341,8 @@ def test_errors_name_both_values() -> None:
         exact_search(vocabulary, 4).search(random_rows(32, 3, 9))
     with pytest.raises(InvalidInputError, match=r"shape \(8,\)"):
         exact_search(vocabulary, 4).search(vocabulary[0])
+    with pytest.raises(InvalidInputError, match=r"got str; of a store, give .*embeddings\(\)"):
+        exact_search("corpus", 4)
     with pytest.raises(InvalidInputError, match="got int64"):
         exact_search(np.ones((3, 3), dtype=np.int64), 1)
     with pytest.raises(InvalidInputError, match="'cuda-magic'"):

@@ -185,6 +185,8 @@ class Encoder:
 
         Raises
         ------
+        InvalidInputError
+            An image is given in another form; names the row.
         DecodeError
             An image cannot be decoded.
         EncoderError
@@ -195,7 +197,7 @@ class Encoder:
         features = np.empty((len(images), self.dim), dtype=np.float32)
         for start in range(0, len(images), self.image_batch_size):
             part = images[start : start + self.image_batch_size]
-            pixels = np.stack([self._pixels(image) for image in part])
+            pixels = np.stack([self._pixels(image, start + i) for i, image in enumerate(part)])
             features[start : start + len(part)] = self.image_features(pixels)
             if progress is not None:
                 progress(len(part))
@@ -222,9 +224,17 @@ class Encoder:
             features = self._model.encode_image(batch, normalize=False)
             return np.asarray(features.float().cpu().numpy())
 
-    def _pixels(self, image: Image | str | Path | bytes) -> npt.NDArray[np.uint8]:
-        decoded = decode_image(image) if isinstance(image, (str, Path, bytes)) else to_rgb(image)
-        return self.preprocess.pixels(decoded)
+    def _pixels(self, image: Image | str | Path | bytes, row: int) -> npt.NDArray[np.uint8]:
+        from PIL import Image
+
+        if isinstance(image, (str, Path, bytes)):
+            return self.preprocess.pixels(decode_image(image))
+        if not isinstance(image, Image.Image):
+            raise InvalidInputError(
+                f"image {row} is of type {type(image).__name__}; give paths, encoded bytes or PIL "
+                "images (PIL.Image.fromarray makes one of an array)"
+            )
+        return self.preprocess.pixels(to_rgb(image))
 
 
 def load_encoder(

@@ -27,6 +27,11 @@ def as_matrix(array: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
         The array is not two-dimensional or not of one of the three types; the message names both.
     """
     matrix = np.asarray(array)
+    if matrix.dtype.kind in "OU" and matrix.ndim == 0:
+        raise InvalidInputError(
+            f"{what} must be a matrix (rows, dim), got {type(array).__name__}; of a store, give "
+            "EmbeddingStore.open(path).embeddings()"
+        )
     if matrix.ndim != 2:
         raise InvalidInputError(
             f"{what} must be a matrix (rows, dim), got an array of shape {matrix.shape}"
