@@ -22,16 +22,17 @@ from bliss_index.encode.encode_store import encode_image_store, encode_text_stor
 from bliss_index.encode.images import open_images
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.scenes import OBJECT_KINDS, draw_scene, scene_vocabulary
-from bliss_index.errors import MissingDependencyError
+from bliss_index.errors import MissingDependencyError, OutputError
 from bliss_index.evaluation.metrics import evaluate_scores
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.scoring import label_scores, raw_scores
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.files import atomic_file, make_directory, write_json
+from bliss_index.store.files import atomic_file, make_directory, read_json, write_json
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary
 
 MODEL = "bliss-tiny"
 T = TypeVar("T")
+_SETTINGS_NAME = "demo.json"
 _NORMAL_CLASSES = 6
 _OTHER_CLASSES = 12
 
@@ -81,12 +82,18 @@ def run_demo(
     images_per_class
         Scenes of every class, for calibration and for test each.
     seed
-        Of the drawing. Use another output for another seed.
+        Of the drawing.
     say
         Called with a sentence at every step.
+
+    Raises
+    ------
+    OutputError
+        The output holds a demo with other settings.
     """
     began = time.perf_counter()
     folder = Path(output)
+    _begin(folder, {"images_per_class": images_per_class, "seed": seed})
     normal, others = _choose_kinds(seed)
     say(f"drawing scenes; normal are: {', '.join(normal)}")
     _draw(folder / "images" / "calibration", normal, images_per_class, seed + 1)
@@ -117,6 +124,19 @@ def run_demo(
     return DemoResult(
         auroc, test.rows, sum(anomaly_of.values()), normal, str(scores), files, seconds
     )
+
+
+def _begin(folder: Path, settings: dict[str, int]) -> None:
+    """Note the settings; refuse others before images of both are mixed."""
+    make_directory(folder)
+    file = folder / _SETTINGS_NAME
+    if not file.exists():
+        write_json(file, settings)
+    elif (found := read_json(file)) != settings:
+        raise OutputError(
+            f"{folder} holds a demo made with {found}, asked for is {settings}; choose another "
+            "--out, or remove it first"
+        )
 
 
 def _choose_kinds(seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

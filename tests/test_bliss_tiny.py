@@ -83,5 +83,8 @@ def test_the_demo(tmp_path):
     assert all(Path(path).exists() for path in result["files"].values())
     if find_spec("jinja2") and find_spec("matplotlib"):
         assert "castle" in (tmp_path / "d" / "report.html").read_text()
+    other = subprocess.run([*command[:-2], "9"], capture_output=True, text=True, check=False)
+    assert other.returncode == 1
+    assert "'images_per_class': 8, 'seed': 0}, asked for is {'images_per_class': 9" in other.stderr
     again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     assert json.loads(again.stdout)["auroc"] == result["auroc"]
