@@ -241,11 +241,18 @@ def test_a_file_of_another_kind_or_metric_is_refused(tmp_path: Path) -> None:
         open_index(corpus)
 
 
-def test_an_unwritable_corpus_says_so(tmp_path: Path) -> None:
+def test_an_unwritable_corpus_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus = Corpus(tmp_path, clip_like(24, 50, 8))
+    search = build_index(corpus, "flat", threads=1)
     (tmp_path / "index").write_text("a file where the folder should be")
-    with pytest.raises(OutputError, match="cannot write the index .*flat.faiss"):
-        save_index(build_index(corpus, "flat", threads=1), corpus)
+    with pytest.raises(OutputError, match="cannot write .*index: File exists"):
+        save_index(search, corpus)
+    (tmp_path / "index").unlink()
+    (tmp_path / "index").mkdir()
+    monkeypatch.setattr("bliss_index.store.files.os.access", lambda *_: False)
+    with pytest.raises(OutputError, match="cannot write into .*index: it is read-only for this"):
+        save_index(search, corpus)
+    assert list((tmp_path / "index").iterdir()) == []
 
 
 def test_wrong_input_is_named() -> None:

@@ -23,7 +23,7 @@ from bliss_index.errors import (
 from bliss_index.search.faiss_build import Corpus, IndexParameters, build_index
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
-from bliss_index.store.files import file_sha256, read_json, write_json
+from bliss_index.store.files import file_sha256, make_directory, read_json, write_json
 
 __all__ = [
     "Corpus",
@@ -114,8 +114,8 @@ def save_index(
     )
     name = f"{search.kind}.faiss"
     temporary = folder / f".{name}.{os.getpid()}.tmp"
+    make_directory(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         faiss.write_index(index, str(temporary))
         _sync(temporary)
         record = IndexRecord(
