@@ -161,6 +161,10 @@ def test_texts_and_keys(tmp_path, rows):
     assert store.keys() == [str(i) for i in range(50)]
     _, store = bring(tmp_path / "e.npy", tmp_path / "i", keys=tmp_path / "keys.npy")
     assert store.keys()[49] == "key49"
+    lines = "".join(f"a{i}.jpg,k{i}\n" for i in range(50))
+    (tmp_path / "keys.csv").write_text("file,key\n" + lines)
+    _, store = bring(tmp_path / "e.npy", tmp_path / "j", keys=tmp_path / "keys.csv")
+    assert store.keys()[:2] == ["k0", "k1"]
 
 
 def test_bad_rows_of_images_keep_their_place(tmp_path, rows):

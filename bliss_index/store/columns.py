@@ -141,6 +141,8 @@ def _csv_columns(file: Path) -> dict[str, list[str]]:
 
 
 def _from_table(file: Path, columns: dict[str, Any], names: Sequence[str]) -> Column:
+    if names[0] == "key" and "key" in columns:  # keys are what is asked for
+        return Column(file, _listed(columns["key"]))
     found = [name for name in names if name in columns and name != "key"]
     others = [name for name in columns if name != "key"]
     if found:
