@@ -147,6 +147,10 @@ def test_evaluate(chain, tmp_path):
         out, err = run("evaluate", tmp_path / "s", "--labels", tmp_path / name, "--json")
         assert (json.loads(out)["auroc"], json.loads(out)["unlabelled"]) == (1.0, 10)
         assert "10 images without a label are left out" in err
+    lines = [f"{key},{key % 2},{flag}\n" for key, flag in enumerate(anomaly)]
+    (tmp_path / "both.csv").write_text("key,label,anomaly\n" + "".join(lines))
+    out, _ = run("evaluate", tmp_path / "s", "--labels", tmp_path / "both.csv", "--json")
+    assert json.loads(out)["auroc"] == 1.0
     np.save(tmp_path / "short.npy", anomaly[:50])
     _, err = run("evaluate", tmp_path / "s", "--labels", tmp_path / "short.npy", code=1)
     assert "holds 50 labels, there are 100 rows" in err

@@ -18,6 +18,7 @@ from bliss_index.store.columns import Column, read_column
 from bliss_index.vocabulary import clean_entry
 
 LABEL_COLUMNS = ("label", "class", "anomaly", "y", "target")
+ANOMALY_COLUMNS = ("anomaly", "label", "class", "y", "target")
 NO_CLASS = -1
 
 
@@ -40,11 +41,11 @@ class Labels:
     keys: tuple[str, ...] | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> Labels:
+    def read(cls, path: str | Path, columns: Sequence[str] = LABEL_COLUMNS) -> Labels:
         """Read ``.npy``, ``.txt``, ``.csv``, ``.tsv`` or ``.parquet``.
 
-        In a table the labels are in a column 'label', 'class', 'anomaly', 'y' or 'target', or in
-        the only one besides 'key'. Text that consists of whole numbers only is read as numbers, and
+        In a table the labels are in the first of `columns` that it has, or in the only one besides
+        'key'. Text that consists of whole numbers only is read as numbers, and
         so are the whole numbers that a table keeps as 1.0; empty text and NaN are missing labels.
 
         Raises
@@ -52,7 +53,7 @@ class Labels:
         InvalidInputError
             The file cannot be read, has no such column, or has a key twice.
         """
-        column = read_column(path, LABEL_COLUMNS)
+        column = read_column(path, columns)
         keys = None if column.keys is None else tuple(column.keys)
         if keys is not None and len(set(keys)) != len(keys):
             twice = Counter(keys).most_common(1)[0][0]

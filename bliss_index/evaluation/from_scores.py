@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.bulk.scores import ScoresDirectory
-from bliss_index.calibration.labels import Labels
+from bliss_index.calibration.labels import ANOMALY_COLUMNS, Labels
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.metrics import Metrics, evaluate_scores
 
@@ -41,7 +41,8 @@ def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int =
     path
         The scores directory. Images without a score are left out, and counted in the result.
     labels
-        1 or true for anomalies, 0 or false for normal images; a file that
+        1 or true for anomalies, 0 or false for normal images, in a table in its column 'anomaly'
+        if it has one; a file that
         :meth:`bliss_index.calibration.labels.Labels.read` takes. Images without a label are left
         out, and counted in the result.
     resamples
@@ -77,7 +78,7 @@ def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> KnownAnoma
     InvalidInputError
         As for :func:`evaluate_directory`.
     """
-    given = Labels.read(labels)
+    given = Labels.read(labels, ANOMALY_COLUMNS)
     keys = (table.column("key").to_pylist() for table in directory.iter_tables(["key"]))
     listed = given.of_rows(keys, directory.rows)
     anomaly, known = np.zeros((2, len(listed)), dtype=bool)
