@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from bliss_index.bulk import JobOptions, ScoreSettings, run_job
 from bliss_index.bulk.blas import one_blas_thread
-from bliss_index.bulk.job import JobListener
+from bliss_index.bulk.listener import JobListener
 from bliss_index.bulk.records import PartRecord
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import InvalidInputError, MissingDependencyError

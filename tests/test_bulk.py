@@ -27,7 +27,7 @@ from bulk_fixtures import (
 
 from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.bulk import score_part as score_part_module
-from bliss_index.bulk.job import JobListener
+from bliss_index.bulk.listener import JobListener
 from bliss_index.bulk.memory import MemoryPlan, parse_bytes, plan_memory
 from bliss_index.bulk.records import PartRecord
 from bliss_index.errors import InvalidInputError, JobError, OutputError, StoreError

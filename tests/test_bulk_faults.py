@@ -28,7 +28,7 @@ from bulk_fixtures import (
 
 from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.bulk.inputs import open_input
-from bliss_index.bulk.job import JobListener
+from bliss_index.bulk.listener import JobListener
 from bliss_index.bulk.records import RECORD_FOLDER
 from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoringInputs

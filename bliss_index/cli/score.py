@@ -151,7 +151,7 @@ def score(
 
 def make_listener(progress: ProgressLine) -> Any:
     """Show a job's progress on a progress line."""
-    from bliss_index.bulk.job import JobListener
+    from bliss_index.bulk.listener import JobListener
     from bliss_index.bulk.memory import MemoryPlan
     from bliss_index.bulk.records import PartRecord
 

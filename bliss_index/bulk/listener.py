@@ -1,0 +1,22 @@
+"""Who hears how a job goes."""
+
+from __future__ import annotations
+
+from bliss_index.bulk.memory import MemoryPlan
+from bliss_index.bulk.records import PartRecord
+
+
+class JobListener:
+    """Hears how a job goes; every method may be overridden."""
+
+    def planned(self, plan: MemoryPlan, rows: int, rows_done: int) -> None:
+        """Called once, before scoring starts."""
+
+    def advanced(self, rows: int) -> None:
+        """Called when rows were scored."""
+
+    def finished_part(self, record: PartRecord) -> None:
+        """Called when a part is committed."""
+
+    def notice(self, text: str) -> None:
+        """Called with what should be known."""

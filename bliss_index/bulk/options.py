@@ -1,0 +1,64 @@
+"""How a job runs, which decides nothing about its output."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from bliss_index.errors import InvalidInputError
+from bliss_index.store.source_part import ColumnNames
+
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job runs. Nothing here changes its output.
+
+    Attributes
+    ----------
+    workers
+        Processes; 1 scores within this one.
+    devices
+        Devices that the workers take in turn, such as "cuda:0", "cuda:1".
+    engine
+        "local" processes, or "ray".
+    task
+        "i/n": score only the parts whose number is i modulo n, beside the other tasks of an array.
+    memory
+        Budget in bytes for all processes; None for 80 % of what is available.
+    max_bad_fraction
+        Share of bad rows above which the job stops.
+    columns
+        Of Parquet input.
+    """
+
+    workers: int = 1
+    devices: tuple[str, ...] = ()
+    engine: str = "local"
+    task: str | None = None
+    memory: int | None = None
+    max_bad_fraction: float = 1.0
+    columns: ColumnNames = field(default_factory=ColumnNames)
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise InvalidInputError(f"workers must be at least 1, got {self.workers}")
+        if self.engine not in ENGINES:
+            raise InvalidInputError(f"engine must be {' or '.join(ENGINES)}, got {self.engine!r}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise InvalidInputError(
+                f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}"
+            )
+        self.task_numbers()
+
+    def task_numbers(self) -> tuple[int, int]:
+        """Return i and n of the task; 0 and 1 without one."""
+        if self.task is None:
+            return 0, 1
+        match = re.fullmatch(r"(\d+)/(\d+)", self.task)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise InvalidInputError(
+                f"task must be i/n with i from 0 to n - 1, such as 0/8, got {self.task!r}"
+            )
+        return int(match[1]), int(match[2])
