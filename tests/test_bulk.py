@@ -25,8 +25,7 @@ from bulk_fixtures import (
     write_images,
 )
 
-from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
-from bliss_index.bulk import score_part as score_part_module
+from bliss_index.bulk import JobOptions, ScoresDirectory, part_output, run_job, verify_scores
 from bliss_index.bulk.listener import JobListener
 from bliss_index.bulk.memory import MemoryPlan, parse_bytes, plan_memory
 from bliss_index.bulk.records import PartRecord
@@ -96,7 +95,7 @@ def test_what_a_listener_hears(job, tmp_path):
 def test_batches_do_not_matter(job, tmp_path, monkeypatch, batch_rows):
     monkeypatch.setattr("bliss_index.bulk.memory.MOST_BATCH_ROWS", batch_rows)
     monkeypatch.setattr("bliss_index.bulk.memory.LEAST_BATCH_ROWS", 1)
-    monkeypatch.setattr(score_part_module, "ROW_GROUP_ROWS", 16)
+    monkeypatch.setattr(part_output, "ROW_GROUP_ROWS", 16)
     run_job(job.images, tmp_path / "a", job.settings())
     monkeypatch.setattr("bliss_index.bulk.memory.MOST_BATCH_ROWS", 8192)
     run_job(job.images, tmp_path / "b", job.settings())

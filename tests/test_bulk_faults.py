@@ -320,12 +320,12 @@ def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypat
     every_row = threading.Event()
     check = EmbeddingStore.check_hash
 
-    def late(store, index):
+    def late(store, index, between=None):
         if index == 0:
             assert every_row.wait(60)
             assert not list((tmp_path / "s").glob("*.parquet"))
             (copy.images / "shard-00000.arrow").write_bytes(content)
-        return check(store, index)
+        return check(store, index, between)
 
     class Listening(JobListener):
         def advanced(self, rows):

@@ -30,7 +30,7 @@ from bliss_index.bulk.records import (
     output_name,
     record_path,
 )
-from bliss_index.bulk.score_part import scores_schema
+from bliss_index.bulk.score_table import scores_schema
 from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
 from bliss_index.report import ReportOptions, make_report

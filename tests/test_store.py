@@ -388,7 +388,7 @@ def test_verify_reads_norms_and_keys(tmp_path):
     with pa.ipc.new_file(path, batch.schema) as writer:
         writer.write_batch(pa.record_batch(list(columns.values()), schema=batch.schema))
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    from bliss_index.store.files import file_sha256
+    from bliss_index.store.hashing import file_sha256
 
     manifest["shards"][0].update(bytes=path.stat().st_size, sha256=file_sha256(path))
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from bliss_index.bulk.inputs import JobInput
 from bliss_index.bulk.options import JobOptions
+from bliss_index.bulk.part_worker import job_identity
 from bliss_index.bulk.records import JOB_NAME, RECORD_FOLDER, JobManifest, new_manifest
 from bliss_index.bulk.settings import ScoringInputs
-from bliss_index.bulk.workers import job_identity
 from bliss_index.errors import StoreError
 from bliss_index.store.files import DirectoryLock, remove_temporaries
 

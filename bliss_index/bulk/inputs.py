@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.store import EmbeddingStore, ModelIdentity
+from bliss_index.store.hashing import Between
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import MANIFEST_NAME
 from bliss_index.store.normalise import reasons_of, unit_rows
@@ -70,8 +71,11 @@ class InputPart(Protocol):
         """Hash of the content that it should have."""
         ...
 
-    def check(self) -> str:
-        """Hash the content that it has; raise CorruptStoreError where it should have another."""
+    def check(self, between: Between | None = None) -> str:
+        """Hash the content that it has; raise CorruptStoreError where it should have another.
+
+        What `between` raises ends it early.
+        """
         ...
 
     def stamp(self) -> list[Any]:
@@ -162,8 +166,8 @@ class StorePart:
     def sha256(self) -> str:
         return self.store.shards[self.index].sha256
 
-    def check(self) -> str:
-        return self.store.check_hash(self.index)
+    def check(self, between: Between | None = None) -> str:
+        return self.store.check_hash(self.index, between)
 
     def stamp(self) -> list[Any]:
         return [self.sha256()]
@@ -219,8 +223,8 @@ class ForeignPart:
     def sha256(self) -> str:
         return self.part.sha256()
 
-    def check(self) -> str:
-        return self.sha256()
+    def check(self, between: Between | None = None) -> str:
+        return self.part.sha256(between)
 
     def stamp(self) -> list[Any]:
         return self.part.stamp()

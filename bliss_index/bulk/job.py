@@ -18,10 +18,11 @@ from bliss_index.bulk.inputs import InputPart, JobInput, open_input
 from bliss_index.bulk.listener import JobListener
 from bliss_index.bulk.memory import plan_memory
 from bliss_index.bulk.options import JobOptions
+from bliss_index.bulk.part_worker import PartResult, PartWorker, WorkerTask
 from bliss_index.bulk.records import RECORD_FOLDER, STATISTICS_NAME
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs, named_device
 from bliss_index.bulk.state import JobState, JobSummary
-from bliss_index.bulk.workers import PartResult, PartWorker, WorkerTask, score_in_processes
+from bliss_index.bulk.workers import score_in_processes
 from bliss_index.errors import CorruptStoreError, ModelMismatchError
 from bliss_index.store import require_same_model
 from bliss_index.store.files import make_directory, write_json
@@ -144,8 +145,7 @@ def _results(
         worker = PartWorker(
             replace(task, settings=settings), progress=listener.advanced, notify=listener.notice
         )
-        for index in pending:
-            yield worker.score(index)
+        yield from worker.score_all(pending)
 
 
 def _sample(part: InputPart) -> npt.NDArray[Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def prefetched(items: Iterator[T]) -> Iterator[T]:
+def prefetched(items: Iterator[T]) -> Generator[T, None, None]:
     """Yield the same items, each fetched in a thread while its predecessor is in use."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
         following: Future[list[T]] = pool.submit(_take, items)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bliss_index.bulk.part_worker import PartResult, PartWorker, WorkerTask
 from bliss_index.bulk.records import PartRecord
-from bliss_index.bulk.workers import PartResult, PartWorker, WorkerTask
 from bliss_index.errors import BlissError, JobError, MissingDependencyError
 
 _OBJECT_STORE_BYTES = 256 << 20  # only numbers and records travel

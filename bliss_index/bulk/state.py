@@ -10,8 +10,8 @@ from typing import Any
 from bliss_index.bulk.inputs import JobInput
 from bliss_index.bulk.listener import JobListener
 from bliss_index.bulk.options import JobOptions
+from bliss_index.bulk.part_worker import PartResult
 from bliss_index.bulk.records import PartRecord, output_name, record_path
-from bliss_index.bulk.workers import PartResult
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 
 

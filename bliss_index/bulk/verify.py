@@ -17,7 +17,8 @@ from bliss_index.bulk.records import (
 )
 from bliss_index.bulk.scores import read_scores
 from bliss_index.errors import BlissError, CorruptStoreError
-from bliss_index.store.files import TEMPORARY_SUFFIX, file_sha256
+from bliss_index.store.files import TEMPORARY_SUFFIX
+from bliss_index.store.hashing import file_sha256
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames

@@ -8,92 +8,18 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from bliss_index.bulk.blas import one_blas_thread
-from bliss_index.bulk.inputs import JobInput, open_input
-from bliss_index.bulk.records import PartRecord, require_same
-from bliss_index.bulk.score_part import PartScorer
-from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
-from bliss_index.errors import BlissError, OutputError
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.bulk.part_worker import PartResult, PartWorker, WorkerTask
+from bliss_index.errors import BlissError
 
 _ATTEMPTS = 2
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
-
-
-@dataclass(frozen=True)
-class WorkerTask:
-    """All that a process needs to score parts of a job.
-
-    `identity` is what must not change while it runs: a process opens everything anew.
-    """
-
-    location: str
-    columns: ColumnNames
-    directory: str
-    settings: ScoreSettings
-    batch_rows: int
-    identity: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PartResult:
-    """What became of a part: a record, or the reason why there is none.
-
-    `stops` says that the reason is not the part's own, so that others would fare no better.
-    """
-
-    index: int
-    record: PartRecord | None
-    reason: str = ""
-    stops: bool = False
-
-
-def job_identity(inputs: ScoringInputs, images: JobInput) -> dict[str, Any]:
-    """Everything that decides the scores of a job."""
-    return {**inputs.result_settings(), "images": images.identity}
-
-
-class PartWorker:
-    """Opens a job's inputs once, then scores parts by number. Also the state of a Ray actor."""
-
-    def __init__(
-        self,
-        task: WorkerTask,
-        progress: Callable[[int], None] | None = None,
-        notify: Callable[[str], None] | None = None,
-    ) -> None:
-        inputs = ScoringInputs.open(task.settings)
-        entries = inputs.corpus.texts() if task.settings.explain else None
-        self._input = open_input(task.location, task.columns)
-        require_same(task.identity, job_identity(inputs, self._input), task.directory)
-        self._scorer = PartScorer(
-            inputs.job_scorer(),
-            Path(task.directory),
-            batch_rows=task.batch_rows,
-            entries=entries,
-            threshold=inputs.threshold,
-            normal_scores=None if inputs.normal is None else inputs.normal.scores,
-            progress=progress,
-            notify=notify,
-        )
-
-    def score(self, index: int) -> PartResult:
-        """Score one part; what is wrong with it becomes a reason, not an exception."""
-        part = self._input.parts[index]
-        try:
-            with one_blas_thread():
-                return PartResult(index, self._scorer.score_part(part, index))
-        except OutputError as error:
-            return PartResult(index, None, str(error), stops=True)
-        except (BlissError, OSError, MemoryError) as error:
-            return PartResult(index, None, f"{type(error).__name__}: {error}")
 
 
 def score_in_processes(
@@ -105,9 +31,10 @@ def score_in_processes(
     progress: Callable[[int], None],
     notify: Callable[[str], None],
 ) -> Iterator[PartResult]:
-    """Score parts in several processes, each taking the next pending one.
+    """Score parts in several processes, each asking for the next pending one.
 
-    A part whose process dies is tried once more in a new process, then given up with the reason.
+    A process commits one part while it searches the next. A part whose process dies is tried once
+    more, alone in a new process, then given up with the reason.
 
     Parameters
     ----------
@@ -130,11 +57,9 @@ def score_in_processes(
         for number in range(min(workers, len(waiting))):
             settings = replace(task.settings, device=devices[number % len(devices)])
             pool.append(_Worker(replace(task, settings=settings)))
-        while waiting or any(worker.busy for worker in pool):
-            for worker in pool:
-                if waiting and not worker.busy:
-                    worker.start_part(*waiting.popleft())
-            ready = multiprocessing.connection.wait([w.connection for w in pool if w.busy])
+        while waiting or any(worker.parts for worker in pool):
+            _hand_out(waiting, pool)
+            ready = multiprocessing.connection.wait([worker.connection for worker in pool])
             for worker in [w for w in pool if w.connection in ready]:
                 message = worker.receive()
                 if isinstance(message, PartResult):
@@ -143,30 +68,67 @@ def score_in_processes(
                     progress(message)
                 elif isinstance(message, str):
                     notify(message)
-                else:
-                    index, attempt = worker.index, worker.attempt + 1
-                    reason = worker.restart()
-                    notify(f"part {index}: its process ended ({reason})")
-                    if attempt < _ATTEMPTS:
-                        waiting.appendleft((index, attempt))
-                    else:
-                        yield PartResult(index, None, f"its process ended twice ({reason})")
+                elif message is None:
+                    yield from _after_death(worker, waiting, notify)
     finally:
         for worker in pool:
             worker.stop()
 
 
+_Waiting = deque[tuple[int, int]]  # parts, and how many processes died of each
+
+
+def _hand_out(waiting: _Waiting, pool: Sequence[_Worker]) -> None:
+    """Give parts to those that ask, first to those that have none."""
+    for worker in sorted(pool, key=lambda worker: len(worker.parts)):
+        if not worker.asks:
+            continue
+        if waiting and worker.may_take(waiting[0][1]):
+            worker.answer(*waiting.popleft())
+        elif worker.parts:
+            worker.answer(None)
+
+
+def _after_death(
+    worker: _Worker, waiting: _Waiting, notify: Callable[[str], None]
+) -> Iterator[PartResult]:
+    """Replace a dead process; what it had is tried once more, or given up."""
+    lost = list(worker.parts.items())
+    if not lost and not worker.asks and waiting:
+        lost = [waiting.popleft()]  # it died while it started, which must not go on forever
+    reason = worker.restart()
+    for index, deaths in reversed(lost):
+        notify(f"part {index}: its process ended ({reason})")
+        if deaths + 1 < _ATTEMPTS:
+            waiting.appendleft((index, deaths + 1))
+        else:
+            yield PartResult(index, None, f"its process ended twice ({reason})")
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A process has read all that it was given, and asks for another part."""
+
+
 class _Worker:
-    """The parent's view of a process."""
+    """The parent's view of a process.
+
+    Attributes
+    ----------
+    parts
+        Those in its hands, with the number of processes that died of each: the one that it
+        commits, and the one that it searches.
+    asks
+        Whether it waits for an answer.
+    """
 
     def __init__(self, task: WorkerTask) -> None:
         self._task = task
-        self.busy = False
-        self.index = -1
-        self.attempt = 0
         self._start()
 
     def _start(self) -> None:
+        self.parts: dict[int, int] = {}
+        self.asks = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -175,21 +137,34 @@ class _Worker:
         self._process.start()
         theirs.close()
 
-    def start_part(self, index: int, attempt: int) -> None:
-        self.index, self.attempt, self.busy = index, attempt, True
+    def may_take(self, deaths: int) -> bool:
+        """Whether it may have another part, of which so many processes died.
+
+        One that may be deadly is tried alone: whatever else the process had would be lost with it,
+        and be taken for deadly too.
+        """
+        return not self.parts or (deaths == 0 and not any(self.parts.values()))
+
+    def answer(self, index: int | None, deaths: int = 0) -> None:
+        """Give it a part, or tell it to finish what it has."""
+        if index is not None:
+            self.parts[index] = deaths
+        self.asks = False
         # A process that is dead already is noticed when it is waited for.
         with suppress(OSError):
             self.connection.send(index)
 
     def receive(self) -> Any:
-        """Return a result, a number of rows, a notice; None if the process is dead."""
+        """Return a result, a number of rows, a notice, a question; None if the process is dead."""
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
             return None
         if isinstance(message, BlissError):
             raise message
-        self.busy = not isinstance(message, PartResult)
+        if isinstance(message, PartResult):
+            del self.parts[message.index]
+        self.asks = self.asks or isinstance(message, _Question)
         return message
 
     def restart(self) -> str:
@@ -197,7 +172,6 @@ class _Worker:
         self._process.join()
         code = self._process.exitcode or 0
         self.connection.close()
-        self.busy = False
         self._start()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
@@ -215,18 +189,35 @@ def _worker_main(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     _die_with(parent)
-    try:
-        worker = PartWorker(task, progress=connection.send, notify=connection.send)
-    except BlissError as error:
-        connection.recv()
-        connection.send(error)
-        return
-    while True:
+    one_at_a_time = threading.Lock()
+
+    def send(message: Any) -> None:
+        with one_at_a_time:
+            connection.send(message)
+
+    def ask() -> int | None:
+        send(_Question())
+        answer: int | None = connection.recv()
+        return answer
+
+    def given(first: int) -> Iterator[int]:
+        """Yield parts as long as one may be begun beside the last one's end."""
+        index: int | None = first
+        while index is not None:
+            yield index
+            index = ask()
+
+    with suppress(EOFError, BrokenPipeError):  # the parent wants no more
         try:
-            index = connection.recv()
-        except EOFError:
+            worker = PartWorker(task, progress=send, notify=send)
+        except BlissError as error:
+            send(error)
             return
-        connection.send(worker.score(index))
+        while True:
+            first = ask()
+            if first is not None:
+                for result in worker.score_all(given(first)):
+                    send(result)
 
 
 def _die_with(parent: int) -> None:

@@ -15,12 +15,12 @@ from bliss_index.errors import CorruptStoreError, StoreError
 from bliss_index.store.files import (
     DirectoryLock,
     atomic_file,
-    file_sha256,
     make_directory,
     read_json,
     remove_temporaries,
     write_json,
 )
+from bliss_index.store.hashing import file_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import (
     FORMAT_VERSION,

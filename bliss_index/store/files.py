@@ -85,30 +85,69 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+class AtomicFile:
+    """A file that appears under its name only when whole and on disk.
+
+    The content goes to a temporary name in the same directory; :meth:`commit` syncs and renames it.
+    :func:`atomic_file` does both where one block writes everything.
+
+    Attributes
+    ----------
+    sink
+        Where to write the content.
+
+    Raises
+    ------
+    OutputError
+        The operating system refuses: full disk, read-only directory, missing parent.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        try:
+            self._raw = open(self._temporary, "wb")  # noqa: SIM115
+        except OSError as error:
+            raise output_error(path, error) from error
+        self.sink = HashingFile(self._raw)
+
+    def commit(self) -> None:
+        """Bring the content to disk and give the file its name; raise OutputError, or do it."""
+        try:
+            self._raw.flush()
+            os.fsync(self._raw.fileno())
+            self._raw.close()
+            os.replace(self._temporary, self._path)
+            sync_directory(self._path.parent)
+        except OSError as error:
+            self.discard()
+            raise output_error(self._path, error) from error
+
+    def discard(self) -> None:
+        """Remove what was written; what had the name before keeps it."""
+        with contextlib.suppress(OSError):
+            self._raw.close()  # which tries once more to write what a full disk did not take
+        with contextlib.suppress(OSError):
+            self._temporary.unlink()
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[HashingFile]:
     """Write a file that appears under its name only when whole and on disk.
 
-    The content goes to a temporary name in the same directory, is fsynced and renamed. On any
-    exception the temporary file is removed and `path` is left as it was.
+    On any exception the temporary file is removed and `path` is left as it was.
 
     Raises
     ------
     OutputError
         When the operating system refuses: full disk, read-only directory, missing parent.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    file = AtomicFile(path)
     try:
-        with open(temporary, "wb") as raw:
-            sink = HashingFile(raw)
-            yield sink
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-        sync_directory(path.parent)
+        yield file.sink
+        file.commit()
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        file.discard()
         if isinstance(error, OSError):
             raise output_error(path, error) from error
         raise
@@ -137,15 +176,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CorruptStoreError(f"{path} holds a {type(values).__name__}, expected an object")
     return values
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 class DirectoryLock:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
-from bliss_index.store.files import file_sha256
+from bliss_index.store.hashing import Between, file_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import ShardRecord, StoreManifest
 from bliss_index.store.schema import (
@@ -219,8 +219,8 @@ class EmbeddingStore:
             )
         return Shard(index, self._starts[index], batch, self.dim)
 
-    def check_hash(self, index: int) -> str:
-        """Read a shard's whole file; return its SHA-256.
+    def check_hash(self, index: int, between: Between | None = None) -> str:
+        """Read a shard's whole file; return its SHA-256. `between` may end it early.
 
         Raises
         ------
@@ -230,7 +230,7 @@ class EmbeddingStore:
         record = self.manifest.shards[index]
         path = self._whole_file(index)
         try:
-            digest = file_sha256(path)
+            digest = file_sha256(path, between)
         except OSError as error:
             raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
         if digest != record.sha256:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.store.hashing import Between, stream_sha256
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,10 @@ class SourceFile:
         except OSError as error:
             raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
 
-    def sha256(self) -> str:
-        """Hash of its bytes."""
-        import hashlib
-
-        digest = hashlib.sha256()
+    def sha256(self, between: Between | None = None) -> str:
+        """Hash of its bytes; `between` may end it, see :func:`stream_sha256`."""
         with self.open() as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        return digest.hexdigest()
+            return stream_sha256(file, between)
 
     def stamp(self) -> list[Any]:
         """Its size and modification time in nanoseconds."""

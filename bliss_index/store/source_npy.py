@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
+from bliss_index.store.hashing import Between
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import BATCH_ROWS, EmbeddingBatch, as_float
 
@@ -100,9 +101,11 @@ class NpyPart:
         values = np.frombuffer(data, dtype=self.stored)
         return values.reshape(self.dim, count).T if self.by_column else values.reshape(count, -1)
 
-    def sha256(self) -> str:
-        digest = self.file.sha256()
-        return digest if self.metadata is None else f"{digest}+{self.metadata.file.sha256()}"
+    def sha256(self, between: Between | None = None) -> str:
+        digest = self.file.sha256(between)
+        if self.metadata is None:
+            return digest
+        return f"{digest}+{self.metadata.file.sha256(between)}"
 
     def stamp(self) -> list[Any]:
         other = [] if self.metadata is None else self.metadata.file.stamp()
@@ -136,8 +139,8 @@ class ArrayPart:
         for start in range(0, self.rows, rows):
             yield EmbeddingBatch(self.array[start : start + rows])
 
-    def sha256(self) -> str:
-        return self.file.sha256()
+    def sha256(self, between: Between | None = None) -> str:
+        return self.file.sha256(between)
 
     def stamp(self) -> list[Any]:
         return self.file.stamp()

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.store.hashing import Between
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, EmbeddingBatch
 
@@ -92,8 +93,8 @@ class ParquetPart:
                 metadata = pa.Table.from_batches([batch]).select(list(self.carried))
                 yield EmbeddingBatch(matrix, keys, texts, errors, metadata)
 
-    def sha256(self) -> str:
-        return self.file.sha256()
+    def sha256(self, between: Between | None = None) -> str:
+        return self.file.sha256(between)
 
     def stamp(self) -> list[Any]:
         return self.file.stamp()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.store.hashing import Between
 
 BATCH_ROWS = 8192
 
@@ -63,8 +64,8 @@ class SourcePart(Protocol):
         """Read all rows in order."""
         ...
 
-    def sha256(self) -> str:
-        """Hash of all the files that the part is made of."""
+    def sha256(self, between: Between | None = None) -> str:
+        """Hash of all the files that the part is made of; `between` may end it early."""
         ...
 
     def stamp(self) -> list[Any]:
