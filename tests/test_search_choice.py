@@ -32,6 +32,20 @@ def test_few_images_are_not_worth_a_measurement(data):
     assert "too few images" in choice.reason
 
 
+def test_the_others_are_measured_where_the_first_would_take_long(data, monkeypatch):
+    """The first way's own rate says how long: one minute of it is worth a look at the others."""
+    images, vocabulary = data
+    pytest.importorskip("faiss")
+    monkeypatch.setattr("bliss_index.search.choice._LEAST_PRODUCTS", 0)
+    monkeypatch.setattr("bliss_index.search.choice._seconds", lambda search, queries: 0.5)
+    rate = images.shape[0] / 0.5
+    few = choose_search(vocabulary, 10, queries=images, rows=int(59 * rate), threads=1)
+    assert few.rates == {few.name: rate}
+    assert few.reason == f"{few.name} search (about 59 s: too few images to measure others)"
+    many = choose_search(vocabulary, 10, queries=images, rows=int(61 * rate), threads=1)
+    assert {"torch", "faiss"} <= set(many.rates)
+
+
 def test_a_choice_changes_no_result(data):
     images, vocabulary = data
     names = choose_search(vocabulary, 10, threads=1).rates

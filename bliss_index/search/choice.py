@@ -16,7 +16,10 @@ from bliss_index.search.protocol import TopKSearch
 
 _SAMPLE_ENTRIES = 8192
 _SAMPLE_QUERIES = 512
-_LEAST_PRODUCTS = 2e12  # below that a job takes a few seconds, and measuring costs one or two
+# Below that a job takes a few seconds, and measuring one way costs a tenth of one.
+_LEAST_PRODUCTS = 2e12
+# The other ways cost two or three seconds, most of it for loading torch and faiss.
+_LEAST_SECONDS = 60.0
 _ROUNDS = 2
 
 
@@ -49,6 +52,9 @@ def choose_search(
 ) -> SearchChoice:
     """Measure the exact ways that are installed, and name the fastest.
 
+    The way that is fastest on most machines comes first. The others are measured where the images
+    to come would keep that one busy for a minute or more.
+
     Parameters
     ----------
     vocabulary
@@ -78,6 +84,11 @@ def choose_search(
         except MissingDependencyError:
             continue
         rates[name] = sample.shape[0] / _seconds(search.search, sample)
+        if rows is not None and len(rates) == 1:
+            seconds = rows / rates[name] * vocabulary.shape[0] / entries.shape[0]
+            if seconds < _LEAST_SECONDS:
+                reason = f"{name} search (about {seconds:.0f} s: too few images to measure others)"
+                return SearchChoice(name, rates, reason)
     fastest = max(rates, key=lambda name: rates[name])
     others = ", ".join(
         f"{name} {rate:,.0f}" for name, rate in sorted(rates.items(), key=lambda pair: -pair[1])
