@@ -9,7 +9,7 @@ from bliss_index.bulk.records import JOB_NAME
 from bliss_index.bulk.verify import verify_scores
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.files import CALIBRATION_FORMAT
-from bliss_index.errors import BlissError, StoreError
+from bliss_index.errors import BlissError, InvalidInputError, StoreError
 from bliss_index.store import EmbeddingStore, VerificationReport, verify_store
 from bliss_index.store.files import read_json
 from bliss_index.store.manifest import MANIFEST_NAME
@@ -39,6 +39,7 @@ def verify_directory(
     path: Path,
     columns: ColumnNames | None = None,
     progress: Callable[[int], None] | None = None,
+    images: str | Path | None = None,
 ) -> VerificationReport:
     """Verify a store with its indexes, a calibration or scores.
 
@@ -50,10 +51,23 @@ def verify_directory(
         Columns of the Parquet files that were scored, as they were given to ``score``.
     progress
         Called with the number of rows just read.
+    images
+        Where the input of scores is now; by default where it was scored.
+
+    Raises
+    ------
+    StoreError, CorruptStoreError
+        The directory is none of ours, or does not say what it holds.
+    InvalidInputError
+        Images are given for something else than scores.
     """
     kind = directory_kind(path)
     if kind == "scores":
-        return verify_scores(path, columns, progress)
+        return verify_scores(path, columns, progress, images)
+    if images is not None:
+        raise InvalidInputError(
+            f"--images {images} names the input of scores, {path} is a {kind}; leave it out"
+        )
     if kind == "calibration":
         report = VerificationReport(str(path))
         try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
 from bliss_index.bulk.inputs import InputPart, JobInput, open_input
 from bliss_index.bulk.records import (
@@ -21,18 +23,25 @@ from bliss_index.store.files import TEMPORARY_SUFFIX
 from bliss_index.store.hashing import file_sha256
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.schema import OK
+from bliss_index.store.source_file import resolve
 from bliss_index.store.source_part import ColumnNames
 from bliss_index.store.verify import VerificationReport
 
 _READ_ROWS = 8192
+
+Parts = tuple[tuple[str, int], ...]
 
 
 def verify_scores(
     path: str | Path,
     columns: ColumnNames | None = None,
     progress: Callable[[int], None] | None = None,
+    images: str | Path | None = None,
 ) -> VerificationReport:
     """Check a scores directory against its records, and against its input where that still is.
+
+    An input that has gone is no problem of the scores: the report says then, under `unchecked`,
+    what was not compared.
 
     Parameters
     ----------
@@ -42,6 +51,8 @@ def verify_scores(
         Of Parquet input, as they were given to ``score``.
     progress
         Called with the number of rows just checked.
+    images
+        Where the input is now; by default where it was scored.
 
     Raises
     ------
@@ -51,7 +62,7 @@ def verify_scores(
     directory = Path(path)
     manifest = JobManifest.read(directory)
     report = VerificationReport(str(directory))
-    images = _input(manifest, columns, report)
+    found = _input(manifest, images, columns, report)
     earlier: list[int] = []
 
     def keys_of(index: int) -> list[str]:
@@ -61,7 +72,7 @@ def verify_scores(
 
     registry = KeyRegistry(lambda: (keys_of(index) for index in earlier))
     for index, (name, rows) in enumerate(manifest.parts):
-        part = images.parts[index] if images is not None else None
+        part = found.parts[index] if found is not None else None
         try:
             _check_part(directory, index, name, rows, part, registry, report)
         except BlissError as error:
@@ -79,17 +90,52 @@ def verify_scores(
 
 
 def _input(
-    manifest: JobManifest, columns: ColumnNames | None, report: VerificationReport
+    manifest: JobManifest,
+    given: str | Path | None,
+    columns: ColumnNames | None,
+    report: VerificationReport,
 ) -> JobInput | None:
-    try:
-        images = open_input(manifest.find(manifest.location), columns)
-    except BlissError as error:
-        report.add(f"the input can no longer be read, keys were not compared: {error}")
+    """Open the input; say in the report why that cannot be done."""
+    location = manifest.find(manifest.location) if given is None else str(given)
+    if given is None and _is_gone(location):
+        report.unchecked.append(
+            f"the input is not at {location} any more: its hashes and the keys in their order were "
+            "not compared; --images names its new place"
+        )
         return None
-    if tuple((part.name, part.rows) for part in images.parts) != manifest.parts:
-        report.add(f"{manifest.location} has other parts now than when the job began")
+    try:
+        images = open_input(location, columns)
+    except BlissError as error:
+        report.add(f"the input cannot be read, hashes and keys were not compared: {error}")
+        return None
+    parts = tuple((part.name, part.rows) for part in images.parts)
+    if parts != manifest.parts:
+        report.add(f"{location} is not what was scored: {_first_difference(manifest.parts, parts)}")
         return None
     return images
+
+
+def _is_gone(location: str) -> bool:
+    """Whether there is nothing under a location; of one that does not answer nobody knows."""
+    try:
+        filesystem, path = resolve(location)
+        return bool(filesystem.get_file_info(path).type == pafs.FileType.NotFound)
+    except (BlissError, OSError):
+        return False
+
+
+def _first_difference(scored: Parts, found: Parts) -> str:
+    """Name the first part in which two lists of names and rows differ."""
+    for before, now in itertools.zip_longest(scored, found):
+        if before != now:
+            break
+    else:
+        raise ValueError("the parts are the same")
+    return f"{_described(before)} was scored, {_described(now)} is there"
+
+
+def _described(part: tuple[str, int] | None) -> str:
+    return "no further part" if part is None else f"{part[0]} with {part[1]} rows"
 
 
 def _check_part(

@@ -20,6 +20,10 @@ from bliss_index.cli.options import EmbeddingColumnOption, JsonOption, KeyColumn
 
 def verify(
     path: Annotated[Path, typer.Argument(help="A store, a corpus, a calibration or scores.")],
+    images: Annotated[
+        str | None,
+        typer.Option("--images", help="Where scored images are now [default: where they were]."),
+    ] = None,
     embedding_column: EmbeddingColumnOption = None,
     key_column: KeyColumnOption = None,
     as_json: JsonOption = False,
@@ -30,16 +34,20 @@ def verify(
 
     columns = ColumnNames(embedding_column, key_column)
     with progress_line("verifying") as progress:
-        report = verify_directory(path, columns, progress)
+        report = verify_directory(path, columns, progress, images)
     if as_json:
         print_json(report.to_json())
     else:
         found = len(report.problems)
         verdict = "all is well" if report.ok else f"{found} problem{'s' * (found > 1)}"
+        if report.unchecked:
+            verdict += ", as far as it could be checked"
         facts = {"rows": report.rows, "bad rows": report.bad_rows, "verdict": verdict}
         print_facts(str(path), facts)
     for problem in report.problems:
         say(f"problem: {problem}")
+    for missing in report.unchecked:
+        say(f"not checked: {missing}")
     if not report.ok:
         raise typer.Exit(EXIT_ERROR)
     if report.bad_rows:

@@ -33,6 +33,8 @@ class VerificationReport:
         Files read.
     problems
         A sentence for each disagreement, at most 100; empty when all is well.
+    unchecked
+        A sentence for each check that could not be made; no problem in itself.
     """
 
     path: str
@@ -40,10 +42,11 @@ class VerificationReport:
     bad_rows: int = 0
     files: int = 0
     problems: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was found."""
+        """Whether nothing was found amiss in what was checked."""
         return not self.problems
 
     def add(self, problem: str) -> None:
@@ -60,6 +63,7 @@ class VerificationReport:
             "bad_rows": self.bad_rows,
             "files": self.files,
             "problems": self.problems,
+            "unchecked": self.unchecked,
         }
 
 

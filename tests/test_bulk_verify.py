@@ -1,0 +1,142 @@
+"""``verify`` of scores whose input has moved, gone, or is not what was scored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from bulk_fixtures import make_job
+
+from bliss_index.bulk import run_job, verify_scores
+from bliss_index.errors import InvalidInputError
+from bliss_index.store import EmbeddingStore
+from bliss_index.verification import verify_directory
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(params=["store", "arrays"])
+def moved(job, tmp_path, request):
+    """Scores, where their input was, and where it is now."""
+    before, now = tmp_path / "images", tmp_path / "archive" / "images"
+    if request.param == "store":
+        shutil.copytree(job.images, before)
+    else:
+        before.mkdir()
+        rows = EmbeddingStore.open(job.images).embeddings()
+        np.save(before / "a.npy", rows[:100])
+        np.save(before / "b.npy", rows[100:])
+    run_job(before, tmp_path / "s", job.settings())
+    now.parent.mkdir()
+    before.rename(now)
+    return tmp_path / "s", before, now
+
+
+def test_whole_scores_without_their_input_are_well(moved):
+    scores, before, _ = moved
+    report = verify_scores(scores)
+    assert (report.ok, report.problems, report.rows) == (True, [], 300)
+    (line,) = report.unchecked
+    assert line == (
+        f"the input is not at {before} any more: its hashes and the keys in their order were not "
+        "compared; --images names its new place"
+    )
+    assert report.to_json()["unchecked"] == [line]
+
+
+def test_the_scores_themselves_are_checked_all_the_same(moved):
+    scores, _, _ = moved
+    output = scores / "shard-00001.parquet"
+    content = bytearray(output.read_bytes())
+    content[len(content) // 2] ^= 1
+    output.write_bytes(content)
+    report = verify_scores(scores)
+    assert not report.ok
+    assert "altered; remove it and run the job again" in report.problems[0]
+
+
+def test_the_new_place_is_compared_in_full(moved):
+    scores, before, now = moved
+    report = verify_scores(scores, images=now)
+    assert (report.ok, report.problems, report.unchecked) == (True, [], [])
+    first = sorted(p for p in now.iterdir() if p.suffix in (".arrow", ".npy"))[0]
+    content = bytearray(first.read_bytes())
+    content[-600] ^= 1
+    first.write_bytes(content)
+    report = verify_scores(scores, images=now)
+    assert len(report.problems) == 1
+    assert f"part {first.name}" in report.problems[0]
+    report = verify_scores(scores, images=before)  # named, and not there
+    assert not report.ok
+    assert report.problems[0].startswith("the input cannot be read, hashes and keys were not")
+    assert str(before) in report.problems[0]
+    assert report.unchecked == []
+
+
+def test_another_input_is_refused_with_the_first_difference(moved, job, tmp_path):
+    scores, _, _ = moved
+    np.save(tmp_path / "c.npy", EmbeddingStore.open(job.images).embeddings()[:40])
+    (problem,) = verify_scores(scores, images=tmp_path / "c.npy").problems
+    assert problem.startswith(f"{tmp_path / 'c.npy'} is not what was scored: ")
+    assert problem.endswith(" was scored, c.npy with 40 rows is there")
+
+
+def test_a_part_that_is_missing_is_a_problem_of_the_input(moved):
+    """The input is there, but not as it was: that is told, whatever the scores are."""
+    scores, before, now = moved
+    now.rename(before)
+    second = "b.npy" if (before / "b.npy").exists() else "shard-00001.arrow"
+    (before / second).unlink()
+    report = verify_scores(scores)
+    assert not report.ok
+    assert report.unchecked == []
+
+
+def test_an_input_by_uri_that_has_gone(job, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    with fsspec.open("memory://moved/rows.npy", "wb") as file:
+        np.save(file, EmbeddingStore.open(job.images).embeddings())
+    run_job("memory://moved/rows.npy", tmp_path / "s", job.settings())
+    assert verify_scores(tmp_path / "s").unchecked == []
+    files = fsspec.filesystem("memory")
+    files.mv("moved/rows.npy", "elsewhere/rows.npy")
+    report = verify_scores(tmp_path / "s")
+    assert report.ok
+    assert "not at memory://moved/rows.npy any more" in report.unchecked[0]
+    report = verify_scores(tmp_path / "s", images="memory://elsewhere/rows.npy")
+    assert (report.ok, report.unchecked) == (True, [])
+
+
+def test_the_command(moved):
+    scores, before, now = moved
+
+    def verify(*more):
+        command = [sys.executable, "-m", "bliss_index", "verify", str(scores), *map(str, more)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = verify()
+    assert done.returncode == 0, done.stderr
+    assert "all is well, as far as it could be checked" in done.stdout
+    assert f"not checked: the input is not at {before} any more" in done.stderr
+    done = verify("--json")
+    assert (done.returncode, len(json.loads(done.stdout)["unchecked"])) == (0, 1)
+    done = verify("--images", now)
+    assert done.returncode == 0, done.stderr
+    assert "checked" not in done.stdout + done.stderr
+    done = verify("--images", before)
+    assert done.returncode == 1
+    assert "problem: the input cannot be read" in done.stderr
+
+
+def test_images_belong_to_scores(job):
+    with pytest.raises(InvalidInputError, match=r"names the input of scores, .*corpus is a store"):
+        verify_directory(job.corpus, images=job.images)
+    with pytest.raises(InvalidInputError, match=r"names the input of scores, .* a calibration"):
+        verify_directory(job.calibration, images=job.images)
