@@ -39,7 +39,9 @@ class Finishing:
     """Finishes batches and commits parts, one after another in the order given.
 
     So part after part gets its name and its record in order, and while one is committed the next is
-    searched. A context manager: on leaving, what is not committed is abandoned and leaves no file.
+    searched. No part is committed before the outcome of the last one was taken: who stops there
+    stops before it. A context manager: on leaving, what is not committed is abandoned and leaves no
+    file.
 
     Parameters
     ----------
@@ -54,6 +56,7 @@ class Finishing:
         self._steps: deque[_Step] = deque()
         self._open: list[PartOutput] = []
         self._stopped = threading.Event()
+        self._last_is_taken = threading.Semaphore(1)
         self._committed = 0.0
 
     def __enter__(self) -> Finishing:
@@ -66,6 +69,7 @@ class Finishing:
         traceback: TracebackType | None,
     ) -> None:
         self._stopped.set()  # a hash may have long to go
+        self._last_is_taken.release()
         self._writer.shutdown(cancel_futures=True)
         self._checks.shutdown(cancel_futures=True)
         for output in self._open:
@@ -102,6 +106,9 @@ class Finishing:
         """Take the end of a part: what was added of it is committed, if nothing went wrong."""
 
         def commit() -> PartOutcome:
+            self._last_is_taken.acquire()
+            if self._stopped.is_set():
+                return PartOutcome(output.index, None, CancelledError())
             try:
                 return PartOutcome(output.index, output.commit(self._committed))
             except Exception as error:
@@ -118,6 +125,7 @@ class Finishing:
             result = self._steps.popleft().done.result()
             if isinstance(result, PartOutcome):
                 yield result
+                self._last_is_taken.release()
             elif result:
                 self._progress(result)
 
