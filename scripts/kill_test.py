@@ -1,8 +1,11 @@
-"""Kill a scoring job with SIGKILL at random moments until it has survived enough, then compare.
+"""Kill a scoring job with SIGKILL over its whole life until it has survived enough, then compare.
 
     python scripts/kill_test.py --kills 50
     python scripts/kill_test.py --kills 50 --workers 2
     python scripts/kill_test.py --kills 10 --engine ray --workers 2 --seed 5
+
+A fifth of the kills come at random moments of the job's start, the others from its first part to
+near its last, at random moments within a part; an uninterrupted run says how long both take.
 
 Ends with exit code 0 if the same command continued after every kill, and its final Parquet files
 are those of a run that nobody interrupted, byte for byte, with no temporary file left. With --json,
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +27,18 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from bulk_fixtures import kill_at_random, make_job, outputs, score_command
+from bulk_fixtures import (
+    Job,
+    kill_over_its_life,
+    make_job,
+    outputs,
+    parts_done,
+    score_command,
+    wait_for,
+)
 from machine import describe_machine
 
-from bliss_index.bulk import run_job, verify_scores
+from bliss_index.bulk import verify_scores
 
 ROWS = 2000
 
@@ -40,20 +52,16 @@ def main() -> None:
     parser.add_argument("--shards", type=int, help="of the job [default: 16 a kill]")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    ray = given.engine == "ray"
     shards = given.shards or 16 * given.kills
-    at_kill: list[int] = []
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(Path(folder), shards=shards, rows=ROWS, entries=40_000, dim=256)
-        run_job(job.images, job.folder / "whole", job.settings())
+        more = ("--workers", given.workers, "--engine", given.engine)
+        start, part = time_whole(score_command(job, job.folder / "whole", *more), job, shards)
         out = job.folder / "killed"
-        command = score_command(job, out, "--workers", given.workers, "--engine", given.engine)
-        rng = np.random.default_rng(given.seed)
-        least, most = (4.0, 14.0) if ray else (0.3, 2.5)
         began = time.perf_counter()
-        kills = kill_at_random(
-            command, rng, least=least, most=most, kills=given.kills,
-            killed=lambda: at_kill.append(len(list(out.glob("_records/*.json")))),
+        kills = kill_over_its_life(
+            score_command(job, out, *more), out, np.random.default_rng(given.seed),
+            parts=shards, kills=given.kills, start_seconds=start, part_seconds=part,
         )  # fmt: skip
         seconds = time.perf_counter() - began
         # `outputs` also refuses whatever is left over.
@@ -63,11 +71,15 @@ def main() -> None:
         "engine": given.engine,
         "workers": given.workers,
         "seed": given.seed,
-        "kills": kills,
-        "kills_while_parts_were_scored": int((np.diff([0, *at_kill]) > 0).sum()),
+        "kills": len(kills),
+        "kills_while_starting": sum(kill.while_starting for kill in kills),
+        "kills_while_scoring": sum(not kill.while_starting for kill in kills),
         "parts": shards,
         "rows": shards * ROWS,
-        "parts_done_at_each_kill": at_kill,
+        "seconds_to_first_part_uninterrupted": round(start, 2),
+        "seconds_a_part_uninterrupted": round(part, 4),
+        "parts_done_at_each_kill": [kill.parts_done for kill in kills],
+        "seconds_to_each_kill": [kill.seconds for kill in kills],
         "byte_identical": same,
         "temporary_files_left": 0,
         "verified": report.ok,
@@ -76,7 +88,18 @@ def main() -> None:
     print(json.dumps(result))
     if given.json is not None:
         add_to(given.json, result)
-    sys.exit(0 if same and report.ok and kills == given.kills else 1)
+    sys.exit(0 if same and report.ok and len(kills) == given.kills else 1)
+
+
+def time_whole(command: list[str], job: Job, shards: int) -> tuple[float, float]:
+    """Run a job that nobody interrupts; return seconds to its first part, and for each after it."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    wait_for(lambda: parts_done(job.folder / "whole") or process.poll(), 300)
+    start = time.perf_counter() - began
+    if process.wait():
+        sys.exit(f"the uninterrupted run ended with exit code {process.returncode}")
+    return start, (time.perf_counter() - began - start) / shards
 
 
 def add_to(path: Path, result: dict[str, object]) -> None:

@@ -81,33 +81,65 @@ def score_command(job: Job, out: Path, *more) -> list[str]:
     ]  # fmt: skip
 
 
-def kill_at_random(
-    command: list[str], rng, *, least=0.3, most=1.5, kills=5, killed=lambda: None
-) -> int:
-    """Run a command and kill it at random moments, `kills` times at most; then to its end.
+@dataclass(frozen=True)
+class Kill:
+    """One SIGKILL: how long the process had run, and how many parts were done then."""
 
-    Calls `killed` after every kill.
+    seconds: float
+    parts_done: int
+    while_starting: bool
+
+
+def kill_over_its_life(
+    command: list[str], out: Path, rng, *, parts, kills, start_seconds=1.0, part_seconds=0.05
+) -> list[Kill]:
+    """Run a job again and again and kill it, from its beginning to near its end; then to its end.
+
+    Every fifth kill comes while the job starts, at a random moment of `start_seconds`. The others
+    are spread over the parts: the n-th waits until the n-th share of them is done, at least one by
+    the process that is killed, and then for a random time of up to that of two parts.
 
     Returns
     -------
-    How often it was killed before it had ended by itself.
+    The kills; fewer than were asked for where the job ended before one.
     """
-    for number in range(kills + 1):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
-        )
-        try:
-            patience = rng.uniform(least, most) if number < kills else 300
-            _, errors = process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            # The parent alone: its workers must not outlive it by themselves.
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            killed()
-            continue
-        assert process.returncode == 0, errors.decode()
-        return number
-    raise AssertionError(f"not finished within 300 s after {kills} kills")
+    done: list[Kill] = []
+    for number in range(kills):
+        process, began = _start(command), time.monotonic()
+        before = parts_done(out)
+        while_starting = number % 5 == 4
+        if while_starting:
+            time.sleep(rng.uniform(0, start_seconds))
+        else:
+            target = max(before + 1, int(0.95 * parts * (number + rng.uniform()) / kills))
+            _wait_for_parts(process, out, target)
+            time.sleep(rng.uniform(0, 2 * part_seconds))
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()[1].decode()
+            return done
+        # The parent alone: its workers must not outlive it by themselves.
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        done.append(Kill(round(time.monotonic() - began, 3), parts_done(out), while_starting))
+    process = _start(command)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+    return done
+
+
+def _wait_for_parts(process: subprocess.Popen, out: Path, count: int) -> None:
+    wait_for(lambda: process.poll() is not None or parts_done(out) >= count, 300)
+
+
+def _start(command: list[str]) -> subprocess.Popen:
+    return subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def parts_done(out: Path) -> int:
+    """How many parts of a job have their record."""
+    return len(list(out.glob("_records/shard-*.json")))
 
 
 def wait_for(condition, seconds=60.0):
@@ -116,7 +148,7 @@ def wait_for(condition, seconds=60.0):
     while time.monotonic() < end:
         if found := condition():
             return found
-        time.sleep(0.01)
+        time.sleep(0.005)
     raise AssertionError("waited in vain")
 
 

@@ -17,7 +17,7 @@ import pytest
 from bulk_fixtures import (
     DIM,
     children_of,
-    kill_at_random,
+    kill_over_its_life,
     make_job,
     outputs,
     score_command,
@@ -131,14 +131,16 @@ def test_ray_writes_the_same(job, whole, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_killed_at_random_moments(tmp_path, workers):
-    """SIGKILL, several times, then to the end: the same bytes, nothing left over."""
+def test_killed_over_its_whole_life(tmp_path, workers):
+    """SIGKILL, several times from the start to near the end: the same bytes, nothing left over."""
     slow = make_job(tmp_path / "slow", shards=30, rows=4000, entries=20_000, dim=128)
     run_job(slow.images, tmp_path / "a", slow.settings())
     command = score_command(slow, tmp_path / "b", "--workers", workers)
-    # The first kill comes long before the job can have ended, however fast the search is.
-    kills = kill_at_random(command, np.random.default_rng(workers), least=0.2, most=0.8)
-    assert kills > 0
+    rng = np.random.default_rng(workers)
+    kills = kill_over_its_life(command, tmp_path / "b", rng, parts=30, kills=5)
+    while_scoring = [kill for kill in kills if not kill.while_starting]
+    assert len(while_scoring) >= 2
+    assert all(kill.parts_done > 0 for kill in while_scoring)
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     assert verify_scores(tmp_path / "b").ok
 
@@ -165,14 +167,16 @@ def test_a_damaged_part_fails_alone_on_ray(job, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_with_ray(tmp_path):
+def test_killed_over_its_whole_life_with_ray(tmp_path):
     """SIGKILL to the driver, while Ray starts and while its actors score; then to the end."""
     pytest.importorskip("ray")
     slow = make_job(tmp_path / "slow", shards=60, rows=2000, entries=20_000, dim=128)
     run_job(slow.images, tmp_path / "a", slow.settings())
     command = score_command(slow, tmp_path / "b", "--engine", "ray", "--workers", 2)
-    kills = kill_at_random(command, np.random.default_rng(3), least=5, most=14, kills=3)
-    assert kills > 0
+    kills = kill_over_its_life(
+        command, tmp_path / "b", np.random.default_rng(3), parts=60, kills=3, start_seconds=9
+    )
+    assert kills
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     assert verify_scores(tmp_path / "b").ok
 
