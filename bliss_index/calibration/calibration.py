@@ -111,10 +111,11 @@ class Calibration:
         -------
         mu (m, C) and sigma (m, C), float64; sigma is the population deviation + 1e-8.
         """
-        mu = np.empty((entries.shape[0], len(self.classes)))
+        rows = np.asarray(entries, dtype=np.float64)  # once for all classes
+        mu = np.empty((rows.shape[0], len(self.classes)))
         sigma = np.empty_like(mu)
         for c, moments in enumerate(self.moments):
-            mu[:, c], sigma[:, c] = moments.statistics(entries)
+            mu[:, c], sigma[:, c] = moments.statistics(rows)
         return mu, sigma
 
     def label_statistics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
