@@ -4,8 +4,8 @@
 
 FOLDER takes about 2.5 GB. Throughput is paired in one process, a few shards at a time: their
 hashes, the search alone (map a shard, find the top k), then the job on the same shards (all of
-that, and everything else up to the committed Parquet files). Memory and times of whole runs are of
-`bliss-index score` in processes of their own. ``bench_ray.py`` compares with Ray.
+that, and everything else up to the committed Parquet files). Memory and times of whole runs are
+those of `bliss-index score` in a process of its own. ``bench_ray.py`` compares with Ray.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
@@ -146,6 +147,24 @@ def test_the_page_about_bulk_jobs():
     assert f"{rate['ray']:,} instead of {rate['local']:,} images/s" in page
     seconds = (median(ray[f"{engine}_seconds"]) for engine in ("ray", "local"))
     assert "took {:.1f} s instead of {:.1f} s".format(*seconds) in page
+
+
+def test_the_kills_on_the_page_about_bulk_jobs():
+    page = " ".join((ROOT / "docs" / "bulk.md").read_text().split())
+    runs = result("kill_test")["runs"]
+    assert all(run["byte_identical"] and run["verified"] for run in runs)
+    assert not any(run["temporary_files_left"] for run in runs)
+    kills, scoring = Counter(), Counter()
+    for run in runs:
+        ways = (run["engine"], run["workers"])
+        kills[ways] += run["kills"]
+        scoring[ways] += run["kills_while_scoring"]
+    ways = [("local", 1), ("local", 2), ("ray", 2)]
+    assert set(kills) == set(ways)
+    one, two, ray = (kills[way] for way in ways)
+    assert f"{one} kills with one process, {two} with two workers and {ray} with Ray" in page
+    one, two, ray = (scoring[way] for way in ways)
+    assert f"of which {one}, {two} and {ray} came while parts were scored" in page
 
 
 def test_the_readmes_scoring():

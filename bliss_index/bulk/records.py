@@ -30,7 +30,8 @@ class PartRecord:
     bytes, sha256
         Of the output file.
     seconds
-        Time that scoring it took.
+        Time until it was done, from its beginning, or from the end of the part before it where
+        that was later: those of one process add up to its time.
     status
         Rows by status.
     """
