@@ -33,6 +33,7 @@ from bliss_index.bulk.records import RECORD_FOLDER
 from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
+from bliss_index.search import ExactSearch
 from bliss_index.store import EmbeddingStore
 
 
@@ -340,15 +341,18 @@ def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypat
     assert not (tmp_path / "s" / "shard-00000.parquet").exists()
 
 
-def test_a_file_that_is_replaced_while_it_is_scored(job, tmp_path):
+def test_a_file_that_is_replaced_while_it_is_scored(job, tmp_path, monkeypatch):
     rows = EmbeddingStore.open(job.images).embeddings()
     np.save(tmp_path / "a.npy", rows[:100])
+    search = ExactSearch.search
 
-    class Replacing(JobListener):
-        def advanced(self, count):
-            np.save(tmp_path / "a.npy", rows[100:200])
+    def replacing(self, images):
+        np.save(tmp_path / "a.npy", rows[100:200])
+        return search(self, images)
 
-    summary = run_job(tmp_path / "a.npy", tmp_path / "s", job.settings(), listener=Replacing())
+    with monkeypatch.context() as while_scoring:
+        while_scoring.setattr(ExactSearch, "search", replacing)
+        summary = run_job(tmp_path / "a.npy", tmp_path / "s", job.settings())
     ((_, reason),) = summary.failed
     assert "a.npy was replaced while it was scored" in reason
     assert not list((tmp_path / "s").glob("*.parquet"))
