@@ -142,6 +142,7 @@ def test_the_page_about_bulk_jobs():
     assert f"then searching it {checked}, the job {job}:" in page
     ratios = (found["job_over_search"], found["job_over_check_and_search"])
     assert "{:.2f} and {:.2f} of them".format(*ratios) in page
+    assert f"and {found['job_over_search_in_all']:.2f} of the search over everything" in page
     assert f"The whole command does {whole} images/s" in page
     rate = ray["images_per_second_while_scoring"]
     assert f"{rate['ray']:,} instead of {rate['local']:,} images/s" in page
