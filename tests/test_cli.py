@@ -299,7 +299,8 @@ def test_values_that_an_option_does_not_take_are_usage_errors(chain, tmp_path, a
 
 
 def test_the_words_of_options_are_those_of_the_rooms():
-    from bliss_index.bulk import job, settings
+    from bliss_index.bulk import options as job_options
+    from bliss_index.bulk import settings
     from bliss_index.encode import model
     from bliss_index.search import faiss_search
     from bliss_index.store import manifest
@@ -308,7 +309,7 @@ def test_the_words_of_options_are_those_of_the_rooms():
     assert options.DTYPES == manifest.DTYPES
     assert options.PRECISIONS == model._PRECISIONS
     assert options.PREPROCESSES == model._PREPROCESSES
-    assert options.ENGINES == job.ENGINES
+    assert options.ENGINES == job_options.ENGINES
     assert set(options.INDEXES) == set(faiss_search.KINDS) - {"cagra"}
     assert options.SEARCHES == settings.EXACT_SEARCHES + settings.INDEX_SEARCHES
 

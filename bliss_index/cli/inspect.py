@@ -22,7 +22,9 @@ def verify(
     path: Annotated[Path, typer.Argument(help="A store, a corpus, a calibration or scores.")],
     images: Annotated[
         str | None,
-        typer.Option("--images", help="Where scored images are now [default: where they were]."),
+        typer.Option(
+            "--images", help="Where scored images are now.", show_default="where they were scored"
+        ),
     ] = None,
     embedding_column: EmbeddingColumnOption = None,
     key_column: KeyColumnOption = None,
