@@ -211,7 +211,7 @@ def test_scores_can_be_looked_at_from_another_directory(chain, tmp_path):
     folder, _ = chain
     run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)
     out, _ = run("verify", tmp_path / "s", "--json", cwd=tmp_path)
-    assert json.loads(out)["problems"] == []
+    assert (json.loads(out)["problems"], json.loads(out)["unchecked"]) == ([], [])
     here, _ = run("explain", tmp_path / "s", "5", "--json", cwd=folder)
     there, _ = run("explain", tmp_path / "s", "5", "--json", cwd=tmp_path)
     assert here == there
@@ -220,8 +220,10 @@ def test_scores_can_be_looked_at_from_another_directory(chain, tmp_path):
     del values["begun_in"]  # as earlier versions wrote it
     job.write_text(json.dumps(values))
     run("verify", tmp_path / "s", cwd=folder)
-    _, err = run("verify", tmp_path / "s", cwd=tmp_path, code=1)
-    assert "the input can no longer be read" in err
+    _, err = run("verify", tmp_path / "s", cwd=tmp_path)
+    assert "not checked: the input is not at test any more" in err
+    out, _ = run("verify", tmp_path / "s", "--images", folder / "test", "--json", cwd=tmp_path)
+    assert (json.loads(out)["ok"], json.loads(out)["unchecked"]) == (True, [])
 
 
 def test_explain_without_external_score(chain, tmp_path):
