@@ -319,7 +319,7 @@ def test_the_memory_plan():
     with pytest.raises(JobError, match=r"2 workers need at least 1.1 GiB .* budget is 1.0 GiB"):
         plan_memory(**sizes, workers=2, budget=parse_bytes("1GiB"))
     for text in ("", "much", "-3GB", "0"):
-        with pytest.raises(InvalidInputError, match="is no size; write for example 8GiB"):
+        with pytest.raises(InvalidInputError, match="is not a size; write for example 8GiB"):
             parse_bytes(text)
     assert (parse_bytes("2 GB"), parse_bytes("1.5KiB")) == (2_000_000_000, 1536)
 
@@ -327,6 +327,8 @@ def test_the_memory_plan():
 def test_bad_options():
     with pytest.raises(InvalidInputError, match="workers must be at least 1, got 0"):
         JobOptions(workers=0)
+    with pytest.raises(InvalidInputError, match="name one device, .* got devices cuda:0, cuda:1"):
+        JobOptions(engine="ray", devices=("cuda:0", "cuda:1"))
     with pytest.raises(InvalidInputError, match="engine must be local or ray, got 'spark'"):
         JobOptions(engine="spark")
     for task in ("3", "2/2", "a/b", "-1/4"):

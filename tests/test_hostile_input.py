@@ -52,8 +52,8 @@ def test_numbers_that_are_none(job, settings, message):
     ("device", "message"),
     [
         ("cuda:97", "there is no device cuda:97: torch sees [0-9]+ GPUs here; choose among cpu"),
-        ("banana", "'banana' is no device; write 'auto', 'cpu', or GPUs such as '0,1'"),
-        ("", "'' is no device"),
+        ("banana", "'banana' is not a device; write 'auto', 'cpu', or GPUs such as '0,1'"),
+        ("", "'' is not a device"),
     ],
 )
 def test_devices_that_are_not_here(job, tmp_path, device, message):

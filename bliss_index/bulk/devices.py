@@ -27,7 +27,7 @@ def _require_torch_device(name: str) -> None:
         device = torch.device(name)
     except (RuntimeError, ValueError) as error:
         raise InvalidInputError(
-            f"{name!r} is no device; write 'auto', 'cpu', or GPUs such as '0,1'"
+            f"{name!r} is not a device; write 'auto', 'cpu', or GPUs such as '0,1'"
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -22,8 +22,6 @@ from bliss_index.store.schema import DUPLICATE_KEY, OK
 from bliss_index.store.source_part import ColumnNames, SourcePart
 from bliss_index.store.sources import open_source
 
-DEFAULT_ROWS = 8192
-
 
 @dataclass(frozen=True, eq=False)
 class InputRows:

@@ -145,7 +145,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
     units = {**_UNITS, **_BINARY_UNITS}
     if match is None or match[2] not in units or float(match[1]) <= 0:
-        raise InvalidInputError(f"{text!r} is no size; write for example 8GiB or 500MB")
+        raise InvalidInputError(f"{text!r} is not a size; write for example 8GiB or 500MB")
     return int(float(match[1]) * units[match[2]])
 
 

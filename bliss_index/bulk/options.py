@@ -20,7 +20,7 @@ class JobOptions:
     workers
         Processes; 1 scores within this one.
     devices
-        Devices that the workers take in turn, such as "cuda:0", "cuda:1".
+        Devices that the workers take in turn, such as "cuda:0", "cuda:1"; with Ray at most one.
     engine
         "local" processes, or "ray".
     task
@@ -46,6 +46,11 @@ class JobOptions:
             raise InvalidInputError(f"workers must be at least 1, got {self.workers}")
         if self.engine not in ENGINES:
             raise InvalidInputError(f"engine must be {' or '.join(ENGINES)}, got {self.engine!r}")
+        if self.engine == "ray" and len(self.devices) > 1:
+            raise InvalidInputError(
+                "with engine 'ray', Ray gives every worker a GPU: name one device, such as "
+                f"'cuda', and the number of workers; got devices {', '.join(self.devices)}"
+            )
         if not 0 <= self.max_bad_fraction <= 1:
             raise InvalidInputError(
                 f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}"
