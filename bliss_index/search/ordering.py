@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 ROUNDING_64 = 2.0**-53
-_FEW = 32
+_FEW = 32  # candidates beyond 2 k up to which rows are ordered in a table
 ExactDot = Callable[[int, int], float]
 
 

@@ -9,7 +9,7 @@ namespace bliss {
 namespace {
 
 constexpr float kExcluded = -std::numeric_limits<float>::infinity();
-constexpr std::size_t kPairsAnEntry = 4;
+constexpr std::size_t kPairsAnEntry = 4;  // from which on its row is worth widening once for all
 constexpr std::size_t kAhead = 2;  // pairs whose rows are fetched before they are needed
 constexpr std::size_t kFirst = 512, kWhole = 4096;  // bytes of a row; the processor guesses the rest
 
