@@ -36,6 +36,7 @@ _TILE_ENTRIES = 4096
 _ROWS_AT_ONCE = 4096
 # Entries of a block, of which only the best counts at first; blocks there must be for each result.
 _BLOCK, _BLOCKS_PER_RESULT = 16, 4
+_ENTRIES_PER_RESULT = 4  # for a threshold that is above the mean of all scores
 _NO_NUMBER = 0x7FFF  # above all numbers of bfloat16
 # Candidates kept beyond k: at first, and for the rows where those were too few.
 _SPARE, _SPARE_AT_MOST = 16, 512
@@ -124,10 +125,9 @@ class TorchBackend:
         narrow = queries.astype(work, copy=False)
         exponents = np.frexp(np.abs(narrow).max(axis=1, initial=0.0))[1]
         proposal = self._scores.propose(np.ldexp(narrow, -exponents[:, None]))
-        blocks = size // _BLOCK
-        in_blocks = size <= self._tile_entries and blocks >= _BLOCKS_PER_RESULT * self._k
-        if in_blocks and self._device.type == "cpu":
-            row, entry, full = self._propose_in_blocks(proposal)
+        one_tile = _ENTRIES_PER_RESULT * self._k <= size <= self._tile_entries
+        if one_tile and self._device.type == "cpu":
+            row, entry, full = self._propose_of_one_tile(proposal)
         else:
             row, entry, full = self._propose(proposal, _SPARE + self._k // 2)
         if full.size and self._k + _SPARE + self._k // 2 < size:
@@ -178,23 +178,24 @@ class TorchBackend:
         full = overflowed.nonzero(as_tuple=True)[0]
         return row.cpu().numpy(), ids[row, column].cpu().numpy(), full.cpu().numpy()
 
-    def _propose_in_blocks(
+    def _propose_of_one_tile(
         self, proposal: Proposal
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Do what :meth:`_propose` does, for entries of one tile and many more than k.
 
-        The k-th best of the blocks' best scores is at most the k-th best of all, since k entries
-        reach it, and much cheaper to find. What it puts in reach is read off the scores.
+        What the k-th best score puts in reach is read off the scores. The k-th best of blocks' best
+        scores is at most that, since k entries reach it, and cheaper to find where blocks are many.
         """
         lib = self._torch
         scores = proposal.queries @ proposal.entries.T
         n, size = scores.shape
-        width = size // _BLOCK
+        block = _BLOCK if size >= _BLOCK * _BLOCKS_PER_RESULT * self._k else 1
+        width = size // block
         # Integers are compared much faster than bfloat16 numbers, and in the same order where the
         # larger is positive.
         narrow = scores.dtype == lib.bfloat16
         numbers = scores.view(lib.int16) if narrow else scores
-        best = numbers[:, : _BLOCK * width].reshape(n, _BLOCK, width).amax(1).numpy()
+        best = numbers[:, : block * width].reshape(n, block, width).amax(1).numpy()
         kth = lib.from_numpy(np.partition(best, width - self._k, axis=1)[:, width - self._k].copy())
         reach = reachable(lib, proposal, (kth.view(scores.dtype) if narrow else kth).float())
         unknown = np.zeros(n, dtype=bool)
