@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 ROUNDING_64 = 2.0**-53
+_FEW = 32  # candidates beyond 2 k up to which rows are ordered in a table
 ExactDot = Callable[[int, int], float]
 
 
@@ -91,6 +92,49 @@ def order_candidates(
     n, k = shape
     if n == 0:
         return np.zeros(shape), np.zeros(shape, dtype=np.int64), 0
+    if (rows[1:] < rows[:-1]).any():
+        order = np.argsort(rows, kind="stable")
+        rows, ids, values, errors = rows[order], ids[order], values[order], errors[order]
+    counts = np.bincount(rows, minlength=n)
+    starts = np.cumsum(counts) - counts
+    # A table of the rows that have few candidates: each is sorted alone, without its ids.
+    width = max(k, min(int(counts.max()), 2 * k + _FEW)) + 1
+    doubtful = counts >= width
+    table = np.full((n, width), np.inf)
+    place = np.arange(rows.size) - starts[rows]
+    inside = ~doubtful[rows] if doubtful.any() else slice(None)
+    table[rows[inside], place[inside]] = -values[inside]
+    order = np.argsort(table, axis=1)[:, : k + 1]
+    table = np.take_along_axis(table, order, axis=1)
+    spread = np.maximum.reduceat(errors, starts)[:, None]
+    out_values = 0.0 - table[:, :k]
+    out_ids = ids[np.minimum(starts[:, None] + order[:, :k], ids.size - 1)]
+    border = to_float32(out_values - spread) != to_float32(out_values + spread)
+    with np.errstate(invalid="ignore"):  # rows that are not in the table
+        close = np.diff(table, axis=1) <= 2 * spread
+    doubtful |= (close | border).any(axis=1)
+    again = np.flatnonzero(doubtful)
+    if not again.size:
+        return out_values, out_ids, 0
+    part = doubtful[rows]
+    number = np.cumsum(doubtful) - 1
+    out_values[again], out_ids[again], resolved = _order_by_all(
+        number[rows[part]], ids[part], values[part], errors[part], (again.size, k),
+        lambda row, entry: exact(int(again[row]), entry),
+    )  # fmt: skip
+    return out_values, out_ids, resolved
+
+
+def _order_by_all(
+    rows: npt.NDArray[np.int64],
+    ids: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float64],
+    errors: npt.NDArray[np.float64],
+    shape: tuple[int, int],
+    exact: ExactDot,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], int]:
+    """Do what :func:`order_candidates` does, for rows that need exact inner products."""
+    n, k = shape
     order = np.lexsort((ids, -values, rows))
     rows, ids = rows[order], ids[order]
     values, errors = values[order] + 0.0, errors[order].copy()

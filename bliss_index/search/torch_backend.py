@@ -26,16 +26,18 @@ from bliss_index.search.torch_proposals import (
     Proposal,
     bfloat16_is_fast,
 )
+from bliss_index.search.torch_rescoring import PairProducts
 
 if TYPE_CHECKING:
     import torch
 
 _TILE_ROWS = 512
 _TILE_ENTRIES = 4096
-_PAIRS_AT_ONCE = 256  # their float64 rows then stay in the second-level cache
 _ROWS_AT_ONCE = 4096
 # Entries of a block, of which only the best counts at first; blocks there must be for each result.
 _BLOCK, _BLOCKS_PER_RESULT = 16, 4
+_ENTRIES_PER_RESULT = 4  # for a threshold that is above the mean of all scores
+_NO_NUMBER = 0x7FFF  # above all numbers of bfloat16
 # Candidates kept beyond k: at first, and for the rows where those were too few.
 _SPARE, _SPARE_AT_MOST = 16, 512
 
@@ -63,6 +65,7 @@ class TorchBackend:
         with warnings.catch_warnings():  # read-only arrays are welcome: nothing writes
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             self._entries = torch.from_numpy(vocabulary)
+        self._products = PairProducts(self._entries)
         self._k = k
         self._device = torch.device(device or "cpu")
         self._tile_rows, self._tile_entries = tile or (_TILE_ROWS, _TILE_ENTRIES)
@@ -94,9 +97,10 @@ class TorchBackend:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of the converted vocabulary and of the largest tile."""
+        """Bytes of the vocabulary as it is converted, and of the largest tile."""
         tile = 4 * self._tile_rows * self._tile_entries
-        return int(self._scores.memory_bytes + self._norms64.nbytes + 3 * tile)
+        kept = self._scores.memory_bytes + self._products.memory_bytes + self._norms64.nbytes
+        return int(kept + 3 * tile)
 
     def search(
         self, queries: npt.NDArray[Any], first_row: int
@@ -121,9 +125,9 @@ class TorchBackend:
         narrow = queries.astype(work, copy=False)
         exponents = np.frexp(np.abs(narrow).max(axis=1, initial=0.0))[1]
         proposal = self._scores.propose(np.ldexp(narrow, -exponents[:, None]))
-        blocks = size // _BLOCK
-        if size <= self._tile_entries and blocks >= _BLOCKS_PER_RESULT * self._k:
-            row, entry, full = self._propose_in_blocks(proposal)
+        one_tile = _ENTRIES_PER_RESULT * self._k <= size <= self._tile_entries
+        if one_tile and self._device.type == "cpu":
+            row, entry, full = self._propose_of_one_tile(proposal)
         else:
             row, entry, full = self._propose(proposal, _SPARE + self._k // 2)
         if full.size and self._k + _SPARE + self._k // 2 < size:
@@ -131,7 +135,7 @@ class TorchBackend:
             row, entry = np.concatenate([row, full[part]]), np.concatenate([entry, more])
             full = full[overflowed]
         wide = self._torch.from_numpy(queries.astype(np.float64))
-        value = self._rescore(wide, row, entry)
+        value = self._products.of(wide, row, entry)
         lengths = wide.norm(dim=1).numpy()
         error = self._error(lengths[row], entry)
         for index in full:
@@ -174,41 +178,38 @@ class TorchBackend:
         full = overflowed.nonzero(as_tuple=True)[0]
         return row.cpu().numpy(), ids[row, column].cpu().numpy(), full.cpu().numpy()
 
-    def _propose_in_blocks(
+    def _propose_of_one_tile(
         self, proposal: Proposal
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Do what :meth:`_propose` does, for entries of one tile and many more than k.
 
-        The k-th best of the blocks' best scores is at most the k-th best of all, since k entries
-        reach it, and much cheaper to find. What it puts in reach is read off the scores.
+        What the k-th best score puts in reach is read off the scores. The k-th best of blocks' best
+        scores is at most that, since k entries reach it, and cheaper to find where blocks are many.
         """
+        lib = self._torch
         scores = proposal.queries @ proposal.entries.T
         n, size = scores.shape
-        width = size // _BLOCK
-        best = scores[:, : _BLOCK * width].reshape(n, _BLOCK, width).amax(1)
-        kth = best.topk(self._k, dim=1).values[:, self._k - 1].float()
-        reach = reachable(self._torch, proposal, kth)
-        if scores.dtype != reach.dtype:  # rounded, but never up
-            reach = (reach - 2.0**-7 * reach.abs() - 2.0**-100).to(scores.dtype)
-        flat = np.flatnonzero((scores >= reach[:, None]).cpu().numpy())
+        block = _BLOCK if size >= _BLOCK * _BLOCKS_PER_RESULT * self._k else 1
+        width = size // block
+        # Integers are compared much faster than bfloat16 numbers, and in the same order where the
+        # larger is positive.
+        narrow = scores.dtype == lib.bfloat16
+        numbers = scores.view(lib.int16) if narrow else scores
+        best = numbers[:, : block * width].reshape(n, block, width).amax(1).numpy()
+        kth = lib.from_numpy(np.partition(best, width - self._k, axis=1)[:, width - self._k].copy())
+        reach = reachable(lib, proposal, (kth.view(scores.dtype) if narrow else kth).float())
+        unknown = np.zeros(n, dtype=bool)
+        if narrow:  # rounded, but never up
+            reach = (reach - 2.0**-7 * reach.abs() - 2.0**-100).to(scores.dtype).view(lib.int16)
+            unknown = reach.numpy() <= 0
+            reach[lib.from_numpy(unknown)] = _NO_NUMBER
+        flat = np.flatnonzero(numbers.numpy() >= reach.numpy()[:, None])
         row, entry = np.divmod(flat, size)
-        many = np.bincount(row, minlength=n) > self._k + _SPARE_AT_MOST
-        if many.any():
-            known = ~many[row]
+        unknown |= np.bincount(row, minlength=n) > self._k + _SPARE_AT_MOST
+        if unknown.any():
+            known = ~unknown[row]
             row, entry = row[known], entry[known]
-        return row, entry, np.flatnonzero(many)
-
-    def _rescore(
-        self, wide: torch.Tensor, row: npt.NDArray[Any], entry: npt.NDArray[Any]
-    ) -> npt.NDArray[np.float64]:
-        torch = self._torch
-        values = torch.empty(row.size, dtype=torch.float64)
-        rows, entries = torch.from_numpy(row), torch.from_numpy(entry)
-        for start in range(0, row.size, _PAIRS_AT_ONCE):
-            part = slice(start, start + _PAIRS_AT_ONCE)
-            t = self._entries.index_select(0, entries[part]).double()
-            values[part] = t.mul_(wide.index_select(0, rows[part])).sum(1)
-        return np.asarray(values.numpy())
+        return row, entry, np.flatnonzero(unknown)
 
     def _error(
         self, lengths: npt.NDArray[np.float64], entry: npt.NDArray[Any]

@@ -322,9 +322,11 @@ std::size_t Engine::memory_bytes(std::size_t threads) const {
   const std::size_t slots = panels_ * layout_.panel;
   const std::size_t packed = panels_ * panel_bytes_ + slots * sizeof(float) * 5 +
                              entries_.count * sizeof(float);
-  const std::size_t per_query = row_stride() * 12 + steps_ * layout_.depth + 128;
+  const std::size_t per_query = row_stride() * 12 + steps_ * layout_.depth + 192;
+  const std::size_t pairs = most_pairs() * (2 * sizeof(Pair) + sizeof(Candidate));
   // A row searched in full keeps a candidate per entry.
-  return packed + threads * (query_block_ * per_query + entries_.count * sizeof(Candidate));
+  return packed + threads * (query_block_ * per_query + pairs + most_grouped() * sizeof(std::uint32_t) +
+                             entries_.count * sizeof(Candidate));
 }
 
 }  // namespace bliss

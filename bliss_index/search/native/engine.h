@@ -1,6 +1,7 @@
 // A packed vocabulary and the search over it.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -73,8 +74,8 @@ class Engine {
  private:
   friend class Workspace;
   struct Centre {
-    std::vector<float> vector;  // padded to 16
-    std::vector<float> bias;    // per entry
+    AlignedVector<float> vector;  // padded to 16
+    AlignedVector<float> bias;    // per entry
     float square = 0;
     float largest_bias = 0;
   };
@@ -87,6 +88,9 @@ class Engine {
   Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;
   // Candidates of a query, with room for one panel's and for a full vector after the last.
   std::size_t row_stride() const { return capacity_ + layout_.panel + 16; }
+  // Pairs of queries and entries that are rescored together; entries that such pairs are grouped by.
+  std::size_t most_pairs() const { return std::max<std::size_t>(32768, capacity_); }
+  std::size_t most_grouped() const { return std::min(entries_.count, most_pairs()); }
   void rotate(double* v) const;
 
   const std::int8_t* codes_of(std::size_t panel) const { return codes_.get() + panel * panel_bytes_; }
@@ -103,13 +107,13 @@ class Engine {
   double inverse_scale_ = 1;  // 2^-exponent_
   double mean_norm_ = 0;
   std::vector<double> mean_;
-  std::vector<float> mean32_;
-  std::vector<float> signs_;
+  AlignedVector<float> mean32_;
+  AlignedVector<float> signs_;
   Rotation rotation_{};
   LargeArray<std::int8_t> codes_;
-  std::vector<std::int32_t> correction_;
-  std::vector<float> step_;
-  std::vector<float> centred_norm_, residual_;  // of the entries, from above
+  AlignedVector<std::int32_t> correction_;
+  AlignedVector<float> step_;
+  AlignedVector<float> centred_norm_, residual_;  // of the entries, from above
   std::vector<Bound> panel_bounds_;
   Bound largest_{0, 0};
   std::vector<float> norms_;  // |entry| * 2^-exponent_, from above

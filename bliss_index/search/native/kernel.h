@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "ordering.h"
+
 namespace bliss {
 
 // Classes that are multiplied together: a unit of 64 bytes, and a strip as texts lie in memory.
@@ -166,6 +168,7 @@ struct Kernel {
   // Raise `threshold` to the k-th largest lower end or little less, drop what ends below it, and
   // return the new count.
   std::uint32_t (*select)(const Selection&, float& threshold);
+  Rank rank;
 };
 
 #ifdef BLISS_HAS_AMX

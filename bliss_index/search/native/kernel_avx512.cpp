@@ -102,7 +102,7 @@ const Kernel avx512_kernel = {
     "avx512-vnni", {kPanel, kPanel, kGroup, 4}, 512, 127, 128, score, nothing, nothing,
     load_query, widen_query, prepare_query<127, 128>,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
-    class_products<double>, class_products<float>, pair_products, smallest, kLanes, select,
+    class_products<double>, class_products<float>, pair_products, smallest, kLanes, select, rank,
 };
 
 }  // namespace bliss

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <vector>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -18,6 +19,23 @@ struct Free {
 
 template <class T>
 using LargeArray = std::unique_ptr<T[], Free>;
+
+// A vector that starts at a cache line: whole registers of it then never lie in two lines.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(std::size_t count) {
+    return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t(64)));
+  }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(64)); }
+  bool operator==(const LineAllocator&) const { return true; }
+  bool operator!=(const LineAllocator&) const { return false; }
+};
+template <class T>
+using AlignedVector = std::vector<T, LineAllocator<T>>;
 
 // Not initialised; aligned to a cache line, and to a huge page if it is as large as one.
 template <class T>

@@ -50,6 +50,28 @@ bool before(const Candidate& a, const Candidate& b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
+// Dozens of candidates are sorted by counting the larger ones of each: no branch depends on them.
+void sort(Candidate* candidates, std::size_t count, Rank rank) {
+  constexpr std::size_t few = 16, room = 8;
+  if (count > few && count <= kMostRanked) {
+    double values[kMostRanked + room];
+    std::uint32_t larger[kMostRanked + room];
+    Candidate sorted[kMostRanked];
+    for (std::size_t i = 0; i < count; ++i) values[i] = candidates[i].value;
+    rank(values, count, larger);
+    std::size_t sum = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      sum += larger[i];
+      sorted[larger[i]] = candidates[i];
+    }
+    if (sum == count * (count - 1) / 2) {  // less where values are equal
+      std::copy(sorted, sorted + count, candidates);
+      return;
+    }
+  }
+  std::sort(candidates, candidates + count, before);
+}
+
 }  // namespace
 
 double exact_dot(const double* x, const double* t, std::size_t dim, bool products_are_exact) {
@@ -65,30 +87,30 @@ double exact_dot(const double* x, const double* t, std::size_t dim, bool product
   return sum.rounded();
 }
 
-std::size_t order_candidates(std::vector<Candidate>& candidates, std::size_t k,
+std::size_t order_candidates(Candidate* candidates, std::size_t count, std::size_t k, Rank rank,
                              const std::function<double(std::uint32_t)>& exact) {
   double spread = 0;
-  for (Candidate& c : candidates) {
-    c.value += 0.0;
-    spread = std::max(spread, c.error);
+  for (std::size_t i = 0; i < count; ++i) {
+    candidates[i].value += 0.0;
+    spread = std::max(spread, candidates[i].error);
   }
-  const auto by_value = [](const Candidate& a, const Candidate& b) { return a.value > b.value; };
-  if (candidates.size() > 2 * k) {
-    std::nth_element(candidates.begin(), candidates.begin() + (k - 1), candidates.end(), by_value);
+  if (count > 2 * k) {
+    std::nth_element(candidates, candidates + (k - 1), candidates + count,
+                     [](const Candidate& a, const Candidate& b) { return a.value > b.value; });
     const double least = candidates[k - 1].value - 4 * spread;
-    candidates.erase(std::remove_if(candidates.begin() + k, candidates.end(),
-                                    [least](const Candidate& c) { return c.value < least; }),
-                     candidates.end());
+    count = std::size_t(std::remove_if(candidates + k, candidates + count,
+                                       [least](const Candidate& c) { return c.value < least; }) -
+                        candidates);
   }
-  std::sort(candidates.begin(), candidates.end(), before);
+  sort(candidates, count, rank);
   const double least = candidates[k - 1].value - 4 * spread;
   std::size_t evaluated = 0;
   double previous = INFINITY;  // value before it was replaced by the exact one
-  for (std::size_t i = 0; i < candidates.size() && candidates[i].value >= least; ++i) {
+  for (std::size_t i = 0; i < count && candidates[i].value >= least; ++i) {
     Candidate& c = candidates[i];
     const double value = c.value;
     bool doubtful = previous - value <= 2 * spread ||
-                    (i + 1 < candidates.size() && value - candidates[i + 1].value <= 2 * spread);
+                    (i + 1 < count && value - candidates[i + 1].value <= 2 * spread);
     if (i < k) doubtful |= float(value - c.error) != float(value + c.error);
     previous = value;
     if (doubtful && c.error > 0) {
@@ -96,7 +118,7 @@ std::size_t order_candidates(std::vector<Candidate>& candidates, std::size_t k,
       ++evaluated;
     }
   }
-  if (evaluated) std::sort(candidates.begin(), candidates.end(), before);
+  if (evaluated) std::sort(candidates, candidates + count, before);
   return evaluated;
 }
 

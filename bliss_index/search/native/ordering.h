@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <vector>
 
 namespace bliss {
 
@@ -17,8 +16,12 @@ struct Candidate {
 // Exact inner product, rounded once (Shewchuk's expansions, rounded half-even as math.fsum does).
 double exact_dot(const double* x, const double* t, std::size_t dim, bool products_are_exact);
 
+// Counts, for each of at most kMostRanked numbers, those that are larger. Room for whole vectors.
+using Rank = void (*)(const double* numbers, std::size_t count, std::uint32_t* larger);
+constexpr std::size_t kMostRanked = 256;
+
 // Put the k best candidates first, in their final order. Returns how many were evaluated exactly.
-std::size_t order_candidates(std::vector<Candidate>& candidates, std::size_t k,
+std::size_t order_candidates(Candidate* candidates, std::size_t count, std::size_t k, Rank rank,
                              const std::function<double(std::uint32_t)>& exact);
 
 }  // namespace bliss

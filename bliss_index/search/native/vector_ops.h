@@ -420,6 +420,30 @@ std::uint32_t select(const Selection& s, float& threshold) {
   return kept;
 }
 
+void rank(const double* numbers, std::size_t count, std::uint32_t* larger) {
+  constexpr std::size_t lanes = kLanes / 2;
+  for (std::size_t j = 0; j < count; j += lanes) {
+    const Doubles own = load_wide(numbers + j);
+#ifdef __AVX512F__
+    __m512i counts = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < count; ++i) {
+      const __mmask8 more = _mm512_cmp_pd_mask(spread_wide(numbers[i]), own, _CMP_GT_OQ);
+      counts = _mm512_mask_add_epi64(counts, more, counts, _mm512_set1_epi64(1));
+    }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(larger + j), _mm512_cvtepi64_epi32(counts));
+#else
+    __m256i counts = _mm256_setzero_si256();
+    for (std::size_t i = 0; i < count; ++i) {
+      const Doubles more = _mm256_cmp_pd(spread_wide(numbers[i]), own, _CMP_GT_OQ);
+      counts = _mm256_sub_epi64(counts, _mm256_castpd_si256(more));
+    }
+    alignas(32) std::int64_t lane[lanes];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lane), counts);
+    for (std::size_t l = 0; l < lanes; ++l) larger[j + l] = std::uint32_t(lane[l]);
+#endif
+  }
+}
+
 // The stages of a Walsh-Hadamard transform that stay inside a vector.
 inline Floats transform_lanes(Floats v) {
 #ifdef __AVX512F__

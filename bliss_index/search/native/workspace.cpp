@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <limits>
 
 namespace bliss {
 namespace {
 
+constexpr std::size_t kRow = 4096;  // bytes of a row that are fetched at once, at most
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // A constant size where there are but two: a step is four bytes or sixty-four.
@@ -31,8 +31,11 @@ Workspace::Workspace(const Engine& engine)
       per_norm_(step_.size()), per_residual_(step_.size()), slack_(step_.size()),
       candidates_(step_.size()), trigger_(step_.size()), due_(step_.size() + 1),
       rows_(make_large_array<std::uint32_t>(3 * step_.size() * engine.row_stride())),
-      x32_(engine.padded_),
-      work_(engine.padded_), code_(engine.padded_), x64_(engine.padded_), t64_(engine.dim_) {
+      x32_(engine.padded_), work_(engine.padded_), code_(engine.padded_), wide_(engine.padded_),
+      x64_(engine.padded_), t64_(engine.dim_), least_(step_.size()), starts_(step_.size() + 1),
+      pairs_(make_large_array<Pair>(2 * engine.most_pairs())),
+      found_(make_large_array<Candidate>(engine.most_pairs())),
+      places_(engine.most_grouped() + 1) {
   codes_ = aligned(code_storage_.data());
   const std::size_t numbers = step_.size() * engine.row_stride();
   ids_ = rows_.get();
@@ -43,6 +46,7 @@ Workspace::Workspace(const Engine& engine)
             candidates_.data(),   trigger_.data(), ids_,         lower_,
             upper_,         engine.row_stride(), due_.data(),    0};
   exact_ = [this](std::uint32_t id) {
+    engine_.kernel_.widen(exact_query_, exact_type_, engine_.dim_, x64_.data());
     read_row(engine_.entries_, id, t64_.data());
     const bool exact_products = !rounded_ && engine_.entries_.type != Type::float64;
     return exact_dot(x64_.data(), t64_.data(), engine_.dim_, exact_products);
@@ -56,14 +60,9 @@ void Workspace::search(const Engine::Centre& centre, const Rows& queries, std::s
              double(kUnit32) * 1.001;
   begin(centre, queries, first, last);
   scan(centre);
-  const std::size_t count = last - first;
-  for (std::size_t slot = 0; slot < count; ++slot) arrange(slot);
-  for (std::size_t slot = 0; slot < count; ++slot) {
-    // Rescoring waits for memory: while one query is rescored, the next one's rows are fetched.
-    next_ = ids_ + (slot + 1) * block_.stride;
-    next_count_ = slot + 1 < count ? std::min<std::size_t>(candidates_[slot + 1], 2 * engine_.k_) : 0;
-    finish(queries, first + slot, slot, values, ids);
-  }
+  for (std::size_t slot = 0; slot < last - first; ++slot) arrange(slot);
+  finish({queries.row(first), queries.type, last - first, queries.dim}, values + first * engine_.k_,
+         ids + first * engine_.k_);
 }
 
 void Workspace::report(Counts& counts, std::vector<std::int64_t>& bad) {
@@ -85,9 +84,10 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::si
     trigger_[slot] = std::uint32_t(engine_.first_trigger_);
     threshold_[slot] = kInfinity;  // nothing passes, unless it is set below
     step_[slot] = alpha_[slot] = per_norm_[slot] = per_residual_[slot] = slack_[slot] = 0;
-    query = {State::zero, 0, 0, -kInfinity};
+    query = {State::zero, 0, 0, 0, 0, 0, -kInfinity};
     if (row >= last) continue;
     const float* x;
+    if (row + 2 < last) prefetch(queries, row + 2, kRow);
     const Content content = engine_.kernel_.load(queries.row(row), queries.type, queries.dim,
                                                  x32_.data(), &query.exponent, &x);
     if (content == Content::not_finite) {
@@ -106,6 +106,10 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::si
       copy_codes(out + i * layout.group, code_.data() + i,
                  std::min(layout.depth, engine_.padded_ - i));
     query.norm = prepared.norm;
+    query.shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
+    const int power = query.exponent + engine_.exponent_;
+    query.scale = std::ldexp(1.0, -power);
+    query.error64 = double(engine_.dim_ + 2) * 0x1p-53 * (1 + 1e-5) * query.norm * std::ldexp(1.0, power);
     step_[slot] = prepared.step;
     alpha_[slot] = prepared.alpha;
     // Bounds in float32 carry a relative error of 2^-22 at most.
@@ -184,136 +188,6 @@ void Workspace::arrange(std::size_t slot) {
     std::swap(upper[i], upper[best]);
     best += first;
   }
-}
-
-void Workspace::finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
-                       std::int64_t* ids) {
-  const std::size_t k = engine_.k_;
-  const Query& query = queries_[slot];
-  values += row * k;
-  ids += row * k;
-  if (query.state == State::bad || query.state == State::zero) {
-    for (std::size_t i = 0; i < k; ++i) values[i] = 0.0, ids[i] = std::int64_t(i);
-    return;
-  }
-  int exponent = query.exponent;
-  const float* x = static_cast<const float*>(queries.row(row));
-  if (queries.type != Type::float32 || exponent != 0)
-    engine_.kernel_.load(queries.row(row), queries.type, queries.dim, x32_.data(), &exponent, &x);
-  engine_.kernel_.widen(queries.row(row), queries.type, queries.dim, x64_.data());
-  const int power = exponent + engine_.exponent_;
-  const double error64 = double(engine_.dim_ + 2) * 0x1p-53 * (1 + 1e-5) * query.norm *
-                         std::ldexp(1.0, power);
-  found_.clear();
-  if (query.state == State::searched) {
-    rescore_candidates(x, slot, query.norm, std::ldexp(1.0, -power), error64);
-  } else {
-    ++counts_.full_rows;
-    rescore_everything(x, query, error64);
-  }
-  counts_.resolved += order_candidates(found_, k, exact_);
-  for (std::size_t i = 0; i < k; ++i) {
-    values[i] = found_[i].value;
-    ids[i] = std::int64_t(found_[i].id);
-  }
-}
-
-// The k best scores in float64 at once. The other candidates only where their upper ends reach the
-// least of these, and, if entries are narrower, where float32 cannot exclude them either.
-void Workspace::rescore_candidates(const float* x, std::size_t slot, double norm, double scale,
-                                   double error64) {
-  const std::size_t k = engine_.k_, count = candidates_[slot];
-  const std::uint32_t* ids = ids_ + slot * block_.stride;
-  const float* upper = upper_ + slot * block_.stride;
-  const bool narrow = engine_.entries_.type != Type::float64;
-  double least = std::numeric_limits<double>::infinity();
-  for (std::size_t i = 0; i < k; ++i) {
-    found_.push_back(rescore64(ids[i], error64));
-    least = std::min(least, found_[i].value - found_[i].error);
-  }
-  counts_.candidates += k;
-  if (count > k) {
-    least *= scale;
-    // What centring took away is the same for all entries: <query, mean of the entries>.
-    const double shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
-    const double reach = least - shift - (error32_ + 3 * double(kUnit32)) * norm * engine_.mean_norm_ -
-                         std::fabs(least) * 1e-15 - 0x1p-90;
-    for (std::size_t i = k; i < count; ++i) {
-      if (double(upper[i]) < reach) continue;
-      ++counts_.candidates;
-      if (narrow) {
-        const Candidate c = rescore32(x, ids[i], norm);
-        if (c.value + c.error < least) continue;
-      }
-      found_.push_back(rescore64(ids[i], error64));
-    }
-  }
-  counts_.rescored += found_.size();
-  while (next_count_ > 0) prefetch_next();
-}
-
-void Workspace::rescore_everything(const float* x, const Query& query, double error64) {
-  const std::size_t size = engine_.entries_.count;
-  found_.reserve(size);
-  counts_.candidates += size;
-  if (engine_.entries_.type != Type::float64) {
-    for (std::uint32_t id = 0; id < size; ++id) found_.push_back(rescore32(x, id, query.norm));
-    keep_reachable();
-    for (Candidate& c : found_) c = rescore64(c.id, error64);
-  } else {
-    for (std::uint32_t id = 0; id < size; ++id) found_.push_back(rescore64(id, error64));
-  }
-  counts_.rescored += found_.size();
-}
-
-// Drop what float32 proves to be outside the k best.
-void Workspace::keep_reachable() {
-  bounds_.resize(found_.size());
-  for (std::size_t i = 0; i < found_.size(); ++i) bounds_[i] = found_[i].value - found_[i].error;
-  std::nth_element(bounds_.begin(), bounds_.begin() + (engine_.k_ - 1), bounds_.end(),
-                   std::greater<double>());
-  const double least = bounds_[engine_.k_ - 1];
-  found_.erase(std::remove_if(found_.begin(), found_.end(),
-                              [least](const Candidate& c) { return c.value + c.error < least; }),
-               found_.end());
-}
-
-// In units of the scaled vectors.
-Candidate Workspace::rescore32(const float* x, std::uint32_t id, double norm) const {
-  const void* row = engine_.entries_.row(id);
-  const float dot =
-      engine_.entries_.type == Type::float16
-          ? engine_.kernel_.dot32_f16(x, static_cast<const std::uint16_t*>(row), engine_.dim_)
-          : engine_.kernel_.dot32_f32(x, static_cast<const float*>(row), engine_.dim_);
-  return {double(dot) * engine_.inverse_scale_,
-          error32_ * norm * engine_.norms_[id] + 0x1p-70, id};
-}
-
-// In units of the vectors as given.
-Candidate Workspace::rescore64(std::uint32_t id, double error64) {
-  if (next_count_ > 0) prefetch_next();
-  const void* row = engine_.entries_.row(id);
-  const std::size_t dim = engine_.dim_;
-  double dot = 0;
-  switch (engine_.entries_.type) {
-    case Type::float16:
-      dot = engine_.kernel_.dot64_f16(x64_.data(), static_cast<const std::uint16_t*>(row), dim);
-      break;
-    case Type::float32:
-      dot = engine_.kernel_.dot64_f32(x64_.data(), static_cast<const float*>(row), dim);
-      break;
-    case Type::float64:
-      dot = engine_.kernel_.dot64_f64(x64_.data(), static_cast<const double*>(row), dim);
-      break;
-  }
-  return {dot, error64 * engine_.norms_[id], id};
-}
-
-void Workspace::prefetch_next() {
-  const char* row = static_cast<const char*>(engine_.entries_.row(*next_++));
-  --next_count_;
-  const std::size_t bytes = engine_.dim_ * type_bytes(engine_.entries_.type);
-  for (std::size_t at = 0; at < std::min<std::size_t>(bytes, 256); at += 64) __builtin_prefetch(row + at);
 }
 
 }  // namespace bliss

@@ -8,6 +8,20 @@ namespace bliss {
 double half_to_double(std::uint16_t half);
 void read_row(const Rows& rows, std::size_t i, double* out);
 
+// Fetch the first bytes of a row.
+inline void prefetch(const Rows& rows, std::size_t i, std::size_t most) {
+  const char* const row = static_cast<const char*>(rows.row(i));
+  const std::size_t bytes = std::min(most, rows.dim * type_bytes(rows.type));
+  for (std::size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at);
+}
+
+// A query and an entry whose product is wanted, and where it goes.
+struct Pair {
+  std::uint32_t entry;
+  std::uint32_t slot;
+  std::uint32_t place;
+};
+
 class Workspace {
  public:
   explicit Workspace(const Engine& engine);
@@ -27,6 +41,9 @@ class Workspace {
     State state;
     int exponent;
     double norm;      // |query| * 2^-exponent, from above
+    double shift;     // <query * 2^-exponent, mean of the entries>, in float32
+    double scale;     // of a product of scaled vectors, over that of the vectors as given
+    double error64;   // of a float64 product of the vectors as given, per scaled |entry|
     float threshold;  // k-th best lower end so far, without the test's margin
   };
 
@@ -35,34 +52,46 @@ class Workspace {
   void scan(const Engine::Centre& centre);
   void select(std::size_t slot);
   void arrange(std::size_t slot);
-  void finish(const Rows& queries, std::size_t row, std::size_t slot, double* values,
-              std::int64_t* ids);
-  void rescore_candidates(const float* x, std::size_t slot, double norm, double scale,
-                          double error64);
-  void rescore_everything(const float* x, const Query& query, double error64);
-  void keep_reachable();
-  Candidate rescore32(const float* x, std::uint32_t id, double norm) const;
-  Candidate rescore64(std::uint32_t id, double error64);
+  // The rest, of all queries of a block, in rescoring.cpp.
+  void finish(const Rows& queries, double* values, std::int64_t* ids);
+  void rescore(const Rows& queries, std::size_t from, std::size_t to);
+  std::size_t pairs_left(std::size_t from, std::size_t to, Pair* pairs);
+  void evaluate(const Rows& queries, Pair* pairs, std::size_t count, bool exclude);
+  const double* wide_row(const Rows& rows, std::size_t i);
+  const float* narrow_row(const Rows& rows, std::size_t i, int exponent);
   void prefetch_next();
+  const Pair* group_by_entry(Pair* pairs, std::size_t count);
+  void search_all(const Rows& queries, std::size_t slot);
+  void keep_reachable(std::vector<Candidate>& all);
 
   const Engine& engine_;
   Block block_{};
   std::vector<Query> queries_;
   std::vector<std::uint8_t> code_storage_;
   std::uint8_t* codes_;  // aligned to a cache line
-  std::vector<float> step_, alpha_, threshold_, per_norm_, per_residual_, slack_;
+  AlignedVector<float> step_, alpha_, threshold_, per_norm_, per_residual_, slack_;
   std::vector<std::uint32_t> candidates_, trigger_, due_;
   // Ids, lower and upper ends: a row of each for every query, of which little is ever touched.
   LargeArray<std::uint32_t> rows_;
   std::uint32_t* ids_;
   float* lower_;
   float* upper_;
-  std::vector<float> x32_, work_;
-  std::vector<std::uint8_t> code_;
+  AlignedVector<float> x32_, work_;
+  AlignedVector<std::uint8_t> code_;
+  AlignedVector<double> wide_;
   std::vector<double> x64_, t64_, bounds_;
-  std::vector<Candidate> found_;
+  std::vector<double> least_;  // of a query's k best, the least lower end
+  // The candidates that are rescored together, query by query, and pairs to be evaluated.
+  std::vector<std::uint32_t> starts_;
+  LargeArray<Pair> pairs_;
+  LargeArray<Candidate> found_;
+  std::vector<std::uint32_t> places_;  // of each entry's pairs
+  std::vector<Candidate> all_;         // of a query that is searched in full
   const std::uint32_t* next_ = nullptr;  // ids of the next query's likely results
   std::size_t next_count_ = 0;
+  bool by_entry_ = false;  // whether pairs are evaluated entry by entry
+  const void* exact_query_ = nullptr;
+  Type exact_type_ = Type::float32;
   bool rounded_ = false;           // queries are float64, which float32 does not hold
   double error32_ = 0;             // of a float32 dot product, per |query| |entry|
   std::function<double(std::uint32_t)> exact_;
