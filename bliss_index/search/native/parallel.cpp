@@ -44,9 +44,12 @@ bool for_each_index(std::size_t count, std::size_t threads, const std::function<
       break;
     }
   }
-  if (workers.empty())
-    for (std::size_t i = 0; i < count && idle(); ++i) body(i, 0);
   bool interrupted = false;
+  if (workers.empty())
+    for (std::size_t i = 0; i < count && !interrupted; ++i) {
+      body(i, 0);
+      interrupted = !idle();
+    }
   {
     std::unique_lock<std::mutex> lock(mutex);
     while (running > 0) {
