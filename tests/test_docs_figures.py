@@ -177,3 +177,25 @@ def test_the_readmes_scoring():
     assert added.startswith(f"{shares[0]}, {shares[1]} and {shares[2]}")
     calibration = next(c for name, (c,) in rows.items() if "calibration" in name)
     assert calibration.startswith(f"{found['calibration']['times_faster']:.1f} times")
+
+
+def test_the_table_of_candidates_on_a_gpu():
+    cases = result("gpu_kernels_interpreted")["cases"]
+    assert all(case["same_ids"] and case["same_similarities"] for case in cases)
+    found = {
+        (case["entries"], case["k"], case["codes"]): case
+        for case in cases
+        if case["data"] == "clip" and case["dim"] == 512
+    }
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    rows = text.split("| int8: candidates |", 1)[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) == 5
+    for row in rows:
+        entries, k, *cells = (cell.strip().replace(",", "") for cell in row.strip("|").split("|"))
+        expected = [
+            found[int(entries), int(k), codes][name]
+            for codes in ("int8", "bfloat16")
+            for name in ("candidates_per_query", "rescored_per_query")
+        ]
+        assert [float(cell) for cell in cells] == expected
+    assert f"on a processor, {len(cases)} cases" in text
