@@ -236,8 +236,8 @@ def _occupied(programs: int, at_once: int) -> float:
 def _spread(k: int) -> float:
     """How many times the expected number of blocks may be listed for a query.
 
-    The threshold is a lower bound, and the k-th best of a sample varies, less so for larger k. On
-    CLIP-like data the mean is 3.5 times for k = 10 and 2.3 for 100, the largest 7.6 and 3.4.
+    The threshold is a lower bound, and the k-th best of a sample varies, less so for larger k. The
+    tests hold this to CLIP-like data; a list that has too little room costs time, no results.
     """
     return 3.0 + 30.0 / math.sqrt(k)
 
