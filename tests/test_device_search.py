@@ -406,15 +406,19 @@ def test_lists_have_room_for_what_reaches_a_samples_threshold(k: int) -> None:
     assert listed.max() < 0.9 * _room(blocks, sample, k, 1)
 
 
-@pytest.mark.parametrize(("rows", "processors"), [(65_536, 132), (20_000, 132), (100, 132), (1, 8)])
-def test_programs_occupy_a_device(rows: int, processors: int) -> None:
+@pytest.mark.parametrize(
+    ("tiles", "at_once", "most"), [(512, 264, 1), (390, 264, 2), (160, 264, 3), (1, 264, 264)]
+)
+def test_a_product_is_cut_so_that_a_device_is_occupied(tiles: int, at_once: int, most: int) -> None:
     pytest.importorskip("triton")
-    from bliss_index.search.device import triton_proposals as module
+    from bliss_index.search.device.triton_proposals import _sections
 
-    tiles, at_once = -(-rows // 128), 2 * processors
-    most = max(8, at_once // tiles)
-    parts = max(range(1, most + 1), key=lambda parts: module._occupied(tiles * parts, at_once))
-    assert module._occupied(tiles * parts, at_once) >= 0.9
+    sections, share = _sections(tiles, 31_250, 4, at_once)
+    assert share % 4 == 0
+    assert (sections - 1) * share < 31_250 <= sections * share
+    assert 1 <= sections <= most
+    programs = tiles * sections
+    assert programs > 0.85 * (-(-programs // at_once) * at_once)
 
 
 def test_triton_counts_what_it_has_no_room_for() -> None:

@@ -23,6 +23,7 @@ _LEAST_SAMPLE = 256
 _LEAST_ROOM = 128
 _PROGRAMS_PER_PROCESSOR = 2
 _MOST_SECTIONS = 8
+_WELL_OCCUPIED = 0.9
 _BLOCK_BYTES = 8
 _RECORD_BYTES = 12
 _BYTES_PER_QUERY = 36  # of shared memory, in which the compiler rearranges block maxima
@@ -127,7 +128,11 @@ class TritonProposals:
         in_tile = TILE // entries.block
         blocks = entries.codes.shape[0] // entries.block
         sample = _sample(blocks, k, in_tile)
-        sections, share = self._sections(n, blocks - sample, in_tile, entries.device)
+        shape = self._shape(entries)
+        tiles = -(-n // shape.queries)
+        sections, share = _sections(
+            tiles, blocks - sample, in_tile, _programs_at_once(entries.device)
+        )
         room = _room(blocks, sample, k, sections)
         segments = 1 + sections
         threshold = torch.empty(n, dtype=torch.float32, device=entries.device)
@@ -150,8 +155,6 @@ class TritonProposals:
                 **settings,
             )  # fmt: skip
             if sections:
-                shape = self._shape(entries)
-                tiles = -(-n // shape.queries)
                 kernels.block_hits_kernel[(tiles * sections,)](
                     queries.codes, queries.alpha, entries.codes, entries.lift, threshold, *bounds,
                     listed, found, pairs,
@@ -173,9 +176,9 @@ class TritonProposals:
         in_tile = TILE // entries.block
         blocks = blocks or entries.codes.shape[0] // entries.block
         best = torch.empty((n, blocks), dtype=torch.int64, device=entries.device)
-        sections, share = self._sections(n, blocks, in_tile, entries.device)
         tiles = -(-n // shape.queries)
         if n:
+            sections, share = _sections(tiles, blocks, in_tile, _programs_at_once(entries.device))
             with device_of(best):
                 kernels.block_best_kernel[(tiles * sections,)](
                     queries.codes, queries.alpha, entries.codes, entries.lift, best,
@@ -192,21 +195,6 @@ class TritonProposals:
                 f"{shared_memory(entries.device)} bytes; search with backend='torch'"
             )
         return replace(shape, entries=min(shape.entries, _LANES * entries.block))
-
-    def _sections(self, n: int, blocks: int, in_tile: int, device: torch.device) -> tuple[int, int]:
-        """Into how many parts to cut so many blocks to occupy the device, and blocks of a part."""
-        if blocks == 0:
-            return 0, 0
-        processors = 2
-        if device.type == "cuda":
-            processors = torch.cuda.get_device_properties(device).multi_processor_count
-        at_once = _PROGRAMS_PER_PROCESSOR * processors
-        tiles = -(-n // (self.shape or TileShape()).queries)
-        most = max(_MOST_SECTIONS, at_once // tiles)
-        wanted = max(range(1, most + 1), key=lambda parts: _occupied(tiles * parts, at_once))
-        share = -(-blocks // wanted)
-        share = -(-share // in_tile) * in_tile
-        return -(-blocks // share), share
 
 
 def why_too_long(dim: int, form: CodeFormat, device: torch.device) -> str:
@@ -228,9 +216,35 @@ def _constants(shape: TileShape, entries: EntryCodes) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _programs_at_once(device: torch.device) -> int:
+    """How many programs of the product a device runs beside each other, about."""
+    processors = 2
+    if device.type == "cuda":
+        processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return _PROGRAMS_PER_PROCESSOR * processors
+
+
+def _sections(tiles: int, blocks: int, in_tile: int, at_once: int) -> tuple[int, int]:
+    """Into how many parts to cut so many blocks for tiles of queries, and the blocks of a part.
+
+    As few as occupy the device, for each writes a list of its own.
+    """
+    if blocks == 0:
+        return 0, 0
+    ways = range(1, max(_MOST_SECTIONS, at_once // tiles) + 1)
+    shares = [_occupied(tiles * parts, at_once) for parts in ways]
+    parts = next(
+        (parts for parts, share in zip(ways, shares, strict=True) if share >= _WELL_OCCUPIED),
+        1 + shares.index(max(shares)),
+    )
+    share = -(-blocks // parts)
+    share = -(-share // in_tile) * in_tile
+    return -(-blocks // share), share
+
+
 def _occupied(programs: int, at_once: int) -> float:
-    """Share of the device that so many programs occupy while they run, to a few per cent."""
-    return round(programs / (-(-programs // at_once) * at_once), 1)
+    """Share of the device that so many programs occupy while they run."""
+    return programs / (-(-programs // at_once) * at_once)
 
 
 def _spread(k: int) -> float:
