@@ -31,6 +31,8 @@ from bliss_index.search.protocol import SearchStatistics
 _LOGGER = logging.getLogger("bliss_index")
 _BLOCKS_PER_RESULT = 4  # below that, float64 products of all entries are no slower
 _LEAST_CAPACITY = 256
+_CAPACITY_PER_RESULT = 16
+_CANDIDATE_BYTES = 20  # place, bound, order and value
 _CENTRE_AT_LEAST = 32
 _CENTRE_ROWS = 4096
 _ROWS = 65536
@@ -264,13 +266,14 @@ class DeviceBackend:
 
     def _capacity(self) -> int:
         """Candidates kept per query."""
-        wanted = self._options.capacity or max(_LEAST_CAPACITY, 8 * self._k)
+        wanted = self._options.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * self._k)
         return int(1 << (max(wanted, self._k) - 1).bit_length())
 
     def _rows_at_once(self, size: int) -> int:
         proposals = self._engine.proposals
         blocks = size // block_size(size, proposals.tile, self._k) + 1
-        fitting = _PROPOSAL_BYTES // proposals.bytes_per_query(blocks, self._k)
+        each = proposals.bytes_per_query(blocks, self._k) + _CANDIDATE_BYTES * self._capacity()
+        fitting = _PROPOSAL_BYTES // each
         return int(max(_LEAST_ROWS, min(self._rows, fitting)))
 
     def _merge(
