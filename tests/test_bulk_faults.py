@@ -325,7 +325,9 @@ def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypat
         if index == 0:
             assert every_row.wait(60)
             assert not list((tmp_path / "s").glob("*.parquet"))
-            (copy.images / "shard-00000.arrow").write_bytes(content)
+            (tmp_path / "altered").write_bytes(content)
+            # At once: a file that is cut off in place ends the process that has it mapped.
+            (tmp_path / "altered").replace(copy.images / "shard-00000.arrow")
         return check(store, index, between)
 
     class Listening(JobListener):

@@ -156,7 +156,8 @@ class StorePart:
         shard = self.store.shard(self.index, check_hash=checked)
         for start in range(0, shard.rows, rows):
             keys, status, error = (
-                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
+                _copied(shard.batch.column(name).slice(start, rows))
+                for name in ("key", "status", "error")
             )
             good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
             yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
@@ -230,3 +231,11 @@ class ForeignPart:
 
 def _texts(values: Any) -> pa.Array:
     return pa.array(values, pa.string())
+
+
+def _copied(column: pa.Array) -> pa.Array:
+    """Copy out of the memory map: a file that is cut off while it is scored ends no process later.
+
+    What is written of a part is written long after it was read.
+    """
+    return column.take(pa.array(np.arange(len(column))))
