@@ -56,8 +56,8 @@ class DeviceOptions:
     capacity
         Candidates kept per query, rounded up to a power of two; None for what k suggests.
     codes
-        Numbers of the products that propose candidates: "int8", or "bfloat16", which takes twice
-        as long and leaves a quarter as many candidates.
+        Numbers of the products that propose candidates: "int8", or "bfloat16", which is twice the
+        work for the tensor cores and leaves fewer candidates; see docs/gpu.md.
     """
 
     rows: int = _ROWS

@@ -138,9 +138,8 @@ def block_best_kernel(
     stop = tl.minimum(start + share, blocks)
     to = best + row.to(tl.int64)[:, None] * blocks + tl.arange(0, 4)[None, :]
     for tile in tl.range(start // 4 * PARTS, stop // 4 * PARTS, num_stages=STAGES):
-        first_entry = tile * BN
         one, two = _tile_best(
-            query, alpha, entry_codes, entry_lift, first_entry, size, n >> 31,
+            query, alpha, entry_codes, entry_lift, tile * BN, size, n >> 31,
             DIM, BM, BN, BK, SIZE, FOLDS, WIDEN,
         )  # fmt: skip
         part = tile % PARTS
@@ -195,15 +194,14 @@ def block_hits_kernel(
     stop = tl.minimum(start + share, blocks)
     segment = row.to(tl.int64) * segments + program // row_tiles + 1
     for tile in tl.range(start // 4 * PARTS, stop // 4 * PARTS, num_stages=STAGES):
-        first_entry = tile * BN
         one, two = _tile_best(
-            query, alpha, entry_codes, entry_lift, first_entry, size, n >> 31,
+            query, alpha, entry_codes, entry_lift, tile * BN, size, n >> 31,
             DIM, BM, BN, BK, SIZE, FOLDS, WIDEN,
         )  # fmt: skip
         part = tile % PARTS
         first, second = _joined(first, second, one, two, part, BN)
         if part == PARTS - 1:
-            at = first_entry // TILE
+            at = tile * BN // TILE
             bound = norm * tl.load(tile_norm + at) + residual * tl.load(tile_residual + at)
             upper = _upper(first, tl.load(tile_step + at), SIZE)
             hit = known[:, None] & (upper >= (least - bound)[:, None]) & (first >= SIZE)
@@ -219,7 +217,7 @@ def block_hits_kernel(
 
 
 @triton.jit
-def _kth_largest(values, least, k, HALVINGS: tl.constexpr):
+def kth_largest(values, least, k, HALVINGS: tl.constexpr):
     """A number that k of the values reach, close to the k-th largest; `least` if fewer reach it."""
     low = tl.min(tl.where(values > -1e38, values, float("inf")))
     high = tl.max(values)
@@ -231,6 +229,18 @@ def _kth_largest(values, least, k, HALVINGS: tl.constexpr):
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle)
     return low
+
+
+@triton.jit
+def _unit_and_bound(
+    block, known, norm, residual, rounding, tile_step, tile_norm, tile_residual,
+    IN_TILE: tl.constexpr,
+):  # fmt: skip
+    """Unit of the scores of some blocks, and how far these can be from the true ones."""
+    at = block // IN_TILE
+    bound = norm * tl.load(tile_norm + at, mask=known, other=0.0) + rounding
+    bound += residual * tl.load(tile_residual + at, mask=known, other=0.0)
+    return tl.load(tile_step + at, mask=known, other=1.0), bound
 
 
 @triton.jit(do_not_specialize=["blocks", "k", "segments", "room"])
@@ -252,22 +262,20 @@ def sieve_kernel(
         block = start + lane
         known = block < blocks
         pair = tl.load(best + query * blocks + block, mask=known, other=0)
-        at = block // IN_TILE
-        bound = norm * tl.load(tile_norm + at, mask=known, other=0.0) + rounding
-        bound += residual * tl.load(tile_residual + at, mask=known, other=0.0)
-        step = tl.load(tile_step + at, mask=known, other=1.0)
+        step, bound = _unit_and_bound(
+            block, known, norm, residual, rounding, tile_step, tile_norm, tile_residual, IN_TILE
+        )
         largest = tl.maximum(largest, _lower((pair >> 32).to(tl.int32), step, SIZE) - bound)
-    least = _kth_largest(largest, float("-inf"), k, HALVINGS)
+    least = kth_largest(largest, float("-inf"), k, HALVINGS)
     tl.store(threshold + query, least)
     filled = 0
     for start in range(0, blocks, GROUPS):
         block = start + lane
         known = block < blocks
         pair = tl.load(best + query * blocks + block, mask=known, other=0)
-        at = block // IN_TILE
-        bound = norm * tl.load(tile_norm + at, mask=known, other=0.0) + rounding
-        bound += residual * tl.load(tile_residual + at, mask=known, other=0.0)
-        step = tl.load(tile_step + at, mask=known, other=1.0)
+        step, bound = _unit_and_bound(
+            block, known, norm, residual, rounding, tile_step, tile_norm, tile_residual, IN_TILE
+        )
         key = (pair >> 32).to(tl.int32)
         hit = known & (_upper(key, step, SIZE) + bound >= least) & (key >= SIZE)
         ones = hit.to(tl.int32)
@@ -307,12 +315,11 @@ def select_kernel(
             known = start + lane < listed
             block = tl.load(found + base + start + lane, mask=known, other=0)
             pair = tl.load(found_pair + base + start + lane, mask=known, other=0)
-            at = block // IN_TILE
-            bound = norm * tl.load(tile_norm + at) + rounding
-            bound += residual * tl.load(tile_residual + at)
-            lower = _lower((pair >> 32).to(tl.int32), tl.load(tile_step + at), SIZE) - bound
-            largest = tl.maximum(largest, lower)
-    least = _kth_largest(largest, tl.load(threshold + query), k, HALVINGS)
+            step, bound = _unit_and_bound(
+                block, known, norm, residual, rounding, tile_step, tile_norm, tile_residual, IN_TILE
+            )
+            largest = tl.maximum(largest, _lower((pair >> 32).to(tl.int32), step, SIZE) - bound)
+    least = kth_largest(largest, tl.load(threshold + query), k, HALVINGS)
     filled = 0
     for segment in range(segments):
         listed = tl.minimum(tl.load(found_count + query * segments + segment), room)
@@ -321,10 +328,9 @@ def select_kernel(
             known = start + lane < listed
             block = tl.load(found + base + start + lane, mask=known, other=0)
             pair = tl.load(found_pair + base + start + lane, mask=known, other=0)
-            at = block // IN_TILE
-            bound = norm * tl.load(tile_norm + at) + rounding
-            bound += residual * tl.load(tile_residual + at)
-            step = tl.load(tile_step + at)
+            step, bound = _unit_and_bound(
+                block, known, norm, residual, rounding, tile_step, tile_norm, tile_residual, IN_TILE
+            )
             first, second = (pair >> 32).to(tl.int32), pair.to(tl.int32)
             most, next_most = _upper(first, step, SIZE) + bound, _upper(second, step, SIZE) + bound
             hit = known & (most >= least) & (first >= SIZE)

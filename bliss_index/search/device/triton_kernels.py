@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from bliss_index.search.device import codes
+from bliss_index.search.device.block_kernels import kth_largest
 
 # The bounds are those of codes.py.
 _CODE_NORM = tl.constexpr(codes.CODE_NORM)
@@ -149,20 +150,6 @@ def _rescore(
     tl.debug_barrier()
 
 
-@triton.jit
-def _kth_upper(upper, k, HALVINGS: tl.constexpr):
-    """A number that at least k of the upper bounds reach, and not many more."""
-    low = tl.min(tl.where(upper > -1e38, upper, float("inf")))
-    low = tl.where(tl.sum((upper >= low).to(tl.int32)) >= k, low, float("-inf"))
-    high = tl.max(upper)
-    for _ in range(HALVINGS):
-        middle = 0.5 * low + 0.5 * high
-        enough = tl.sum((upper >= middle).to(tl.int32)) >= k
-        low = tl.where(enough, middle, low)
-        high = tl.where(enough, high, middle)
-    return low
-
-
 @triton.jit(do_not_specialize=["k", "capacity", "size"])
 def rank_kernel(
     queries, entries, count, places, uppers, units, mean, ids, error, order, scratch,
@@ -187,7 +174,7 @@ def rank_kernel(
     place = tl.load(at_place + slot, mask=slot < filled, other=size)
     there = place < size
     upper = tl.load(uppers + query * capacity + slot, mask=there, other=float("-inf"))
-    cut = _kth_upper(upper, k, HALVINGS)
+    cut = kth_largest(upper, float("-inf"), k, HALVINGS)
     first = there & (upper >= cut)
     _rescore(
         query, at_query, entries, at_place, ids, order, first, scratch, dim, WIDTH, PAIRS, CHUNK
