@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bulk_fixtures import Job, make_job, outputs
 
+from bliss_index.bulk import run_job
 from bliss_index.search.device.choice import find_gpu
 
 if find_gpu()[0] is None:  # Triton's kernels then run on CPU tensors; read when it is imported
@@ -36,3 +38,17 @@ def realdata() -> Path:
     if not folder or not Path(folder, "text_vitb32.npz").is_file():
         pytest.skip("BLISS_INDEX_REALDATA does not name a folder with real embeddings")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A small job of the bulk engine, for the tests of one module."""
+    return make_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture(scope="module")
+def whole(job: Job) -> dict[str, bytes]:
+    """The files of an uninterrupted run of the job."""
+    summary = run_job(job.images, job.folder / "whole", job.settings())
+    assert summary.complete
+    return outputs(job.folder / "whole")

@@ -35,19 +35,6 @@ from bliss_index.store import EmbeddingStore
 from bliss_index.store.source_part import ColumnNames
 
 
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    return make_job(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def whole(job):
-    """The files of an uninterrupted run."""
-    summary = run_job(job.images, job.folder / "whole", job.settings())
-    assert summary.complete
-    return outputs(job.folder / "whole")
-
-
 class Notes(JobListener):
     def __init__(self):
         self.rows, self.parts, self.texts, self.plan = 0, 0, [], None

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from bulk_fixtures import (
     children_of,
-    make_job,
     outputs,
     score_command,
     wait_for,
@@ -35,17 +34,6 @@ from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.search import ExactSearch
 from bliss_index.store import EmbeddingStore
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    return make_job(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def whole(job):
-    run_job(job.images, job.folder / "whole", job.settings())
-    return outputs(job.folder / "whole")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bulk_fixtures import make_job, outputs, wait_for
+from bulk_fixtures import wait_for
 
 from bliss_index.bulk import run_job
 from bliss_index.bulk.finishing import Finishing
@@ -31,17 +31,6 @@ from bliss_index.search import ExactSearch
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.files import AtomicFile
 from bliss_index.store.hashing import file_sha256
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    return make_job(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture(scope="module")
-def whole(job):
-    run_job(job.images, job.folder / "whole", job.settings())
-    return outputs(job.folder / "whole")
 
 
 @pytest.fixture

@@ -9,17 +9,11 @@ import sys
 
 import numpy as np
 import pytest
-from bulk_fixtures import make_job
 
 from bliss_index.bulk import run_job, verify_scores
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 from bliss_index.verification import verify_directory
-
-
-@pytest.fixture(scope="module")
-def job(tmp_path_factory):
-    return make_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(params=["store", "arrays"])
