@@ -34,7 +34,8 @@ SIEVE = {**BOUNDS, **LISTS, "best": "*i64"}
 SELECT = {**BOUNDS, **LISTS, "found_count": "*i32", "places": "*i32", "uppers": "*fp32",
           "capacity": "i32"}  # fmt: skip
 PREPARE = {
-    "queries": "*fp16", "centre": "*fp32", "signs": "*fp32", "facts": "*fp32", "codes": "*i8",
+    "queries": "*fp16", "centre": "*fp32", "signs": "*fp32", "facts": "*fp32",
+    "limits": "*fp64", "errors": "*fp64", "codes": "*i8",
     "alphas": "*fp32", "per_norm": "*fp32", "per_residual": "*fp32", "slacks": "*fp32",
     "units": "*fp64",
     "zeros": "*i1", "extremes": "*i1", "n": "i32", "dim": "i32",

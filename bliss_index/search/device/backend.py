@@ -6,7 +6,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,24 +15,20 @@ import torch
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.device.codes import FORMATS, EntryCodes
-from bliss_index.search.device.engine import DeviceEngine, choose_engine
+from bliss_index.search.device.engine import DeviceEngine, Ranked, choose_engine
 from bliss_index.search.device.ordering import (
     Rescored,
     best_in_order,
-    resolve,
     row_errors,
     search_in_full,
 )
-from bliss_index.search.device.proposals import block_size, pairs_of
+from bliss_index.search.device.proposals import block_size
 from bliss_index.search.inputs import bad_rows_error, checked_rows
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
 _LOGGER = logging.getLogger("bliss_index")
 _BLOCKS_PER_RESULT = 4  # below that, float64 products of all entries are no slower
-_LEAST_CAPACITY = 256
-_CAPACITY_PER_RESULT = 16
-_CANDIDATE_BYTES = 20  # place, bound, order and value
 _CENTRE_AT_LEAST = 32
 _CENTRE_ROWS = 4096
 _ROWS = 65536
@@ -85,6 +81,11 @@ class _Block:
     codes: EntryCodes
     longest: float
 
+    @property
+    def size_in_blocks(self) -> int:
+        """Blocks whose maxima are found."""
+        return -(-self.codes.size // self.codes.tile) * (self.codes.tile // self.codes.block)
+
 
 class DeviceBackend:
     """Top-k of one vocabulary on a torch device that computes in float64.
@@ -124,6 +125,8 @@ class DeviceBackend:
         self._options = options or DeviceOptions()
         form = FORMATS[self._options.codes]
         self._engine = engine or choose_engine(self._device, vocabulary.shape[1], form)
+        if self._options.capacity is not None:
+            self._engine = replace(self._engine, capacity=self._options.capacity)
         self._rows = self._options.rows
         self._centre: torch.Tensor | None = None
         self._lock = threading.Lock()
@@ -147,7 +150,7 @@ class DeviceBackend:
     def memory_bytes(self) -> int:
         """Bytes on the device: entries, their codes, and the candidates of a batch."""
         dim, item = self._vocabulary.shape[1], self._vocabulary.itemsize
-        entries = self._block_size * (dim * item + self._engine.proposals.form.bytes_of(dim) + 24)
+        entries = self._block_size * (dim * item + self._engine.form.bytes_of(dim) + 24)
         return int(entries + 2 * _PROPOSAL_BYTES)
 
     def search(
@@ -169,7 +172,7 @@ class DeviceBackend:
         InvalidInputError
             Rows hold NaN or infinity, or float64 magnitudes whose products could overflow.
         """
-        rows = checked_tensor(queries)
+        rows = as_searched(queries)
         return self._search(rows, lambda row: rows[row].cpu().numpy())
 
     def _search(
@@ -196,84 +199,95 @@ class DeviceBackend:
     def _search_block(
         self, block: _Block, queries: torch.Tensor, host_row: HostRow
     ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
-        """Search one block of entries, in fewer rows at once when memory runs out."""
+        """Search one block of entries: all batches first, and then what they left."""
         n, k = queries.shape[0], min(self._k, block.codes.size)
-        values = torch.empty((n, k), dtype=torch.float64, device=self._device)
-        ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
-        counted = SearchStatistics()
-        start = 0
+        if n == 0 or block.size_in_blocks < _BLOCKS_PER_RESULT * k:
+            values = torch.empty((n, k), dtype=torch.float64, device=self._device)
+            ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
+            left = torch.ones(n, dtype=torch.bool, device=self._device)
+            candidates = rescored = 0
+        else:
+            values, ids, left, tallies = self._search_batches(self._engine, block, queries, k)
+            candidates, rescored = tallies.tolist()
+        rows = left.nonzero()[:, 0]  # here, and not before, the host waits for the device
+        wider = self._engine.widened()
+        if rows.shape[0] and candidates and wider is not None:
+            values[rows], ids[rows], left, tallies = self._search_batches(
+                wider, block, queries[rows], k
+            )
+            rows = rows[left]
+            candidates, rescored = candidates + int(tallies[0]), rescored + int(tallies[1])
+        resolved = 0
+        if rows.shape[0]:
+            bad = ~torch.isfinite(queries[rows]).all(1)
+            if bool(bad.any()):
+                raise bad_rows_error(rows[bad].cpu().numpy(), "queries")
+            parts = search_in_full(block.entries, queries, rows, k, block.longest)
+            row, entry, value = (torch.cat(column) for column in zip(*parts, strict=True))
+            error = row_errors(queries[rows], block.entries, block.longest)
+            found = Rescored(torch.searchsorted(rows, row), entry, value, error)
+            numbers = rows.tolist()
+            exact = self._exact(host_row, block.first)
+            values[rows], ids[rows], resolved = best_in_order(
+                found, k, lambda at, entry: exact(numbers[at], entry)
+            )
+            candidates += row.shape[0]
+            rescored += row.shape[0]
+        counted = SearchStatistics(0, candidates, rescored, resolved, rows.shape[0])
+        return values, ids + block.first if block.first else ids, counted
+
+    def _search_batches(
+        self, engine: DeviceEngine, block: _Block, queries: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Search without waiting for the device, in fewer rows at once when memory runs out.
+
+        Returns
+        -------
+        What :class:`bliss_index.search.device.engine.Ranked` holds, of all queries.
+        """
+        pieces: list[Ranked] = []
+        start, n = 0, queries.shape[0]
         while start < n:
-            at_once = self._rows_at_once(block.codes.size)
-            part = slice(start, min(n, start + at_once))
-            try:
-                values[part], ids[part], more = self._search_rows(
-                    block, queries[part], k, _from_row(host_row, start)
-                )
-            except torch.cuda.OutOfMemoryError:
-                if at_once <= _LEAST_ROWS:
-                    raise
+            at_once = self._rows_at_once(engine, block.codes.size)
+            part = queries[start : start + at_once]
+            found = self._try_batch(engine, block, part, k, may_fail=at_once > _LEAST_ROWS)
+            if found is None:
                 self._rows = max(_LEAST_ROWS, at_once // 2)
                 _LOGGER.warning("out of device memory: going on with %d queries", self._rows)
                 if self._device.type == "cuda":
                     torch.cuda.empty_cache()
                 continue
-            counted += more
-            start = part.stop
-        return values, ids + block.first, counted
+            pieces.append(found)
+            start += part.shape[0]
+        tallies = torch.stack([piece.tallies for piece in pieces]).sum(0)
+        if len(pieces) == 1:
+            return pieces[0].values, pieces[0].ids, pieces[0].left, tallies
+        return (
+            torch.cat([piece.values for piece in pieces]),
+            torch.cat([piece.ids for piece in pieces]),
+            torch.cat([piece.left for piece in pieces]),
+            tallies,
+        )
 
-    def _search_rows(
-        self, block: _Block, queries: torch.Tensor, k: int, host_row: HostRow
-    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
-        """Search one batch: ids are places within the block."""
-        error = row_errors(queries, block.entries, block.longest)
-        exact = self._exact(host_row, block.first)
-        codes = self._engine.prepare(block.codes, queries)
-        candidates = rescored = resolved = 0
-        if block.codes.codes.shape[0] // block.codes.block < _BLOCKS_PER_RESULT * k:
-            left = ~codes.zero
-            values = torch.empty((queries.shape[0], k), dtype=torch.float64, device=self._device)
-            ids = torch.empty_like(values, dtype=torch.int64)
-        else:
-            capacity = self._capacity()
-            hits = self._engine.proposals.find(codes, block.codes, k, capacity)
-            left = ((hits.count > capacity) | codes.extreme) & ~codes.zero
-            chosen = ~(left | codes.zero)
-            values, ids, doubtful, each = self._engine.rank(
-                queries, block.entries, block.codes, hits, chosen, error, k
-            )
-            candidates = int(torch.where(chosen, hits.count, 0).sum())
-            rescored = int(torch.where(chosen, each, 0).sum())
-            row, entry = pairs_of(hits, block.codes, doubtful)
-            value = self._engine.pair_products(queries, block.entries, row, entry)
-            found = Rescored(row, entry, value, error)
-            resolved = resolve(found, doubtful, k, exact, values, ids)
-        values[codes.zero] = 0.0
-        ids[codes.zero] = torch.arange(k, device=self._device)
-        rows = left.nonzero()[:, 0]
-        if rows.shape[0]:
-            parts = search_in_full(block.entries, queries, rows, k, block.longest)
-            row, entry, value = (torch.cat(column) for column in zip(*parts, strict=True))
-            found = Rescored(torch.searchsorted(rows, row), entry, value, error[rows])
-            numbers = rows.tolist()
-            values[rows], ids[rows], more = best_in_order(
-                found, k, lambda at, entry: exact(numbers[at], entry)
-            )
-            candidates += row.shape[0]
-            rescored += row.shape[0]
-            resolved += more
-        counted = SearchStatistics(0, candidates, rescored, resolved, rows.shape[0])
-        return values, ids, counted
+    def _try_batch(
+        self,
+        engine: DeviceEngine,
+        block: _Block,
+        queries: torch.Tensor,
+        k: int,
+        *,
+        may_fail: bool,
+    ) -> Ranked | None:
+        """Search one batch; None where memory ran out, all of which is free again then."""
+        try:
+            return engine.search(queries, block.entries, block.codes, k)
+        except torch.cuda.OutOfMemoryError:
+            if not may_fail:
+                raise
+        return None
 
-    def _capacity(self) -> int:
-        """Candidates kept per query."""
-        wanted = self._options.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * self._k)
-        return int(1 << (max(wanted, self._k) - 1).bit_length())
-
-    def _rows_at_once(self, size: int) -> int:
-        proposals = self._engine.proposals
-        blocks = size // block_size(size, proposals.tile, self._k) + 1
-        each = proposals.bytes_per_query(blocks, self._k) + _CANDIDATE_BYTES * self._capacity()
-        fitting = _PROPOSAL_BYTES // each
+    def _rows_at_once(self, engine: DeviceEngine, size: int) -> int:
+        fitting = _PROPOSAL_BYTES // engine.bytes_per_query(size, self._k)
         return int(max(_LEAST_ROWS, min(self._rows, fitting)))
 
     def _merge(
@@ -313,9 +327,9 @@ class DeviceBackend:
         """Bring a block of entries to the device and make its codes."""
         rows = self._vocabulary[first : first + self._block_size]
         entries = upload(rows, self._device)
-        tile = self._engine.proposals.tile
+        tile = self._engine.tile
         block = block_size(entries.shape[0], tile, self._k)
-        codes = EntryCodes(entries, tile, block, self._engine.proposals.form)
+        codes = EntryCodes(entries, tile, block, self._engine.form, self._engine.arrange)
         if self._centre is not None:
             codes.set_centre(self._centre)
         return _Block(first, entries, codes, codes.longest)
@@ -326,24 +340,35 @@ class DeviceBackend:
         if self._device.type != "cuda":
             return int(size)
         free = int(torch.cuda.mem_get_info(self._device)[0])
-        each = dim * self._vocabulary.itemsize + self._engine.proposals.form.bytes_of(dim) + 24
+        each = dim * self._vocabulary.itemsize + self._engine.form.bytes_of(dim) + 24
         return int(free * _SHARE / each)
 
 
-def _from_row(host_row: HostRow, start: int) -> HostRow:
-    return lambda row: host_row(start + row)
+def as_searched(queries: torch.Tensor) -> torch.Tensor:
+    """Return contiguous queries of a type that is searched.
 
-
-def checked_tensor(queries: torch.Tensor) -> torch.Tensor:
-    """Return contiguous queries after :func:`bliss_index.search.inputs.checked_rows` of them."""
-    bad = ~torch.isfinite(queries).all(1)
-    if bool(bad.any()):
-        raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
+    Float64 magnitudes are checked, see :func:`bliss_index.search.inputs.checked_rows`; NaN and
+    infinity in other types are found by the search.
+    """
     if queries.dtype == torch.bfloat16:  # numpy has no such numbers; float32 holds all of them
         queries = queries.float()
     if queries.dtype == torch.float64:
         return upload(checked_rows(queries.cpu().numpy(), "queries"), queries.device)
     return queries.contiguous()
+
+
+def checked_tensor(queries: torch.Tensor) -> torch.Tensor:
+    """Return :func:`as_searched` of queries that hold neither NaN nor infinity.
+
+    Raises
+    ------
+    InvalidInputError
+        Some do; the rows are named.
+    """
+    bad = ~torch.isfinite(queries).all(1)
+    if bool(bad.any()):
+        raise bad_rows_error(bad.nonzero()[:, 0].cpu().numpy(), "queries")
+    return as_searched(queries)
 
 
 def upload(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

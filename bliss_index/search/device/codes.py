@@ -14,11 +14,13 @@ same for all entries of a query.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from bliss_index.search.device.ordering import row_errors, sum_limits
 from bliss_index.search.precision import factor_unit
 
 LEVELS = 127
@@ -156,10 +158,13 @@ class QueryCodes:
         (n,) float32, rounding of the scores themselves.
     unit
         (n,) float64, what a score of one is in inner products of the vectors as they came.
+    error
+        (n,) float64, bound of the error of a query's float64 sums; see :func:`row_errors`.
     zero
         (n,) bool: rows of zeros, whose inner products are all zero.
     extreme
-        (n,) bool: rows whose codes mean nothing, because float32 cannot hold their scale.
+        (n,) bool: rows whose codes mean nothing: of NaN or infinity, or because float32 cannot hold
+        their scale.
     """
 
     codes: torch.Tensor
@@ -168,6 +173,7 @@ class QueryCodes:
     per_residual: torch.Tensor
     slack: torch.Tensor
     unit: torch.Tensor
+    error: torch.Tensor
     zero: torch.Tensor
     extreme: torch.Tensor
 
@@ -187,11 +193,17 @@ class EntryCodes:
         Entries of a tile, over which units and bounds are shared, and of a block within it.
     form
         Numbers of the codes.
+    arrange
+        Puts the codes as the product reads them; by default they stay as they are.
 
     Attributes
     ----------
     codes
-        (Wp, D) int8 or bfloat16.
+        (Wp, D) int8 or bfloat16; in another shape where ``arrange`` made one.
+    code_dim
+        D.
+    facts
+        (Wp / tile, 4) float32: tile_step, tile_norm, tile_residual, and one over the step.
     lift
         (Wp,) float32: <c, t - m> in units of the tile's step.
     norm, residual
@@ -215,14 +227,19 @@ class EntryCodes:
     """
 
     def __init__(
-        self, entries: torch.Tensor, tile: int, block: int, form: CodeFormat = INT8
+        self,
+        entries: torch.Tensor,
+        tile: int,
+        block: int,
+        form: CodeFormat = INT8,
+        arrange: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.size, self.dim = entries.shape
         self.device = entries.device
         self.tile, self.block = tile, block
         self.form = form
         self._entries = entries
-        padded = padded_dim(self.dim)
+        self.code_dim = padded = padded_dim(self.dim)
         self.rotation = Rotation(padded, self.device)
         rows = -(-self.size // tile) * tile
         order = np.random.default_rng(_SEED).permutation(self.size)
@@ -243,6 +260,11 @@ class EntryCodes:
             self._encode(start)
         self.tile_norm = self.norm.view(-1, tile).amax(1)
         self.tile_residual = self.residual.view(-1, tile).amax(1)
+        columns = (self.tile_step, self.tile_norm, self.tile_residual, 1 / self.tile_step)
+        self.facts = torch.stack(columns, 1).contiguous()
+        if arrange is not None:
+            self.codes = arrange(self.codes)
+        self._facts: dict[torch.dtype, tuple[torch.Tensor, torch.Tensor]] = {}
         self.bound = float(self.norm.max()) + float(self.residual.max())
         self.longest = self._longest * 2.0**self.exponent * (1 + 1e-9)
         self.mean = self._mean * 2.0**self.exponent
@@ -275,9 +297,40 @@ class EntryCodes:
         self.lift, self.largest_bias = (bias / step).float(), largest
         self.largest_lift = float(self.lift.abs().max())
         self.centre, self.centre_square = centre, square
+        self._facts.clear()
+
+    def facts_for(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a kernel that prepares queries has to know; see ``triton_kernels.prepare_kernel``.
+
+        Returns
+        -------
+        (10,) float32 and (2,) float64.
+        """
+        if dtype not in self._facts:
+            facts = [
+                self.centre_square,
+                math.sqrt(self.centre_square) * (1 + 1e-6),
+                self.bound,
+                self.largest_bias,
+                self.rotation.growth,
+                1 + (self.code_dim + 16) * UNIT_32,
+                1 / math.sqrt(self.rotation.block),
+                self.largest_lift / MOST_LIFT,
+                self.form.sum_error * self.code_dim,
+                self.exponent,
+            ]
+            limits = sum_limits(self.dim, dtype, self._entries.dtype, self.longest)
+            self._facts[dtype] = (
+                torch.tensor(facts, dtype=torch.float32, device=self.device),
+                torch.tensor(limits, dtype=torch.float64, device=self.device),
+            )
+        return self._facts[dtype]
 
     def prepare(self, queries: torch.Tensor) -> QueryCodes:
         """Make (n, d) finite queries of any floating-point type ready."""
+        error = row_errors(queries, self._entries, self.longest)
+        finite = torch.isfinite(queries).all(1)
+        queries = torch.where(finite[:, None], queries, 1.0)
         top = queries.abs().amax(1)
         zero = top == 0
         exponent = torch.frexp(top.double()).exponent
@@ -316,8 +369,9 @@ class EntryCodes:
             (code_norm + summed) * wider,
             16 * UNIT_32 * largest + TINY,
             step.double() * torch.exp2((exponent + self.exponent).double()),
+            error,
             zero,
-            torch.zeros_like(zero),
+            ~finite,
         )
 
     def _encode(self, start: int) -> None:

@@ -2,57 +2,194 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import torch
 
 from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes
 from bliss_index.search.device.ordering import Rescored, rank
-from bliss_index.search.device.proposals import Hits, Proposals, TorchProposals, pairs_of
+from bliss_index.search.device.proposals import (
+    Hits,
+    Proposals,
+    TorchProposals,
+    block_size,
+    pairs_of,
+)
+
+if TYPE_CHECKING:
+    from bliss_index.search.device.hopper_engine import ProductShape
 
 Prepare = Callable[[EntryCodes, torch.Tensor], QueryCodes]
 PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 Tail = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPABILITY = (8, 0)
+_HOPPER = (9, 0)
+_LEAST_CAPACITY = 256
+_CAPACITY_PER_RESULT = 16
+_CANDIDATE_BYTES = 20  # place, bound, order and value
 _PAIR_ELEMENTS = 1 << 24
 _TAIL_ELEMENTS = 1 << 24
 
 
-@dataclass(frozen=True)
-class DeviceEngine:
-    """The steps that have kernels of their own.
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Results of n queries, and what they took.
+
+    Attributes
+    ----------
+    values, ids
+        (n, k) float64 and int64, best first, ties by smaller id.
+    left
+        (n,) bool: queries without a certificate, whose results mean nothing: they have more
+        candidates than there is room for, values closer than the rounding of their sums, or
+        coordinates that no kernel can work on.
+    tallies
+        (2,) int64: candidates, and of them, rescored ones, of all queries that are not left.
+    """
+
+    values: torch.Tensor
+    ids: torch.Tensor
+    left: torch.Tensor
+    tallies: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceEngine(ABC):
+    """The steps of a search that have kernels of their own.
 
     Attributes
     ----------
     prepare
         Makes queries ready: :meth:`EntryCodes.prepare`.
-    proposals
-        Finds candidates by products in low precision.
-    rank
-        Rescores and orders candidates; see :func:`torch_rank`.
     pair_products
         Inner products (P,) float64 of rows of queries (n, d) and of entries (W, d).
     score_tail
         From what a search found to anomaly scores; see :func:`torch_score_tail`.
     reason
         Why it is this one; empty where nothing needs to be said.
+    capacity
+        Candidates kept per query; None for what k suggests.
     """
 
     prepare: Prepare
-    proposals: Proposals
-    rank: Rank
     pair_products: PairProducts
     score_tail: Tail
     reason: str = ""
+    capacity: int | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    @abstractmethod
+    def tile(self) -> int:
+        """Entries that share a unit."""
+
+    @property
+    @abstractmethod
+    def form(self) -> CodeFormat:
+        """Numbers that are multiplied."""
+
+    @abstractmethod
+    def bytes_per_query(self, size: int, k: int) -> int:
+        """Memory for a query while it is worked on, against so many entries."""
+
+    @abstractmethod
+    def search(
+        self, queries: torch.Tensor, entries: torch.Tensor, codes: EntryCodes, k: int
+    ) -> Ranked:
+        """Find and order the k best entries of every query, as far as that can be certified.
+
+        Nothing waits for the device.
+
+        Parameters
+        ----------
+        queries, entries, codes
+            (n, d), (W, d), and the codes of the latter.
+        k
+            Results per query, at most a quarter of the blocks.
+        """
+
+    def widened(self) -> DeviceEngine | None:
+        """An engine with more room for the queries that this one leaves; None if there is none."""
+        return None
+
+    def room(self, k: int) -> int:
+        """Candidates that there is room for: a power of two."""
+        wanted = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k)
+        return int(1 << (max(wanted, k) - 1).bit_length())
+
+    def arrange(self, codes: torch.Tensor) -> torch.Tensor:
+        """Put codes (rows, D) of entries as the product reads them."""
+        return codes
 
     def describe(self, device: torch.device) -> str:
         """Say in a few words what runs where."""
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
         why = f" ({self.reason})" if self.reason else ""
-        return f"{self.proposals.name} on {where} ({device}), torch {torch.__version__}{why}"
+        return f"{self.name} on {where} ({device}), torch {torch.__version__}{why}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProposalEngine(DeviceEngine):
+    """An engine whose candidates are found by one object, and ranked by one function.
+
+    Attributes
+    ----------
+    proposals
+        Finds candidates by products in low precision.
+    rank
+        Rescores and orders candidates; see :func:`torch_rank`.
+    """
+
+    proposals: Proposals
+    rank: Rank
+
+    @property
+    def name(self) -> str:
+        """See :class:`DeviceEngine`."""
+        return self.proposals.name
+
+    @property
+    def tile(self) -> int:
+        """See :class:`DeviceEngine`."""
+        return self.proposals.tile
+
+    @property
+    def form(self) -> CodeFormat:
+        """See :class:`DeviceEngine`."""
+        return self.proposals.form
+
+    def bytes_per_query(self, size: int, k: int) -> int:
+        """See :class:`DeviceEngine`."""
+        blocks = size // block_size(size, self.tile, k) + 1
+        return self.proposals.bytes_per_query(blocks, k) + _CANDIDATE_BYTES * self.room(k)
+
+    def search(
+        self, queries: torch.Tensor, entries: torch.Tensor, codes: EntryCodes, k: int
+    ) -> Ranked:
+        """See :class:`DeviceEngine`."""
+        prepared = self.prepare(codes, queries)
+        capacity = self.room(k)
+        hits = self.proposals.find(prepared, codes, k, capacity)
+        left = ((hits.count > capacity) | prepared.extreme) & ~prepared.zero
+        chosen = ~(left | prepared.zero)
+        values, ids, doubtful, each = self.rank(
+            queries, entries, codes, hits, chosen, prepared.error, k
+        )
+        zero = prepared.zero[:, None]
+        values = torch.where(zero, 0.0, values)
+        ids = torch.where(zero, torch.arange(k, device=ids.device), ids)
+        tallies = torch.stack([hits.count, each.to(hits.count.dtype)])
+        tallies = torch.where(chosen & ~doubtful, tallies, 0).sum(1)
+        return Ranked(values, ids, left | doubtful, tallies)
 
 
 def choose_engine(
@@ -76,9 +213,15 @@ def choose_engine(
         reason = why_too_long(dim, form, device)
     if reason:
         return torch_engine(reason, form)
+    if dim is not None and torch.cuda.get_device_capability(device) == _HOPPER:
+        from bliss_index.search.device.hopper_engine import why_no_hopper
+
+        reason = why_no_hopper(dim, form)
+        if not reason:
+            return hopper_engine()
     from bliss_index.search.device.triton_proposals import TritonProposals
 
-    return triton_engine(TritonProposals(form=form))
+    return triton_engine(TritonProposals(form=form), reason)
 
 
 def why_no_triton(device: torch.device) -> str:
@@ -93,28 +236,42 @@ def why_no_triton(device: torch.device) -> str:
     return ""
 
 
-def triton_engine(proposals: Proposals) -> DeviceEngine:
-    """Triton's kernels around products of theirs."""
+def hopper_engine(shape: ProductShape | None = None) -> DeviceEngine:
+    """CUDA kernels for Hopper, and Triton's around them."""
     from bliss_index.search.device import triton_engine as kernels
+    from bliss_index.search.device.hopper_engine import HopperEngine
 
-    return DeviceEngine(
-        kernels.prepare,
-        proposals,
-        kernels.rank,
-        kernels.pair_products,
-        kernels.score_tail,
+    return HopperEngine(
+        prepare=kernels.prepare,
+        pair_products=kernels.pair_products,
+        score_tail=kernels.score_tail,
+        shape=shape,
     )
 
 
-def torch_engine(reason: str = "", form: CodeFormat = INT8) -> DeviceEngine:
+def triton_engine(proposals: Proposals, reason: str = "") -> ProposalEngine:
+    """Triton's kernels around products of theirs."""
+    from bliss_index.search.device import triton_engine as kernels
+
+    return ProposalEngine(
+        prepare=kernels.prepare,
+        proposals=proposals,
+        rank=kernels.rank,
+        pair_products=kernels.pair_products,
+        score_tail=kernels.score_tail,
+        reason=reason,
+    )
+
+
+def torch_engine(reason: str = "", form: CodeFormat = INT8) -> ProposalEngine:
     """Torch's own operations."""
-    return DeviceEngine(
-        EntryCodes.prepare,
-        TorchProposals(form),
-        torch_rank,
-        torch_pair_products,
-        torch_score_tail,
-        reason,
+    return ProposalEngine(
+        prepare=EntryCodes.prepare,
+        proposals=TorchProposals(form),
+        rank=torch_rank,
+        pair_products=torch_pair_products,
+        score_tail=torch_score_tail,
+        reason=reason,
     )
 
 

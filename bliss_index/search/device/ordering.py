@@ -7,6 +7,7 @@ host, which knows exact arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -114,10 +115,21 @@ def row_errors(queries: torch.Tensor, entries: torch.Tensor, longest: float) -> 
         lengths = lengths * (1 + 1e-3)
     else:
         lengths = queries.double().square().sum(1).sqrt() * (1 + 1e-9)
-    error: torch.Tensor = (queries.shape[1] + 2) * ROUNDING_64 * (1 + 1e-6) * lengths * longest
-    if queries.dtype == entries.dtype == torch.float16:
-        return torch.where(lengths * longest < _EXACT_BELOW, 0.0, error)
-    return error
+    factor, exact = sum_limits(queries.shape[1], queries.dtype, entries.dtype, longest)
+    return torch.where(lengths < exact, 0.0, factor * lengths)
+
+
+def sum_limits(
+    dim: int, queries: torch.dtype, entries: torch.dtype, longest: float
+) -> tuple[float, float]:
+    """Return the error of a float64 sum for a query of norm one, and the norm of exact sums.
+
+    See :func:`row_errors`.
+    """
+    factor = (dim + 2) * ROUNDING_64 * (1 + 1e-6) * longest
+    if queries == entries == torch.float16:
+        return factor, _EXACT_BELOW / longest if longest > 0 else math.inf
+    return factor, 0.0
 
 
 def search_in_full(

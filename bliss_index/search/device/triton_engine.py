@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 
 from bliss_index.search.device import triton_kernels as kernels
-from bliss_index.search.device.codes import MOST_LIFT, UNIT_32, EntryCodes, QueryCodes
+from bliss_index.search.device.codes import EntryCodes, QueryCodes
 from bliss_index.search.device.proposals import Hits
 from bliss_index.search.device.triton_launch import device_of
 
@@ -18,6 +16,7 @@ _HALVINGS = 16
 _CHUNK = 128
 _MOST_CLASSES = 1024
 _PREPARED = 4096  # coordinates of a program
+_ALIGNED = 64
 
 
 def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
@@ -25,36 +24,24 @@ def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
     if queries.dtype not in (torch.float16, torch.float32):
         return entries.prepare(queries)
     n, dim = queries.shape
-    code_dim, block = entries.codes.shape[1], entries.rotation.block
-    facts = torch.tensor(
-        [
-            entries.centre_square,
-            math.sqrt(entries.centre_square) * (1 + 1e-6),
-            entries.bound,
-            entries.largest_bias,
-            entries.rotation.growth,
-            1 + (code_dim + 16) * UNIT_32,
-            1 / math.sqrt(block),
-            entries.largest_lift / MOST_LIFT,
-            entries.form.sum_error * code_dim,
-            entries.exponent,
-        ],
-        device=queries.device,
-    )
-    codes = torch.empty((n, code_dim), dtype=entries.form.dtype, device=queries.device)
-    alpha, per_norm, per_residual, slack = torch.empty((4, n), device=queries.device)
-    unit = torch.empty(n, dtype=torch.float64, device=queries.device)
-    zero, extreme = torch.empty((2, n), dtype=torch.bool, device=queries.device)
-    width = triton.next_power_of_2(code_dim)
-    rows = max(1, _PREPARED // width)
+    codes = torch.empty((n, entries.code_dim), dtype=entries.form.dtype, device=queries.device)
+    # Rows of a multiple of 16 bytes, or each number of queries would have kernels of its own.
+    rows = -(-n // _ALIGNED) * _ALIGNED
+    alpha, per_norm, per_residual, slack = torch.empty((4, rows), device=queries.device)[:, :n]
+    unit, error = torch.empty((2, rows), dtype=torch.float64, device=queries.device)[:, :n]
+    zero, extreme = torch.empty((2, rows), dtype=torch.bool, device=queries.device)[:, :n]
+    width = triton.next_power_of_2(entries.code_dim)
+    at_once = max(1, _PREPARED // width)
+    facts, limits = entries.facts_for(queries.dtype)
     if n:
         with device_of(codes):
-            kernels.prepare_kernel[(-(-n // rows),)](
-                queries.contiguous(), entries.centre, entries.rotation.signs, facts,
-                codes, alpha, per_norm, per_residual, slack, unit, zero, extreme, n, dim,
-                CODE_DIM=code_dim, DIM=width, STAGES=block.bit_length() - 1, BM=rows,
+            kernels.prepare_kernel[(-(-n // at_once),)](
+                queries.contiguous(), entries.centre, entries.rotation.signs, facts, limits,
+                codes, alpha, per_norm, per_residual, slack, unit, error, zero, extreme, n, dim,
+                CODE_DIM=entries.code_dim, DIM=width, BM=at_once,
+                STAGES=entries.rotation.block.bit_length() - 1,
             )  # fmt: skip
-    return QueryCodes(codes, alpha, per_norm, per_residual, slack, unit, zero, extreme)
+    return QueryCodes(codes, alpha, per_norm, per_residual, slack, unit, error, zero, extreme)
 
 
 def rank(

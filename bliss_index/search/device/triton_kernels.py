@@ -47,8 +47,8 @@ def _norm(rows, margin):
 
 @triton.jit(do_not_specialize=["n"])
 def prepare_kernel(
-    queries, centre, signs, facts, codes, alphas, per_norm, per_residual, slacks, units, zeros,
-    extremes, n, dim,
+    queries, centre, signs, facts, limits, codes, alphas, per_norm, per_residual, slacks, units,
+    errors, zeros, extremes, n, dim,
     CODE_DIM: tl.constexpr, DIM: tl.constexpr, STAGES: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Make queries ready: :meth:`bliss_index.search.device.codes.EntryCodes.prepare` in one pass.
@@ -56,6 +56,8 @@ def prepare_kernel(
     ``facts``: square of the centre, its norm, largest bound and bias of the entries, roundings of
     the transform, the margin of a norm, the scale of the transform, the least step of a query for
     every unit of its alpha, the error of a sum of products, and the exponent of the entries.
+    ``limits``: how a float64 sum can be off for a query of norm one, and the norm up to which sums
+    are exact.
     """
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     column = tl.arange(0, DIM)
@@ -69,12 +71,13 @@ def prepare_kernel(
         mask=known[:, None] & inside[None, :],
         other=0.0,
     ).to(tl.float32)
-    # Scale by the power of two that brings the largest coordinate to about 1.
-    top = tl.max(tl.abs(x), 1)
-    exponent = (top.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    # Scale by the power of two that brings the largest coordinate to about 1. Compared as integers,
+    # NaN is above infinity, and both have an exponent that is not ordinary.
+    top = tl.max(x.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)
+    exponent = top >> 23
     ordinary = (exponent > 67) & (exponent < 187)
     scale = ((253 - tl.where(ordinary, exponent, 126)) << 23).to(tl.float32, bitcast=True)
-    x = x * scale[:, None]
+    x = tl.where(ordinary[:, None], x, 0.0) * scale[:, None]
     middle = tl.load(centre + column, mask=column < CODE_DIM, other=0.0)
     # Without a centre it is zero, and so is the product.
     alpha = tl.sum(x * middle[None, :], 1) / tl.where(square > 0, square, 1.0)
@@ -98,7 +101,11 @@ def prepare_kernel(
     roundings = growth * _norm(rest, margin) + 3 * (_norm(x, margin) + away) + 3 * code_norm * step
     deviation = _norm(left, margin) + roundings * _ROUNDING
     # Powers of two as float64 bits: the entries' exponent, and what the query was multiplied by.
-    power = 897 + tl.where(ordinary, exponent, 126).to(tl.int64) + tl.load(facts + 9).to(tl.int64)
+    power = 897 + tl.where(ordinary, exponent, 126).to(tl.int64)
+    length = _norm(x, margin).to(tl.float64) * (power << 52).to(tl.float64, bitcast=True)
+    inexact = length >= tl.load(limits + 1)
+    tl.store(errors + row, tl.where(inexact, length * tl.load(limits), 0.0), mask=known)
+    power += tl.load(facts + 9).to(tl.int64)
     power = (power << 52).to(tl.float64, bitcast=True)
     tl.store(units + row, step.to(tl.float64) * power, mask=known)
     alpha = alpha / step
@@ -166,7 +173,8 @@ def rank_kernel(
     closer than the error of the sums.
     """
     query = tl.program_id(0).to(tl.int64)
-    filled = tl.minimum(tl.load(count + query), capacity)
+    filled = tl.load(count + query)
+    filled = tl.where(filled > capacity, 0, filled)  # some of those places were never written
     at_query, at_place = queries + query * dim, places + query * capacity
     order += query * capacity
     scratch += query * capacity
@@ -204,7 +212,7 @@ def rank_kernel(
     entry = tl.load(ids + place, mask=there, other=0)
     doubt = tl.zeros((), dtype=tl.int32)
     before = tl.full((), float("inf"), dtype=tl.float64)
-    for j in range(k + 1):
+    for j in range(tl.where(filled > 0, k + 1, 0)):
         largest = tl.max(value, 0)
         chosen = tl.min(tl.where(value == largest, entry, 0x7FFFFFFFFFFFFFFF), 0)
         doubt |= ((bound > 0) & (before - largest <= 2 * bound)).to(tl.int32)
