@@ -17,7 +17,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
-from gpu.exactness import exactness_data
+from gpu.cases import make_case
 from machine import describe_machine
 
 from bliss_index.search import reference_search
@@ -25,6 +25,7 @@ from bliss_index.search.device.backend import DeviceBackend
 from bliss_index.search.device.codes import FORMATS
 from bliss_index.search.device.engine import triton_engine
 from bliss_index.search.device.triton_proposals import TileShape, TritonProposals
+from bliss_index.synthetic import clip_like
 
 _QUERIES = 32  # the fewest for which queries are centred
 _SHAPE = TileShape(queries=32, entries=128, warps=4, stages=2)
@@ -58,7 +59,11 @@ def main() -> None:
 
 def compare(kind: str, size: int, dim: int, k: int, form: str) -> dict[str, Any]:
     """Search once with the kernels and once by brute force."""
-    entries, queries = exactness_data(kind, size, dim, _QUERIES)
+    entries, queries = make_case(
+        kind,
+        clip_like(size, dim, "text", 1, np.float16),
+        clip_like(_QUERIES, dim, "image", 2, np.float16),
+    )
     engine = triton_engine(TritonProposals(_SHAPE, FORMATS[form]))
     backend = DeviceBackend(entries, k, device="cpu", engine=engine)
     values, ids, counted = backend.search(queries, 0)

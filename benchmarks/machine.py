@@ -67,6 +67,21 @@ def describe_machine(threads: int) -> dict[str, Any]:
     }
 
 
+def graphics_cards() -> list[str]:
+    """Name, driver and memory of every NVIDIA card; none where there is no driver."""
+    return ask_nvidia_smi("name,driver_version,memory.total")
+
+
+def ask_nvidia_smi(query: str) -> list[str]:
+    """Ask the driver something about every card; nothing where it does not answer."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return done.stdout.strip().splitlines() if done.returncode == 0 else []
+
+
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
     """Print a result, and write it where asked."""
     text = json.dumps(result, indent=1) + "\n"

@@ -38,6 +38,35 @@ def clip_like(
     -------
     (count, dim), unit norm up to rounding.
     """
+    centre, transform = clip_shape(dim, kind)
+    rng = np.random.default_rng(seed)
+    rows: npt.NDArray[Any] = np.empty((count, dim), dtype=dtype)
+    for start in range(0, count, _BLOCK_ROWS):
+        size = min(_BLOCK_ROWS, count - start)
+        part = rng.standard_normal((size, dim), dtype=np.float32) @ transform
+        part += centre
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+        rows[start : start + size] = part
+    return rows
+
+
+def clip_shape(dim: int, kind: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the common direction and the spread of :func:`clip_like`'s vectors.
+
+    Standard normal rows times the spread, plus the direction, are such vectors before they are
+    scaled to unit norm.
+
+    Parameters
+    ----------
+    dim
+        Length of a vector.
+    kind
+        "text" or "image".
+
+    Returns
+    -------
+    centre (dim,) and transform (dim, dim).
+    """
     shared = np.random.default_rng(12345)
     basis = np.linalg.qr(shared.normal(size=(dim, dim)))[0]
     scales = (np.arange(dim) + 2.0) ** -0.4
@@ -47,13 +76,5 @@ def clip_like(
     norm = TEXT_NORM if kind == "text" else IMAGE_NORM
     centre *= norm / np.linalg.norm(centre)
     spread = np.sqrt((1 - norm**2) / np.sum(scales**2))
-    rng = np.random.default_rng(seed)
-    rows: npt.NDArray[Any] = np.empty((count, dim), dtype=dtype)
-    transform = (scales[:, None] * spread * basis).astype(np.float32)
-    for start in range(0, count, _BLOCK_ROWS):
-        size = min(_BLOCK_ROWS, count - start)
-        part = rng.standard_normal((size, dim), dtype=np.float32) @ transform
-        part += centre.astype(np.float32)
-        part /= np.linalg.norm(part, axis=1, keepdims=True)
-        rows[start : start + size] = part
-    return rows
+    transform = scales[:, None] * spread * basis
+    return centre.astype(np.float32), transform.astype(np.float32)

@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from test_torch_proposals import KINDS, data
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
@@ -223,27 +221,6 @@ def test_the_rotation_keeps_inner_products(dim: int) -> None:
     assert (error <= rotation.growth * 2.0**-24 * single.double().norm(dim=1)).all()
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    size=st.integers(1, 400),
-    queries=st.integers(1, 40),
-    k=st.integers(1, 12),
-    rows=st.integers(1, 50),
-    block=st.integers(1, 400),
-    seed=st.integers(0, 2**31),
-)
-def test_no_setting_changes_a_result(
-    size: int, queries: int, k: int, rows: int, block: int, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    entries = rng.integers(-2, 3, (size, 6)).astype(np.float32)  # many ties
-    rows_ = rng.integers(-2, 3, (queries, 6)).astype(np.float32)
-    k = min(k, size)
-    options = DeviceOptions(rows=rows, block=block)
-    backend = DeviceBackend(entries, k, device="cpu", options=options, engine=torch_engine())
-    assert_exact(backend, entries, rows_, k)
-
-
 def test_sums_of_half_precision_products_are_exact() -> None:
     """So that nothing of float16 stores is ever left to the host to decide."""
     rng = np.random.default_rng(1)
@@ -274,6 +251,7 @@ def test_places_in_blocks_are_all_places() -> None:
         assert (places // (4 * size) == block // 4).all()
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("form", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize("dim", [40, 64, 100, 192, 256])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -307,6 +285,7 @@ def test_triton_prepares_queries_as_torch_does(
         codes.set_centre(queries[10:].float().mean(0))
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(
     ("size", "dim", "k", "dtype"),
     [
@@ -325,6 +304,7 @@ def test_triton_kernels_against_brute_force(size: int, dim: int, k: int, dtype: 
     assert_exact(backend, entries, queries, k)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("kind", ["near ties", "constant coordinates", "any norm"])
 def test_triton_kernels_on_adversarial_data(kind: str) -> None:
     entries, queries = data(kind, np.float64)
@@ -332,6 +312,7 @@ def test_triton_kernels_on_adversarial_data(kind: str) -> None:
     assert_exact(backend, entries[:600], queries[:20], 3)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("form", FORMATS.values(), ids=list(FORMATS))
 @pytest.mark.parametrize("block", [8, 16, 32])
 def test_triton_proposals_are_those_of_torch(block: int, form: CodeFormat) -> None:
@@ -363,6 +344,7 @@ def assert_sampled(size: int, k: int) -> None:
     assert _sample(blocks, k, 16) < blocks
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("form", list(FORMATS))
 @pytest.mark.parametrize(
     ("size", "dim", "k", "count"), [(6800, 64, 10, 40), (5000, 128, 3, 20), (5000, 192, 1, 20)]
@@ -421,6 +403,7 @@ def test_a_product_is_cut_so_that_a_device_is_occupied(tiles: int, at_once: int,
     assert programs > 0.85 * (-(-programs // at_once) * at_once)
 
 
+@pytest.mark.triton
 def test_triton_counts_what_it_has_no_room_for() -> None:
     """Hundreds of entries as good as the best: such queries are searched in full."""
     entries = clip_like(5000, 64, "text", 1, np.float16)
@@ -433,6 +416,7 @@ def test_triton_counts_what_it_has_no_room_for() -> None:
     assert counted.full_rows > 0
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("shape", [(16, 16), (64, 32), (16, 64), (32, 128)])
 def test_no_shape_of_tiles_changes_a_result(shape: tuple[int, int]) -> None:
     entries = clip_like(4200, 64, "text", 1, np.float16)
@@ -471,6 +455,7 @@ def test_codes_that_do_not_fit_are_for_torch() -> None:
     assert "codes of 65536 bytes" in why_too_long(65536, INT8, CPU)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize(("classes", "k"), [(1, 1), (3, 10), (1500, 4)])
 def test_the_tails_give_the_same_bits(classes: int, k: int) -> None:
     engine = triton_engine()

@@ -1,1 +1,1 @@
-"""The steps of ``gpu_suite.py``: what is checked and timed on a GPU."""
+"""The rows of ``gpu_suite.py``, and the processes that run them."""

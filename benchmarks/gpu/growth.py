@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-import numpy as np
+from gpu.bench import Bench
 
-from bliss_index.search.device.backend import DeviceBackend
-from bliss_index.synthetic import clip_like
-from gpu.suite import Suite
+_MOST_AT_ONCE = 262_144
 
 
-def growth(suite: Suite) -> dict[str, list[dict[str, float]]]:
-    """Seconds as the vocabulary and the number of images grow."""
-    dim = 512 if not suite.small else 64
-    by_entries, by_images = [], []
-    queries = suite.tensor(clip_like(suite.size(65_536, 64), dim, "image", 2, np.float16))
-    base = clip_like(suite.size(1_000_000, 1_000), dim, "text", 1, np.float16)
-    for size in (1_000, 10_000, 100_000, 1_000_000, 4_000_000) if not suite.small else (100, 1_000):
-        if suite.left < 45 and not suite.small:
-            break
-        entries = base[:size]
-        if size > len(base):
-            entries = np.concatenate(
-                [np.roll(base, shift, axis=1) for shift in range(size // len(base))]
-            )
-        count = int(min(len(queries), 6e10 // size))
-        backend = DeviceBackend(entries, 10, device=str(suite.device), engine=suite.engine)
-        backend.search_tensors(queries[:256])
-        seconds = suite.seconds(lambda b=backend, n=count: b.search_tensors(queries[:n]), 3)
-        by_entries.append({"entries": size, "images": count, "seconds": seconds})
-        del backend
-    backend = DeviceBackend(
-        base[: suite.size(100_000, 1_000)], 10, device=str(suite.device), engine=suite.engine
-    )
-    backend.search_tensors(queries[:256])
-    for count in (1_000, 10_000, 100_000, 1_000_000, 10_000_000) if not suite.small else (10, 100):
-        if suite.left < 20 and not suite.small:
-            break
-        began = time.perf_counter()
-        for start in range(0, count, len(queries)):
-            backend.search_tensors(queries[: min(len(queries), count - start)])
-        suite.wait()
-        by_images.append({"images": count, "seconds": time.perf_counter() - began})
-    return {"by_entries": by_entries, "by_images": by_images}
+def growth(bench: Bench, grows: str, entries: int, dim: int, k: int, images: int) -> dict[str, Any]:
+    """Seconds for so many images on the device; batches beyond the first repeat it.
+
+    ``grows`` is the curve that the point belongs to: "vocabulary" or "images".
+    """
+    queries = bench.draw(min(images, _MOST_AT_ONCE), dim, "image", 2)
+    backend = bench.backend(bench.draw(entries, dim, "text", 1), k)
+    bench.warm(backend, queries)
+    began = time.perf_counter()
+    for start in range(0, images, queries.shape[0]):
+        backend.search_tensors(queries[: min(queries.shape[0], images - start)])
+    bench.wait()
+    seconds = time.perf_counter() - began
+    return {
+        "engine": backend.description, "grows": grows, "entries": entries, "images": images,
+        "seconds": seconds, "images_per_second": round(images / seconds, 1),
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Normal classes: random ones for the other steps, and the time their tables take."""
+"""Normal classes: random ones for the other rows, and the time their tables take."""
 
 from __future__ import annotations
 
@@ -11,40 +11,38 @@ import torch
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.calibration.moments import ClassMoments
 from bliss_index.device_scoring import DeviceTables
-from bliss_index.synthetic import clip_like
-from gpu.suite import Suite
+from gpu.bench import Bench, to_host
+
+_COMPARED = 100
 
 
-def calibration(suite: Suite) -> dict[str, Any]:
-    """Tables of 1000 classes x 1000 images for 100,000 entries."""
-    classes, images = suite.size(1000, 3), suite.size(1000, 80)
-    size, dim = suite.size(100_000, 300), 512 if not suite.small else 64
-    entries = clip_like(size, dim, "text", 1, np.float16)
-    rows = clip_like(images, dim, "image", 2, np.float16)
+def tables(bench: Bench, entries: int, dim: int, classes: int, images: int) -> dict[str, Any]:
+    """Time the tables of classes of so many images each, for all entries."""
+    texts = to_host(bench.draw(entries, dim, "text", 1))
+    rows = to_host(bench.draw(images, dim, "image", 2))
     began = time.perf_counter()
     moments = ClassMoments.of(rows)
     one = time.perf_counter() - began
-    texts = clip_like(classes, dim, "text", 3, np.float64)
-    names = tuple(map(str, range(classes)))
-    normal = Calibration(names, texts, (moments,) * classes)
-    tables = DeviceTables(entries, normal, suite.device)
+    labels = to_host(bench.draw(classes, dim, "text", 3, torch.float64))
+    normal = Calibration(tuple(map(str, range(classes))), labels, (moments,) * classes)
+    made = DeviceTables(texts, normal, bench.device)
+    bench.wait()
     began = time.perf_counter()
-    tables.require(torch.arange(size, device=suite.device))
-    suite.wait()
+    made.require(torch.arange(entries, device=bench.device))
+    bench.wait()
     seconds = time.perf_counter() - began
-    _, sigma = normal.statistics(entries[:100])
-    difference = np.abs(tables.scale[:100].cpu().numpy() * sigma - 1).max()
+    _, sigma = normal.statistics(texts[:_COMPARED])
+    scale = made.scale[:_COMPARED].cpu().numpy()
     return {
-        "classes": classes, "images_per_class": images, "entries": size,
         "moments_of_all_classes_seconds_on_host": round(one * classes, 2),
         "tables_seconds": round(seconds, 3),
-        "largest_relative_difference": float(difference),
-        "tera_flops": round(2e-12 * size * classes * dim * dim / seconds, 2),
-    }  # fmt: skip
+        "largest_relative_difference": float(np.abs(scale * sigma - 1).max()),
+        "tera_operations_per_second": round(2e-12 * entries * classes * dim * dim / seconds, 2),
+    }
 
 
-def random_calibration(classes: int, dim: int, images: int = 32) -> Calibration:
+def random_calibration(bench: Bench, classes: int, dim: int, images: int = 32) -> Calibration:
     """Classes of few images each."""
-    texts = clip_like(classes, dim, "text", 5, np.float64)
-    rows = clip_like(classes * images, dim, "image", 6, np.float16)
+    texts = to_host(bench.draw(classes, dim, "text", 5, torch.float64))
+    rows = to_host(bench.draw(classes * images, dim, "image", 6))
     return calibrate([(rows, np.repeat(np.arange(classes), images))], texts)

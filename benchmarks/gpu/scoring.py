@@ -6,60 +6,54 @@ import time
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bliss_index.device_scoring import DeviceScorer
-from bliss_index.search.device.backend import DeviceBackend
-from bliss_index.synthetic import clip_like
+from gpu.bench import Bench, to_host
 from gpu.normal_classes import random_calibration
-from gpu.suite import Suite
 
 
-def scoring(suite: Suite) -> list[dict[str, Any]]:
-    """Whole scoring against its search alone."""
-    size, count, dim = (
-        suite.size(100_000, 500),
-        suite.size(65_536, 64),
-        512 if not suite.small else 64,
+def scoring(
+    bench: Bench, entries: int, dim: int, k: int, queries: int, classes: int
+) -> dict[str, Any]:
+    """Images per second of the search alone and with the scores of so many classes."""
+    texts = to_host(bench.draw(entries, dim, "text", 1))
+    images = bench.draw(queries, dim, "image", 2)
+    search = _Search(bench, texts, k)
+    scorer = DeviceScorer(
+        search, texts, random_calibration(bench, classes, dim), engine=bench.engine()
     )
-    entries = clip_like(size, dim, "text", 1, np.float16)
-    queries = suite.tensor(clip_like(count, dim, "image", 2, np.float16))
-    found = []
-    for classes in (10, 100, 1000) if not suite.small else (3,):
-        scorer = DeviceScorer(
-            _TensorBackend(suite, entries, 10), entries, random_calibration(classes, dim),
-            engine=suite.engine,
-        )  # fmt: skip
-        began = time.perf_counter()
-        scorer.score_tensors(queries)
-        suite.wait()
-        first = time.perf_counter() - began
-        seconds = suite.in_turn({
-            "search": lambda s=scorer: s.find(queries),
-            "scoring": lambda s=scorer: s.score_tensors(queries),
-        }, 3)  # fmt: skip
-        found.append({
-            "classes": classes,
-            "first_pass_seconds": round(first, 3),
-            "search_images_per_second": round(count / seconds["search"]),
-            "scoring_images_per_second": round(count / seconds["scoring"]),
-            "added_to_search": round(seconds["scoring"] / seconds["search"] - 1, 3),
-        })  # fmt: skip
-    return found
+    began = time.perf_counter()
+    scorer.score_tensors(images)
+    bench.wait()
+    first = time.perf_counter() - began
+    seconds = bench.in_turn({
+        "search": lambda: scorer.find(images),
+        "scoring": lambda: scorer.score_tensors(images),
+    })  # fmt: skip
+    return {
+        "engine": search.description,
+        "first_pass_seconds": round(first, 3),
+        "search_images_per_second": round(queries / seconds["search"], 1),
+        "scoring_images_per_second": round(queries / seconds["scoring"], 1),
+        "added_to_search": round(seconds["scoring"] / seconds["search"] - 1, 3),
+    }
 
 
-class _TensorBackend:
+class _Search:
     """A backend as a search, without the check for duplicates."""
 
     name = "exact"
 
-    def __init__(self, suite: Suite, entries: np.ndarray, k: int) -> None:
+    def __init__(self, bench: Bench, entries: npt.NDArray[Any], k: int) -> None:
         self.size, self.dim = entries.shape
         self.k = k
-        self.device = suite.device
-        self._backend = DeviceBackend(entries, k, device=str(suite.device), engine=suite.engine)
+        self.device = bench.device
+        self._backend = bench.backend(entries, k)
+        self.description = self._backend.description
 
-    def search(self, queries: np.ndarray, /) -> Any:
+    def search(self, queries: npt.NDArray[Any], /) -> Any:
         values, ids, _ = self._backend.search(queries, 0)
         return values.astype(np.float32), ids
 
