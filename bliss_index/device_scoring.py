@@ -22,6 +22,7 @@ from bliss_index.calibration.moments import SIGMA_FLOOR
 from bliss_index.scoring import Scores, require_fitting
 from bliss_index.search.device.backend import upload
 from bliss_index.search.device.engine import DeviceEngine, choose_engine
+from bliss_index.search.device.internal import Internal
 from bliss_index.search.protocol import TensorSearch
 
 _ENTRY_ROWS = 16384
@@ -229,7 +230,7 @@ class DeviceScorer:
         pieces = []
         for start in range(0, max(1, images.shape[0]), at_once):
             part = slice(start, start + at_once)
-            inner = (self._mu - images[part].double() @ self._texts) / self._sigma
+            inner = Internal(images[part].double() @ self._texts, self._mu, self._sigma)
             pieces.append(
                 self._engine.score_tail(
                     similarities[part], ids[part], self.tables.scale, self.tables.shift,

@@ -30,6 +30,7 @@ from bliss_index.search.device.codes import (
     Rotation,
 )
 from bliss_index.search.device.engine import DeviceEngine, torch_engine, torch_score_tail
+from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.proposals import TorchProposals, _bounds, _place, block_size
 from bliss_index.search.inputs import require_tensor
 from bliss_index.search.ordering import exact_dot, to_float32
@@ -464,11 +465,17 @@ def test_the_tails_give_the_same_bits(classes: int, k: int) -> None:
     similarities = rng.random((n, k), dtype=np.float32)
     ids = rng.integers(0, size, (n, k))
     scale, shift = rng.random((2, size, classes), dtype=np.float32)
-    internal = rng.standard_normal((n, classes))
-    internal[3] = internal[3, 0]  # equal totals: the first class wins
-    arguments = [
-        torch.from_numpy(a).to(interpreted()) for a in (similarities, ids, scale, shift, internal)
+    products, mu = rng.standard_normal((n, classes)), rng.standard_normal(classes)
+    sigma = rng.random(classes) + 0.5
+    if classes > 2:  # equal totals: the first class wins
+        for columns in (scale, shift, products, mu, sigma):
+            columns[..., 2] = columns[..., 0]
+    internal = (mu - products) / sigma
+    arguments: list[Any] = [
+        torch.from_numpy(a).to(interpreted())
+        for a in (similarities, ids, scale, shift, products, mu, sigma)
     ]
+    arguments[4:] = [Internal(*arguments[4:])]
     found = engine.score_tail(*arguments, 0.37)
     for mine, theirs in zip(found, torch_score_tail(*arguments, 0.37), strict=True):
         assert torch.equal(mine, theirs)

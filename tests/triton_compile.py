@@ -52,8 +52,10 @@ PAIRS = {
 }  # fmt: skip
 TAIL = {
     "similarities": "*fp32", "ids": "*i64", "scale": "*fp32", "shift": "*fp32",
-    "internal": "*fp64", "weight": "*fp64", "anomaly": "*fp64", "nearest": "*i64",
-    "nearest_internal": "*fp64", "nearest_external": "*fp64", "k": "i32", "classes": "i32",
+    "products": "*fp64", "mu": "*fp64", "sigma": "*fp64", "weight": "*fp64",
+    "anomaly": "*fp64", "nearest": "*i64",
+    "nearest_internal": "*fp64", "nearest_external": "*fp64", "n": "i32", "k": "i32",
+    "classes": "i32",
 }  # fmt: skip
 
 
@@ -116,7 +118,7 @@ def main() -> None:
                      {"WIDTH": 256, "PAIRS": 8, "CHUNK": 128, "HALVINGS": 16}, capability,
                      num_warps=1),
             compiled(kernels.pairs_kernel, PAIRS, {"PAIRS": 16, "CHUNK": 128}, capability),
-            compiled(kernels.tail_kernel, TAIL, {"CLASSES": 1024}, capability,
+            compiled(kernels.tail_kernel, TAIL, {"BM": 1, "CLASSES": 1024}, capability,
                      enable_fp_fusion=False),
         ]  # fmt: skip
         facts[str(capability)] = {

@@ -55,14 +55,21 @@ class Bench:
     ) -> DeviceBackend:
         """Make a search over entries, which are copied to the host first.
 
-        ``codes`` are "int8", "bfloat16", or "torch" for torch's products of int8 numbers.
+        ``codes`` are "int8", "bfloat16", "triton" for int8 by Triton's kernels where others are
+        usual, or "torch" for torch's products of int8 numbers.
         """
         rows = to_host(entries) if isinstance(entries, torch.Tensor) else entries
+        form = "int8" if codes in ("torch", "triton") else codes
+        engine: DeviceEngine | None = None
         if codes == "torch":
-            engine: DeviceEngine | None = torch_engine("compared")
-        else:
-            engine = self.engine(codes) if self.rehearsal else None
-        options = DeviceOptions(codes="int8" if codes == "torch" else codes)
+            engine = torch_engine("compared")
+        elif self.rehearsal:
+            engine = self.engine(form)
+        elif codes == "triton":
+            from bliss_index.search.device.triton_proposals import TritonProposals
+
+            engine = triton_engine(TritonProposals())
+        options = DeviceOptions(codes=form)
         return DeviceBackend(rows, k, device=str(self.device), options=options, engine=engine)
 
     def draw(

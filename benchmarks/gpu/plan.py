@@ -35,7 +35,8 @@ def _main() -> list[Row]:
         for queries, checked, small, few in ((128, 128, 5_000, 5), (4_097, 256, 700, 33))
     ]  # fmt: skip
     rate = {
-        **_MAIN, "queries": 262_144, "rounds": 5, "checked": 256, "codes": ["int8", "bfloat16"],
+        **_MAIN, "queries": 262_144, "rounds": 5, "checked": 256,
+        "codes": ["int8", "triton", "bfloat16"],
         "product": _SEARCH_SHAPE, "more_products": {"8192 cubed": [8_192, 8_192, 8_192]},
         "copied": 1 << 30,
     }  # fmt: skip
@@ -53,7 +54,7 @@ def _stages() -> list[Row]:
             "stages", codes, "gpu.stages:stages", {**_MAIN, "queries": 65_536, "codes": codes}, 40,
             {"entries": 700, "dim": _DIM, "queries": _FEW},
         )
-        for codes in ("int8", "bfloat16")
+        for codes in ("int8", "triton")
     ]  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def _exactness(group: str) -> list[Row]:
         for k in (10, 1, 100)
     ]
     rows = []
-    for codes in ("int8", "bfloat16", "torch"):
+    for codes in ("int8", "triton", "bfloat16", "torch"):
         for kind, entries, dim, k in cases:
             first = codes == "int8" or (entries <= 100_000 and (dim, k) == (512, 10))
             if first != (group == "exactness"):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes
+from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.ordering import Rescored, rank
 from bliss_index.search.device.proposals import (
     Hits,
@@ -328,7 +329,7 @@ def torch_score_tail(
     ids: torch.Tensor,
     scale: torch.Tensor,
     shift: torch.Tensor,
-    internal: torch.Tensor,
+    internal: Internal,
     lam: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sum the normalised similarities of every class and find the class of the smallest total.
@@ -340,7 +341,7 @@ def torch_score_tail(
     scale, shift
         (W, C) float32 tables; an entry adds similarity * scale - shift.
     internal
-        (n, C) float64 internal scores.
+        What the internal scores (n, C) are made of.
     lam
         Weight of the mean over the entries.
 
@@ -353,20 +354,20 @@ def torch_score_tail(
     pieces = []
     for start in range(0, n, max(1, _TAIL_ELEMENTS // scale.shape[1])):
         part = slice(start, start + max(1, _TAIL_ELEMENTS // scale.shape[1]))
-        total = torch.zeros_like(internal[part])
+        inner = internal.scores(part)
+        total = torch.zeros_like(inner)
         for j in range(k):
             slope, offset = scale[ids[part, j]].double(), shift[ids[part, j]].double()
             total += similarities[part, j].double()[:, None] * slope - offset
         outer = total / k
-        score = internal[part] + lam * outer
+        score = inner + lam * outer
         nearest = score.argmin(1, keepdim=True)
         pieces.append(
-            tuple(
-                column.gather(1, nearest)[:, 0] for column in (score, internal[part], outer)
-            ) + (nearest[:, 0],)
-        )  # fmt: skip
+            tuple(column.gather(1, nearest)[:, 0] for column in (score, inner, outer))
+            + (nearest[:, 0],)
+        )
     if not pieces:
-        nothing = internal[:, 0]
+        nothing = internal.products[:, 0]
         return nothing, ids[:, 0], nothing, nothing
     anomaly, inner, outer, winner = (torch.cat(column) for column in zip(*pieces, strict=True))
     return anomaly, winner, inner, outer

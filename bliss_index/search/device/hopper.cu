@@ -10,6 +10,7 @@
 //   GROUPS, STAGES    warpgroups that multiply, tiles of entries on their way
 //   SHARED_CHUNKS     runs of 128 coordinates of the queries' codes that are kept in shared memory;
 //                     the others are kept in registers
+//   AT_ONCE           scores that are compared before a branch
 //   SPLIT             blocks of the maxima that a thread's part of a tile is cut into
 //
 // A score is the float 1.5 * 2^23 + lift, rounded to an integer, to whose bits the tensor cores add
@@ -35,9 +36,6 @@ typedef unsigned long long u64;
 #define NOTHING ((int)0x80000000)
 #define ZERO_KEY 0x4B400000              // the bits of ZERO_SCORE
 #define ZERO_SCORE 12582912.0f
-#ifndef AT_ONCE
-#define AT_ONCE 4                        // scores that are compared before a branch
-#endif
 #define UNROUNDED 2.0f                   // units that rounding can have taken away
 #define INFINITE __int_as_float(0x7F800000)
 
@@ -463,17 +461,15 @@ extern "C" __global__ void threshold_kernel(const float* lower, float* threshold
   if (lane == 0) threshold[row] = least;
 }
 
-#if QUERY_KIND == 2
-typedef double Query;
-#else
-typedef float Query;
-#endif
 #if ENTRY_KIND == 0
 #define ENTRY_BYTES 2
+typedef float Number;
 #elif ENTRY_KIND == 1
 #define ENTRY_BYTES 4
+typedef float Number;
 #else
 #define ENTRY_BYTES 8
+typedef double Number;
 #endif
 #if DIM * ENTRY_BYTES % 16 == 0
 #define VECTOR (16 / ENTRY_BYTES)  // coordinates that are loaded at once
@@ -481,7 +477,12 @@ typedef float Query;
 #define VECTOR 1
 #endif
 #define LOADS ((DIM + 32 * VECTOR - 1) / (32 * VECTOR))
+#ifndef PAIRS
 #define PAIRS 4  // candidates that are rescored beside each other
+#endif
+#ifndef RANKBLOCKS
+#define RANKBLOCKS 8
+#endif
 
 __device__ __forceinline__ float half_to_float(unsigned short half) {
   float value;
@@ -519,28 +520,65 @@ __device__ __forceinline__ Piece load_piece(const void* entries, long long entry
   return piece;
 }
 
-__device__ __forceinline__ double dot_piece(const Piece& piece, const Query* query, double sum) {
+// The i-th of a lane's coordinates; in float32 where that holds it.
+__device__ __forceinline__ Number number_of(const Piece& piece, int i) {
 #if VECTOR == 1
-  return sum + (double)query[0] * piece.value;
+  return (Number)piece.value;
 #else
   const u32 words[4] = {piece.bits.x, piece.bits.y, piece.bits.z, piece.bits.w};
+#if ENTRY_KIND == 0
+  return half_to_float((unsigned short)(words[i / 2] >> (16 * (i % 2))));
+#elif ENTRY_KIND == 1
+  return __uint_as_float(words[i]);
+#else
+  return __hiloint2double(words[2 * i + 1], words[2 * i]);
+#endif
+#endif
+}
+
+// A lane's coordinates of a query.
+struct Query {
+#if QUERY_KIND == ENTRY_KIND
+  Piece piece;
+  __device__ __forceinline__ Number operator[](int i) const { return number_of(piece, i); }
+#else
+  double values[VECTOR];
+  __device__ __forceinline__ double operator[](int i) const { return values[i]; }
+#endif
+};
+
+__device__ __forceinline__ Query load_query(const void* queries, long long row, int load, int lane) {
+  Query query;
+#if QUERY_KIND == ENTRY_KIND && VECTOR > 1
+  // Loaded anew every time, from the nearest cache: kept in registers, they would be spilled.
+  const int first = (32 * load + lane) * VECTOR;
+  const u8* at = (const u8*)queries + (row * DIM + min(first, DIM - VECTOR)) * ENTRY_BYTES;
+  uint4& bits = query.piece.bits;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(bits.x), "=r"(bits.y), "=r"(bits.z), "=r"(bits.w)
+               : "l"(at));
+#elif QUERY_KIND == ENTRY_KIND
+  query.piece = load_piece(queries, row, load, lane);
+#else
 #pragma unroll
   for (int i = 0; i < VECTOR; ++i) {
-#if ENTRY_KIND == 0
-    const float value = half_to_float((unsigned short)(words[i / 2] >> (16 * (i % 2))));
-#if QUERY_KIND == 0
-    sum += (double)(value * query[i]);  // exact: 22 bits
-#else
-    sum += (double)value * (double)query[i];
+    const int at = (32 * load + lane) * VECTOR + i;
+    query.values[i] = at < DIM ? coordinate<QUERY_KIND>(queries, row * DIM + at) : 0.0;
+  }
 #endif
-#elif ENTRY_KIND == 1
-    sum += (double)__uint_as_float(words[i]) * (double)query[i];
+  return query;
+}
+
+__device__ __forceinline__ double dot_piece(const Piece& piece, const Query& query, double sum) {
+#pragma unroll
+  for (int i = 0; i < VECTOR; ++i) {
+#if QUERY_KIND == 0 && ENTRY_KIND == 0
+    sum += (double)(number_of(piece, i) * query[i]);  // exact: 22 bits
 #else
-    sum += __hiloint2double(words[2 * i + 1], words[2 * i]) * (double)query[i];
+    sum += (double)number_of(piece, i) * (double)query[i];
 #endif
   }
   return sum;
-#endif
 }
 
 __device__ __forceinline__ double exchange(double value, int mask) {
@@ -549,7 +587,7 @@ __device__ __forceinline__ double exchange(double value, int mask) {
 
 // Float64 products of the chosen candidates; `chosen` is asked once for each.
 template <class Chosen>
-__device__ __forceinline__ int rescore(const Query (&query)[LOADS * VECTOR], const void* entries,
+__device__ __forceinline__ int rescore(const void* queries, long long row, const void* entries,
                                        const int* entry, double* value, int count, int lane,
                                        Chosen chosen) {
   int rescored = 0;
@@ -565,27 +603,31 @@ __device__ __forceinline__ int rescore(const Query (&query)[LOADS * VECTOR], con
         wanted &= wanted - 1;
         sum[p] = 0.0;
       }
-#pragma unroll
+#pragma unroll 1
       for (int load = 0; load < LOADS; ++load) {
+        const Query query = load_query(queries, row, load, lane);
         Piece piece[PAIRS];
 #pragma unroll
-        for (int p = 0; p < PAIRS; ++p)
-          piece[p] = load_piece(entries, entry[at[p]], load, lane);
+        for (int p = 0; p < PAIRS; ++p) piece[p] = load_piece(entries, entry[at[p]], load, lane);
 #pragma unroll
         for (int p = 0; p < PAIRS; ++p)
-          sum[p] = dot_piece(piece[p], query + VECTOR * load, sum[p]);
+          sum[p] = dot_piece(piece[p], query, sum[p]);
       }
-      // Each exchange halves what a lane still adds up: lanes 0, 8, 16, 24 end with one sum each.
-      const bool upper = lane & 16, odd = lane & 8;
-      double low = upper ? sum[2] : sum[0], high = upper ? sum[3] : sum[1];
-      low += exchange(upper ? sum[0] : sum[2], 16);
-      high += exchange(upper ? sum[1] : sum[3], 16);
-      double mine = odd ? high : low;
-      mine += exchange(odd ? low : high, 8);
+      // Each exchange halves the sums that a lane works on, until it has one of its own.
+      int mask = 16;
 #pragma unroll
-      for (int mask = 4; mask; mask /= 2) mine += exchange(mine, mask);
-      const int low_at = odd ? at[1] : at[0], high_at = odd ? at[3] : at[2];
-      if (lane % 8 == 0) value[upper ? high_at : low_at] = mine;
+      for (int half = PAIRS / 2; half; half /= 2, mask /= 2) {
+        const bool upper = lane & mask;
+#pragma unroll
+        for (int p = 0; p < half; ++p) {
+          const double given = exchange(upper ? sum[p] : sum[p + half], mask);
+          sum[p] = (upper ? sum[p + half] : sum[p]) + given;
+          at[p] = upper ? at[p + half] : at[p];
+        }
+      }
+#pragma unroll
+      for (; mask; mask /= 2) sum[0] += exchange(sum[0], mask);
+      if (lane % (32 / PAIRS) == 0) value[at[0]] = sum[0];
     }
   }
   __syncwarp();
@@ -593,7 +635,7 @@ __device__ __forceinline__ int rescore(const Query (&query)[LOADS * VECTOR], con
 }
 
 // Rank the candidates of a query; see DeviceEngine.search for what is promised.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, RANKBLOCKS)
     rank_kernel(const void* queries, const void* entries, const long long* ids,
                 const Facts* facts, const double* mean, const float* threshold,
                 const float* per_norm, const float* per_residual, const float* slack,
@@ -699,23 +741,21 @@ extern "C" __global__ void __launch_bounds__(128)
     if (lane == 0) left[row] = 1;
     return;
   }
-  Query query[LOADS * VECTOR];
   double product = 0.0, size_of_it = 0.0;
 #pragma unroll
   for (int load = 0; load < LOADS; ++load) {
+    const Query query = load_query(queries, row, load, lane);
 #pragma unroll
     for (int i = 0; i < VECTOR; ++i) {
       const int at = (32 * load + lane) * VECTOR + i;
-      const double x = at < DIM ? coordinate<QUERY_KIND>(queries, row * DIM + at) : 0.0;
-      const double term = at < DIM ? x * mean[at] : 0.0;
-      query[load * VECTOR + i] = (Query)x;
+      const double term = at < DIM ? (double)query[i] * mean[at] : 0.0;
       product += term;
       size_of_it += fabs(term);
     }
   }
   // The most promising first: the others are rescored where they can reach the least of these.
   const float cut = kth_largest(upper, count, k, lane);
-  int rescored = rescore(query, entries, entry, value, count, lane,
+  int rescored = rescore(queries, row, entries, entry, value, count, lane,
                          [&](int i) { return upper[i] >= cut; });
   double reached = INFINITE;
   for (int i = lane; i < count; i += 32)
@@ -723,7 +763,7 @@ extern "C" __global__ void __launch_bounds__(128)
   reached = across(reached, [](double a, double b) { return fmin(a, b); });
   const double bound = error[row], scale = unit[row];
   const double base = warp_sum(product) + bound + warp_sum(size_of_it) * (DIM * 4e-16);
-  rescored += rescore(query, entries, entry, value, count, lane, [&](int i) {
+  rescored += rescore(queries, row, entries, entry, value, count, lane, [&](int i) {
     return upper[i] < cut && (scale < 1e-290 || base + scale * (double)upper[i] >= reached);
   });
   // Every product finds its place by counting those before it. Minus infinity was not rescored.

@@ -28,7 +28,10 @@ _KINDS = {torch.float16: 0, torch.float32: 1, torch.float64: 2}
 _MOST_WARPS = 4
 _WARP_SHARED = 48 << 10  # of programs whose warps work for themselves
 _ROOM_FACTOR = 8
+_LEAST_CAPACITY = 256
+_CAPACITY_PER_RESULT = 8
 _MOST_CAPACITY = 8192
+_SPARSE = 5e-3  # expected records of an entry
 _SAMPLE_PER_RESULT = 8
 _LEAST_SAMPLE = 128
 _SAMPLE_FACTOR = 400.0
@@ -92,8 +95,8 @@ class ProductShape:
 # The more queries a program has, the fewer bytes of entries a multiplication needs.
 _SHAPES = [
     ProductShape(tile, groups, stages, chunks)
-    for tile, groups, stages in ((128, 3, 3), (64, 3, 4), (64, 3, 3), (128, 2, 3), (128, 2, 2),
-                                 (64, 2, 3), (64, 2, 2))
+    for tile, groups, stages in ((128, 3, 3), (128, 2, 3), (128, 2, 2), (64, 3, 4), (64, 2, 3),
+                                 (64, 2, 2))
     for chunks in range(3)
 ]  # fmt: skip
 
@@ -153,6 +156,8 @@ class SearchPlan:
         Parts of the entries, each with four lists of its own for every query, and tiles of a part.
     room
         Records of a list.
+    expected
+        Records of a query, rather more than less.
     """
 
     row_tiles: int
@@ -161,6 +166,7 @@ class SearchPlan:
     parts: int
     share: int
     room: int
+    expected: int
 
 
 def plan_search(
@@ -173,9 +179,9 @@ def plan_search(
     sample_share = -(-sample // _parts(row_tiles, sample, at_once))
     share = -(-tiles // _parts(row_tiles, tiles, at_once))
     parts = -(-tiles // share)
-    expected = (3.0 + 30.0 / math.sqrt(k)) * k * tiles / sample
-    room = _LEAST_ROOM + int(expected / (_LISTS * parts))
-    return SearchPlan(row_tiles, sample, sample_share, parts, share, room)
+    expected = int((3.0 + 30.0 / math.sqrt(k)) * k * tiles / sample)
+    room = _LEAST_ROOM + expected // (_LISTS * parts)
+    return SearchPlan(row_tiles, sample, sample_share, parts, share, room, expected)
 
 
 def _parts(row_tiles: int, tiles: int, at_once: int) -> int:
@@ -255,13 +261,15 @@ class HopperEngine(DeviceEngine):
         at_once = torch.cuda.get_device_properties(device).multi_processor_count
         plan = plan_search(n, codes.size, tiles, 4 * split, k, shape, at_once)
         room = plan.room * self.room_factor
-        usual = max(2 * self.room(k), 4 * k)
-        capacity = max(usual, min(usual * self.room_factor, _MOST_CAPACITY))
+        usual = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k, plan.expected // 4)
+        capacity = min(max(usual * self.room_factor, 4 * k), _MOST_CAPACITY)
+        capacity = 1 << (capacity - 1).bit_length()
         module = hopper_launch.module_of(
             {
                 "DIM": codes.dim, "CODE_DIM": codes.code_dim, "QUERY_KIND": _KINDS[queries.dtype],
                 "ENTRY_KIND": _KINDS[entries.dtype], "TILE": shape.tile, "GROUPS": shape.groups,
                 "STAGES": shape.stages, "SHARED_CHUNKS": shape.shared_chunks, "SPLIT": split,
+                "AT_ONCE": 8 if plan.expected < _SPARSE * codes.size else 4,
             },
             device,
         )  # fmt: skip

@@ -7,6 +7,7 @@ import triton
 
 from bliss_index.search.device import triton_kernels as kernels
 from bliss_index.search.device.codes import EntryCodes, QueryCodes
+from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.proposals import Hits
 from bliss_index.search.device.triton_launch import device_of
 
@@ -94,7 +95,7 @@ def score_tail(
     ids: torch.Tensor,
     scale: torch.Tensor,
     shift: torch.Tensor,
-    internal: torch.Tensor,
+    internal: Internal,
     lam: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Find the class of the smallest total; as ``torch_score_tail`` of the engine.
@@ -105,15 +106,16 @@ def score_tail(
     """
     n, k = ids.shape
     classes = scale.shape[1]
-    anomaly, inner, outer = (torch.empty_like(internal[:, 0]) for _ in range(3))
+    anomaly, inner, outer = (torch.empty_like(internal.products[:, 0]) for _ in range(3))
     nearest = torch.empty(n, dtype=torch.int64, device=ids.device)
+    width = min(_MOST_CLASSES, triton.next_power_of_2(classes))
+    rows = _MOST_CLASSES // width
     if n:
         with device_of(ids):
-            kernels.tail_kernel[(n,)](
+            kernels.tail_kernel[(-(-n // rows),)](
                 similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
-                internal.contiguous(), internal.new_tensor([lam, k]),
-                anomaly, nearest, inner, outer, k, classes,
-                CLASSES=min(_MOST_CLASSES, triton.next_power_of_2(classes)),
-                enable_fp_fusion=False,
+                internal.products.contiguous(), internal.mu, internal.sigma,
+                internal.mu.new_tensor([lam, k]), anomaly, nearest, inner, outer, n, k, classes,
+                BM=rows, CLASSES=width, enable_fp_fusion=False,
             )  # fmt: skip
     return anomaly, nearest, inner, outer

@@ -246,46 +246,51 @@ def pairs_kernel(
     tl.store(values + at, total, mask=known)
 
 
-@triton.jit(do_not_specialize=["k", "classes"])
+@triton.jit(do_not_specialize=["n", "k", "classes"])
 def tail_kernel(
-    similarities, ids, scale, shift, internal, weight,
+    similarities, ids, scale, shift, products, mu, sigma, weight,
     anomaly, nearest, nearest_internal, nearest_external,
-    k, classes, CLASSES: tl.constexpr,
+    n, k, classes, BM: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """Sum one image's normalised similarities for every class; keep the smallest total.
+    """Sum some images' normalised similarities for every class; keep the smallest totals.
 
     Compiled without fused multiply-adds, so that the sums are those of the other tails.
     """
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    there = row < n
     lam = tl.load(weight)
     divisor = tl.load(weight + 1)
-    least = tl.full((), float("inf"), dtype=tl.float64)
-    best = tl.zeros((), dtype=tl.int64)
-    best_internal = tl.zeros((), dtype=tl.float64)
-    best_external = tl.zeros((), dtype=tl.float64)
+    least = tl.full((BM,), float("inf"), dtype=tl.float64)
+    best = tl.zeros((BM,), dtype=tl.int64)
+    best_internal = tl.zeros((BM,), dtype=tl.float64)
+    best_external = tl.zeros((BM,), dtype=tl.float64)
     for start in range(0, classes, CLASSES):
         column = start + tl.arange(0, CLASSES)
-        known = column < classes
-        total = tl.zeros((CLASSES,), dtype=tl.float64)
+        known = there[:, None] & (column < classes)[None, :]
+        total = tl.zeros((BM, CLASSES), dtype=tl.float64)
         for j in range(k):
-            at = tl.load(ids + row * k + j) * classes + column
-            similarity = tl.load(similarities + row * k + j).to(tl.float64)
+            entry = tl.load(ids + row * k + j, mask=there, other=0)
+            similarity = tl.load(similarities + row * k + j, mask=there, other=0.0)
+            at = entry[:, None] * classes + column[None, :]
             slope = tl.load(scale + at, mask=known, other=0.0).to(tl.float64)
             offset = tl.load(shift + at, mask=known, other=0.0).to(tl.float64)
-            total += similarity * slope - offset
+            total += similarity.to(tl.float64)[:, None] * slope - offset
         outer = total / divisor
-        inner = tl.load(internal + row * classes + column, mask=known, other=float("inf"))
-        score = inner + lam * outer
+        middle = tl.load(mu + column, mask=column < classes, other=0.0)
+        spread = tl.load(sigma + column, mask=column < classes, other=1.0)
+        at = row[:, None] * classes + column[None, :]
+        inner = (middle[None, :] - tl.load(products + at, mask=known, other=0.0)) / spread[None, :]
+        score = tl.where(known, inner + lam * outer, float("inf"))
         smallest, place = tl.min(
-            score, axis=0, return_indices=True, return_indices_tie_break_left=True
+            score, axis=1, return_indices=True, return_indices_tie_break_left=True
         )
-        chosen = tl.arange(0, CLASSES) == place
+        chosen = tl.arange(0, CLASSES)[None, :] == place[:, None]
         better = smallest < least
-        best_internal = tl.where(better, tl.sum(tl.where(chosen, inner, 0.0)), best_internal)
-        best_external = tl.where(better, tl.sum(tl.where(chosen, outer, 0.0)), best_external)
+        best_internal = tl.where(better, tl.sum(tl.where(chosen, inner, 0.0), 1), best_internal)
+        best_external = tl.where(better, tl.sum(tl.where(chosen, outer, 0.0), 1), best_external)
         best = tl.where(better, start + place.to(tl.int64), best)
         least = tl.where(better, smallest, least)
-    tl.store(anomaly + row, least)
-    tl.store(nearest + row, best)
-    tl.store(nearest_internal + row, best_internal)
-    tl.store(nearest_external + row, best_external)
+    tl.store(anomaly + row, least, mask=there)
+    tl.store(nearest + row, best, mask=there)
+    tl.store(nearest_internal + row, best_internal, mask=there)
+    tl.store(nearest_external + row, best_external, mask=there)
