@@ -104,7 +104,8 @@ class DeviceTables:
         wanted = torch.zeros_like(self._known)
         wanted[ids.reshape(-1)] = True
         missing = (wanted & ~self._known).nonzero()[:, 0]
-        for entries in torch.split(missing, _ENTRY_ROWS):
+        for start in range(0, missing.shape[0], _ENTRY_ROWS):  # split makes a piece of nothing, too
+            entries = missing[start : start + _ENTRY_ROWS]
             rows = upload(self._vocabulary[entries.cpu().numpy()], self._device)
             mu, sigma = self.statistics(rows)
             self.scale[entries] = (1.0 / sigma).float()

@@ -19,9 +19,9 @@ _SMALL_ENTRIES = {1_000: 300, 2_000: 300, 10_000: 400, 20_000: 600, 100_000: 700
 def plan() -> list[Row]:
     """Return all rows, in the order in which they run."""
     return [
-        Row("facts", "card", "gpu.card:facts", {}, 60, cuda=False),
-        *_main(), *_stages(), *_faiss(), *_exactness("exactness"), *_searches(), *_scoring(),
-        *_growth(), *_exactness("exactness-rest"), *_tiles(),
+        Row("facts", "card", "gpu.card:facts", {}, 40, cuda=False),
+        *_main(), *_stages(), *_faiss(), *_scoring(), *_growth(), *_exactness("exactness"),
+        *_searches(), *_exactness("exactness-rest"), *_tiles(),
     ]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def _main() -> list[Row]:
     rows = [
         Row(
             MAIN_GROUP, f"exactness of {queries:,} queries, {checked} checked",
-            "gpu.exactness:batch_exactness", {**_MAIN, "queries": queries, "checked": checked}, 90,
+            "gpu.exactness:batch_exactness", {**_MAIN, "queries": queries, "checked": checked}, 30,
             {"entries": small, "dim": _DIM, "queries": few, "checked": few - 1},
         )
         for queries, checked, small, few in ((128, 128, 5_000, 5), (4_097, 256, 700, 33))
@@ -44,14 +44,14 @@ def _main() -> list[Row]:
         "entries": 700, "dim": _DIM, "queries": _FEW, "product": _SMALL_SHAPE,
         "more_products": {"8192 cubed": [64, 64, 64]}, "copied": 1 << 20,
     }  # fmt: skip
-    rows.append(Row(MAIN_GROUP, "rate", "gpu.rates:compare", rate, 90, small))
+    rows.append(Row(MAIN_GROUP, "rate", "gpu.rates:compare", rate, 40, small))
     return rows
 
 
 def _stages() -> list[Row]:
     return [
         Row(
-            "stages", codes, "gpu.stages:stages", {**_MAIN, "queries": 65_536, "codes": codes}, 40,
+            "stages", codes, "gpu.stages:stages", {**_MAIN, "queries": 65_536, "codes": codes}, 20,
             {"entries": 700, "dim": _DIM, "queries": _FEW},
         )
         for codes in ("int8", "triton")
@@ -63,7 +63,7 @@ def _faiss() -> list[Row]:
         **_MAIN, "queries": 262_144, "rounds": 3, "product": _SEARCH_SHAPE, "faiss": True,
     }  # fmt: skip
     small = {"entries": 700, "dim": _DIM, "queries": _FEW, "product": _SMALL_SHAPE}
-    return [Row("faiss", "flat", "gpu.rates:compare", parameters, 90, small)]
+    return [Row("faiss", "flat", "gpu.rates:compare", parameters, 40, small)]
 
 
 def _exactness(group: str) -> list[Row]:
@@ -89,7 +89,7 @@ def _exactness(group: str) -> list[Row]:
                 group, f"{codes}, {kind}, {_named(entries, dim, k)}", "gpu.exactness:exactness",
                 {"data": kind, "entries": entries, "dim": dim, "k": k,
                  "queries": 32 if few else 128, "codes": codes},
-                60 if entries == 1_000_000 else 30,
+                20 if entries == 1_000_000 else 12,
                 {"entries": _SMALL_ENTRIES[entries], "dim": dim // 8, "queries": _FEW},
             ))  # fmt: skip
     return rows
@@ -115,7 +115,7 @@ def _searches() -> list[Row]:
             {"entries": entries, "dim": dim, "k": k,
              "queries": min(262_144, int(4e10 // entries)), "rounds": 3,
              "product": [*_SEARCH_SHAPE[:2], dim]},
-            90 if entries == 4_000_000 else 40,
+            40 if entries == 4_000_000 else 15,
             {"entries": _SMALL_ENTRIES[entries], "dim": dim // 8, "queries": 2,
              "product": _SMALL_SHAPE},
         )
@@ -127,19 +127,19 @@ def _scoring() -> list[Row]:
     rows = [
         Row(
             "scoring", f"{classes} classes", "gpu.scoring:scoring",
-            {**_MAIN, "queries": 65_536, "classes": classes}, 60,
+            {**_MAIN, "queries": 65_536, "classes": classes}, 15,
             {"entries": 400, "dim": _DIM, "queries": 2, "classes": 1 + classes // 300},
         )
         for classes in (10, 100, 1_000)
     ]  # fmt: skip
     rows.append(Row(
         "job", "end to end", "gpu.job:end_to_end",
-        {**_MAIN, "images": 1 << 20, "shard": 262_144, "classes": 10}, 90,
+        {**_MAIN, "images": 1 << 20, "shard": 262_144, "classes": 10}, 30,
         {"entries": 400, "dim": _DIM, "images": 10, "shard": 4, "classes": 2},
     ))  # fmt: skip
     rows.append(Row(
         "calibration", "1000 classes of 1000 images", "gpu.normal_classes:tables",
-        {"entries": 100_000, "dim": 512, "classes": 1_000, "images": 1_000}, 60,
+        {"entries": 100_000, "dim": 512, "classes": 1_000, "images": 1_000}, 15,
         {"entries": 300, "dim": _DIM, "classes": 3, "images": 80},
     ))  # fmt: skip
     return rows
@@ -159,7 +159,7 @@ def _growth() -> list[Row]:
         Row(
             "growth", name, "gpu.growth:growth",
             {"grows": grows, "entries": entries, "dim": 512, "k": 10, "images": images},
-            60 if entries > 1_000_000 or images > 1_000_000 else 40,
+            30 if entries > 1_000_000 or images > 1_000_000 else 15,
             {"entries": _SMALL_ENTRIES[entries], "dim": _DIM, "images": 1 + len(str(images)) // 3},
         )
         for grows, name, entries, images in points
@@ -179,7 +179,7 @@ def _tiles() -> list[Row]:
         Row(
             "tiles", f"{codes}, d={dim}, {'x'.join(map(str, shape))}", "gpu.tiles:tile_shape",
             {"entries": 100_000, "dim": dim, "k": 10, "queries": 65_536, "codes": codes,
-             "shape": list(shape)}, 30,
+             "shape": list(shape)}, 10,
             {"entries": 400, "dim": dim // 8, "queries": 2},
         )
         for (codes, dim), shapes in tried.items()

@@ -10,7 +10,6 @@
 //   GROUPS, STAGES    warpgroups that multiply, tiles of entries on their way
 //   SHARED_CHUNKS     runs of 128 coordinates of the queries' codes that are kept in shared memory;
 //                     the others are kept in registers
-//   AT_ONCE           scores that are compared before a branch
 //   SPLIT             blocks of the maxima that a thread's part of a tile is cut into
 //
 // A score is the float 1.5 * 2^23 + lift, rounded to an integer, to whose bits the tensor cores add
@@ -36,6 +35,9 @@ typedef unsigned long long u64;
 #define NOTHING ((int)0x80000000)
 #define ZERO_KEY 0x4B400000              // the bits of ZERO_SCORE
 #define ZERO_SCORE 12582912.0f
+#ifndef AT_ONCE
+#define AT_ONCE 4                        // scores that are compared before a branch
+#endif
 #define UNROUNDED 2.0f                   // units that rounding can have taken away
 #define INFINITE __int_as_float(0x7F800000)
 
@@ -223,11 +225,11 @@ __device__ __forceinline__ void share_queries(u32 to, const u8* codes, int first
 }
 
 // Multiply ROWS queries with some tiles. Warpgroups take 64 queries each, and one's scores are looked
-// at while the others' are multiplied.
-template <class Look>
+// at while the others' are multiplied. `expect` is called before a tile's scores are there.
+template <class Expect, class Look>
 __device__ __forceinline__ void run_product(const u8* query_codes, const float* query_alpha, int n,
                                             int first_row, const Entries& entries, const Layout& at,
-                                            Look look) {
+                                            Expect expect, Look look) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = warp / 4, quad = lane % 4;
   const int local = 16 * warp + lane / 4;
@@ -254,7 +256,6 @@ __device__ __forceinline__ void run_product(const u8* query_codes, const float* 
       acc[4 * j + 2] = __float_as_int(__fmaf_rn(alpha_8, lift.x, ZERO_SCORE));
       acc[4 * j + 3] = __float_as_int(__fmaf_rn(alpha_8, lift.y, ZERO_SCORE));
     }
-    const Facts shared = load_facts(beside + 4 * TILE);
     products_begin(acc);
     const u32 tile_at = at.stages + stage * TILE_BYTES;
 #pragma unroll
@@ -269,6 +270,7 @@ __device__ __forceinline__ void run_product(const u8* query_codes, const float* 
                         b);
     }
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    expect(load_facts(beside + 4 * TILE), local);
     products_end(acc);
     if (lane == 0) release_tile(at, entries, i);
     const int first_entry = (entries.first + i) * TILE;
@@ -277,7 +279,7 @@ __device__ __forceinline__ void run_product(const u8* query_codes, const float* 
       for (int j = 0; j < SCORES; ++j)
         if (first_entry + j / 4 * 8 + 2 * quad + j % 2 >= entries.size) acc[j] = NOTHING;
     }
-    look(acc, shared, first_entry, local);
+    look(acc, first_entry, local);
   }
 }
 
@@ -313,15 +315,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   __syncthreads();
   const int blocks = tiles * LANES * SPLIT;
   const int quad = threadIdx.x % LANES;
+  float step, bound[2];
   run_product(
       query_codes, query_alpha, n, first_row, entries, at,
-      [&](int(&acc)[SCORES], const Facts& shared, int first_entry, int local) {
+      [&](const Facts& shared, int local) {
+        step = shared.step;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float* facts_of = at.row_facts + 4 * (local + 8 * half);
+          bound[half] = facts_of[1] * shared.norm + facts_of[2] * shared.residual + facts_of[0];
+        }
+      },
+      [&](int(&acc)[SCORES], int first_entry, int local) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int row = first_row + local + 8 * half;
-          const float* facts_of = at.row_facts + 4 * (local + 8 * half);
-          const float bound =
-              facts_of[1] * shared.norm + facts_of[2] * shared.residual + facts_of[0];
           float* to = lower + (long long)row * blocks +
                       (first_entry / TILE * LANES + quad) * SPLIT;
 #pragma unroll
@@ -331,10 +339,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             for (int j = TILE / 8 / SPLIT * part; j < TILE / 8 / SPLIT * (part + 1); ++j)
               most = max(most, max(acc[4 * j + 2 * half], acc[4 * j + 2 * half + 1]));
             const float score = (float)(most - ZERO_KEY) - UNROUNDED;
-            if (row < n) to[part] = most == NOTHING ? -INFINITE : score * shared.step - bound;
+            if (row < n) to[part] = most == NOTHING ? -INFINITE : score * step - bound[half];
           }
         }
       });
+}
+
+// Write a score that reaches `least` behind those that are written; without a branch, since threads
+// of a warp differ.
+__device__ __forceinline__ void note_hit(Record* list, int& filled, int room, int key, int least,
+                                         int place) {
+  asm volatile(
+      "{\n.reg .pred hit, kept;\n.reg .b64 to;\n"
+      "setp.ge.s32 hit, %1, %2;\n"
+      "setp.lt.and.s32 kept, %0, %3, hit;\n"
+      "mad.wide.s32 to, %0, 8, %4;\n"
+      "@kept st.global.v2.s32 [to], {%5, %1};\n"
+      "@hit add.s32 %0, %0, 1;\n}\n"
+      : "+r"(filled)
+      : "r"(key), "r"(least), "r"(room), "l"(list), "r"(place)
+      : "memory");
 }
 
 // Write the entries whose upper bounds reach their query's threshold. For every query, each of the
@@ -363,11 +387,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   const long long list = ((long long)(first_row + mine) * parts + part) * LANES + quad;
   const long long list_8 = list + 8ll * parts * LANES;
   Record* to[2] = {found + list * room, found + list_8 * room};
-  int filled[2] = {0, 0};
+  int filled[2] = {0, 0}, least[2];
   run_product(
       query_codes, query_alpha, n, first_row, entries, at,
-      [&](int(&acc)[SCORES], const Facts& shared, int first_entry, int local) {
-        int least[2];
+      [&](const Facts& shared, int local) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float* facts_of = at.row_facts + 4 * (local + 8 * half);
@@ -377,6 +400,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           lowest -= UNROUNDED + 2.0f + fabsf(lowest) * 0x1p-21f;
           least[half] = ZERO_KEY + __float2int_rd(lowest);
         }
+      },
+      [&](int(&acc)[SCORES], int first_entry, int local) {
+        const int first_place = first_entry + 2 * quad;
 #pragma unroll
         for (int j = 0; j < SCORES; j += AT_ONCE) {
           bool any = false;
@@ -386,13 +412,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #pragma unroll
             for (int i = j; i < j + AT_ONCE; ++i) {
               const int half = i / 2 % 2;
-              if (acc[i] >= least[half]) {
-                Record record;
-                record.place = first_entry + i / 4 * 8 + 2 * quad + i % 2;
-                record.key = acc[i];
-                if (filled[half] < room) to[half][filled[half]] = record;
-                ++filled[half];
-              }
+              note_hit(to[half], filled[half], room, acc[i], least[half],
+                       first_place + i / 4 * 8 + i % 2);
             }
           }
         }
@@ -477,12 +498,7 @@ typedef double Number;
 #define VECTOR 1
 #endif
 #define LOADS ((DIM + 32 * VECTOR - 1) / (32 * VECTOR))
-#ifndef PAIRS
 #define PAIRS 4  // candidates that are rescored beside each other
-#endif
-#ifndef RANKBLOCKS
-#define RANKBLOCKS 8
-#endif
 
 __device__ __forceinline__ float half_to_float(unsigned short half) {
   float value;
@@ -587,13 +603,11 @@ __device__ __forceinline__ double exchange(double value, int mask) {
 
 // Float64 products of the chosen candidates; `chosen` is asked once for each.
 template <class Chosen>
-__device__ __forceinline__ int rescore(const void* queries, long long row, const void* entries,
+__device__ __forceinline__ void rescore(const void* queries, long long row, const void* entries,
                                        const int* entry, double* value, int count, int lane,
                                        Chosen chosen) {
-  int rescored = 0;
   for (int start = 0; start < count; start += 32) {
     u32 wanted = __ballot_sync(ALL, start + lane < count && chosen(start + lane));
-    rescored += __popc(wanted);
     while (wanted) {
       int at[PAIRS];
       double sum[PAIRS];
@@ -631,11 +645,10 @@ __device__ __forceinline__ int rescore(const void* queries, long long row, const
     }
   }
   __syncwarp();
-  return rescored;
 }
 
 // Rank the candidates of a query; see DeviceEngine.search for what is promised.
-extern "C" __global__ void __launch_bounds__(128, RANKBLOCKS)
+extern "C" __global__ void __launch_bounds__(128, 8)
     rank_kernel(const void* queries, const void* entries, const long long* ids,
                 const Facts* facts, const double* mean, const float* threshold,
                 const float* per_norm, const float* per_residual, const float* slack,
@@ -755,7 +768,7 @@ extern "C" __global__ void __launch_bounds__(128, RANKBLOCKS)
   }
   // The most promising first: the others are rescored where they can reach the least of these.
   const float cut = kth_largest(upper, count, k, lane);
-  int rescored = rescore(queries, row, entries, entry, value, count, lane,
+  rescore(queries, row, entries, entry, value, count, lane,
                          [&](int i) { return upper[i] >= cut; });
   double reached = INFINITE;
   for (int i = lane; i < count; i += 32)
@@ -763,25 +776,37 @@ extern "C" __global__ void __launch_bounds__(128, RANKBLOCKS)
   reached = across(reached, [](double a, double b) { return fmin(a, b); });
   const double bound = error[row], scale = unit[row];
   const double base = warp_sum(product) + bound + warp_sum(size_of_it) * (DIM * 4e-16);
-  rescored += rescore(queries, row, entries, entry, value, count, lane, [&](int i) {
+  rescore(queries, row, entries, entry, value, count, lane, [&](int i) {
     return upper[i] < cut && (scale < 1e-290 || base + scale * (double)upper[i] >= reached);
   });
-  // Every product finds its place by counting those before it. Minus infinity was not rescored.
+  // Only rescored ones from here on, and every product finds its place by counting those before it.
+  int kept = 0;
   for (int start = 0; start < count; start += 32) {
     const int i = start + lane;
     const double mine = i < count ? value[i] : -(double)INFINITE;
     const int its = i < count ? entry[i] : 0;
+    const bool there = mine > -(double)INFINITE;
+    const u32 mask = __ballot_sync(ALL, there);
+    const int slot = kept + __popc(mask & ((1u << lane) - 1));
+    if (there) {
+      value[slot] = mine;
+      entry[slot] = its;
+    }
+    kept += __popc(mask);
+    __syncwarp();
+  }
+  for (int i = lane; i < kept; i += 32) {
+    const double mine = value[i];
+    const int its = entry[i];
     int place = 0;
-    for (int j = 0; j < count; ++j) {
+    for (int j = 0; j < kept; ++j) {
       const double other = value[j];
       place += other > mine || (other == mine && entry[j] < its);
     }
-    if (place <= k && mine > -(double)INFINITE) {
-      sorted[place] = mine;
-      if (place < k) {
-        values[place] = mine + 0.0;
-        best[place] = its;
-      }
+    if (place <= k) sorted[place] = mine;
+    if (place < k) {
+      values[place] = mine + 0.0;
+      best[place] = its;
     }
   }
   bool doubt = false;
@@ -789,7 +814,7 @@ extern "C" __global__ void __launch_bounds__(128, RANKBLOCKS)
     __syncwarp();
     for (int j = lane; j < k; j += 32) {
       const double mine = sorted[j];
-      doubt |= j + 1 < rescored && mine - sorted[j + 1] <= 2 * bound;
+      doubt |= j + 1 < kept && mine - sorted[j + 1] <= 2 * bound;
       doubt |= (float)(mine - bound) != (float)(mine + bound);
     }
     doubt = __any_sync(ALL, doubt);
@@ -797,6 +822,6 @@ extern "C" __global__ void __launch_bounds__(128, RANKBLOCKS)
   if (lane == 0) {
     left[row] = doubt;
     tallies[2 * row] = count;
-    tallies[2 * row + 1] = rescored;
+    tallies[2 * row + 1] = kept;
   }
 }

@@ -31,9 +31,9 @@ _ROOM_FACTOR = 8
 _LEAST_CAPACITY = 256
 _CAPACITY_PER_RESULT = 8
 _MOST_CAPACITY = 8192
-_SPARSE = 5e-3  # expected records of an entry
-_SAMPLE_PER_RESULT = 8
-_LEAST_SAMPLE = 128
+_SAMPLE_PER_RESULT = 16
+_LEAST_SAMPLE = 256
+_MOST_SPLIT = 4
 _SAMPLE_FACTOR = 400.0
 _LEAST_ROOM = 24
 _LISTS = 4  # of a query, in a part
@@ -150,6 +150,8 @@ class SearchPlan:
     ----------
     row_tiles
         Programs that a batch of queries needs.
+    split
+        Blocks of the sample's maxima that a thread's part of a tile is cut into.
     sample, sample_share
         Tiles of the sample, and of them, of a program.
     parts, share
@@ -161,6 +163,7 @@ class SearchPlan:
     """
 
     row_tiles: int
+    split: int
     sample: int
     sample_share: int
     parts: int
@@ -169,19 +172,21 @@ class SearchPlan:
     expected: int
 
 
-def plan_search(
-    n: int, size: int, tiles: int, blocks_per_tile: int, k: int, shape: ProductShape, at_once: int
-) -> SearchPlan:
-    """Plan a search of n queries in so many tiles, with so many programs running at once."""
+def plan_search(n: int, size: int, k: int, shape: ProductShape, at_once: int) -> SearchPlan:
+    """Plan a search of n queries among so many entries, with so many programs running at once."""
     row_tiles = -(-n // shape.queries)
-    wanted = max(_SAMPLE_PER_RESULT * k, _LEAST_SAMPLE) / blocks_per_tile
-    sample = min(tiles, math.ceil(max(wanted, tiles * math.sqrt(_SAMPLE_FACTOR * k / size))))
+    tiles = -(-size // UNIT_TILE) * (UNIT_TILE // shape.tile)
+    wanted = max(_SAMPLE_PER_RESULT * k, _LEAST_SAMPLE)  # blocks
+    sample = math.ceil(tiles * math.sqrt(_SAMPLE_FACTOR * k / size))
+    # Smaller blocks only where there would be too few: they take time.
+    split = next((s for s in (1, 2) if sample * _LISTS * s >= wanted), _MOST_SPLIT)
+    sample = min(tiles, max(sample, -(-wanted // (_LISTS * split))))
     sample_share = -(-sample // _parts(row_tiles, sample, at_once))
     share = -(-tiles // _parts(row_tiles, tiles, at_once))
     parts = -(-tiles // share)
     expected = int((3.0 + 30.0 / math.sqrt(k)) * k * tiles / sample)
     room = _LEAST_ROOM + expected // (_LISTS * parts)
-    return SearchPlan(row_tiles, sample, sample_share, parts, share, room, expected)
+    return SearchPlan(row_tiles, split, sample, sample_share, parts, share, room, expected)
 
 
 def _parts(row_tiles: int, tiles: int, at_once: int) -> int:
@@ -238,9 +243,8 @@ class HopperEngine(DeviceEngine):
 
     def bytes_per_query(self, size: int, k: int) -> int:
         """See :class:`DeviceEngine`."""
-        tiles = -(-size // UNIT_TILE)
-        plan = plan_search(1 << 16, size, tiles, 4, k, ProductShape(UNIT_TILE, 2, 2), 132)
-        lower = 4 * 4 * 4 * plan.sample
+        plan = plan_search(1 << 16, size, k, ProductShape(UNIT_TILE, 2, 2), 132)
+        lower = 4 * _LISTS * plan.split * plan.sample
         listed = _RECORD_BYTES * _LISTS * plan.parts * plan.room * self.room_factor
         return lower + listed + 16 * k + 64
 
@@ -256,10 +260,8 @@ class HopperEngine(DeviceEngine):
         prepared = self.prepare(codes, queries)
         depth = codes.codes.shape[1] * _CHUNK
         shape = self.shape_of(depth)
-        split = max(1, shape.tile // 4 // codes.block)
-        tiles = codes.codes.shape[0]
         at_once = torch.cuda.get_device_properties(device).multi_processor_count
-        plan = plan_search(n, codes.size, tiles, 4 * split, k, shape, at_once)
+        plan = plan_search(n, codes.size, k, shape, at_once)
         room = plan.room * self.room_factor
         usual = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k, plan.expected // 4)
         capacity = min(max(usual * self.room_factor, 4 * k), _MOST_CAPACITY)
@@ -268,12 +270,11 @@ class HopperEngine(DeviceEngine):
             {
                 "DIM": codes.dim, "CODE_DIM": codes.code_dim, "QUERY_KIND": _KINDS[queries.dtype],
                 "ENTRY_KIND": _KINDS[entries.dtype], "TILE": shape.tile, "GROUPS": shape.groups,
-                "STAGES": shape.stages, "SHARED_CHUNKS": shape.shared_chunks, "SPLIT": split,
-                "AT_ONCE": 8 if plan.expected < _SPARSE * codes.size else 4,
+                "STAGES": shape.stages, "SHARED_CHUNKS": shape.shared_chunks, "SPLIT": plan.split,
             },
             device,
         )  # fmt: skip
-        blocks = plan.sample * 4 * split
+        blocks = plan.sample * _LISTS * plan.split
         lower = torch.empty((n, blocks), dtype=torch.float32, device=device)
         threshold = torch.empty(n, dtype=torch.float32, device=device)
         counts = torch.empty((n, plan.parts, _LISTS), dtype=torch.int32, device=device)
@@ -300,8 +301,8 @@ class HopperEngine(DeviceEngine):
             )  # fmt: skip
             module.launch(
                 "hits_kernel", plan.row_tiles * plan.parts, shape.threads, shared,
-                [*product, threshold, counts, found, n, codes.size, tiles, plan.row_tiles,
-                 plan.share, plan.parts, room],
+                [*product, threshold, counts, found, n, codes.size, codes.codes.shape[0],
+                 plan.row_tiles, plan.share, plan.parts, room],
             )  # fmt: skip
             warps = _warps(16 * capacity)
             module.launch(

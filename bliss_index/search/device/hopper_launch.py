@@ -109,7 +109,7 @@ class Module:
         self._code = compile_kernels(macros)
         self._driver = ctypes.CDLL("libcuda.so.1")
         self._module = ctypes.c_void_p()
-        self._functions: dict[tuple[str, int], ctypes.c_void_p] = {}
+        self._functions: dict[str, tuple[ctypes.c_void_p, int]] = {}
         with torch.cuda.device(device):
             torch.cuda.current_stream()  # there is a context from here on
             self._check("cuModuleLoadData", ctypes.byref(self._module), self._code)
@@ -146,12 +146,15 @@ class Module:
         )  # fmt: skip
 
     def _function(self, name: str, shared: int) -> ctypes.c_void_p:
-        function = self._functions.get((name, shared))
+        """Return a kernel that may have so much shared memory, or more."""
+        function, allowed = self._functions.get(name, (None, 0))
         if function is None:
             function = ctypes.c_void_p()
             self._check("cuModuleGetFunction", ctypes.byref(function), self._module, name.encode())
+            self._functions[name] = function, allowed
+        if shared > allowed:
             self._check("cuFuncSetAttribute", function, _MOST_SHARED_BYTES, shared)
-            self._functions[name, shared] = function
+            self._functions[name] = function, shared
         return function
 
     def _check(self, call: str, *arguments: Any) -> None:
