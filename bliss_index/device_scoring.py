@@ -21,7 +21,8 @@ from bliss_index.calibration import Calibration
 from bliss_index.calibration.moments import SIGMA_FLOOR
 from bliss_index.scoring import Scores, require_fitting
 from bliss_index.search.device.backend import upload
-from bliss_index.search.device.engine import DeviceEngine, choose_engine
+from bliss_index.search.device.base import DeviceEngine
+from bliss_index.search.device.engine import choose_engine
 from bliss_index.search.device.internal import Internal
 from bliss_index.search.protocol import TensorSearch
 

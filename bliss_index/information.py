@@ -13,6 +13,8 @@ from bliss_index.store.files import read_json
 from bliss_index.store.manifest import MANIFEST_NAME, StoreManifest, library_versions
 from bliss_index.verification import directory_kind
 
+_CLIP_DIM = 512
+
 
 def describe_installation() -> tuple[dict[str, Any], list[str]]:
     """Describe versions, processor, GPUs and the searches that run here.
@@ -150,8 +152,17 @@ def _faiss() -> str:
 
 
 def _gpus() -> list[str]:
+    """Every GPU that torch sees: its compute capability, and what searches CLIP's vectors on it."""
     import torch
 
     if not torch.cuda.is_available():
         return []
-    return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    from bliss_index.search.device.engine import choose_engine
+
+    found = []
+    for number in range(torch.cuda.device_count()):
+        device = torch.device("cuda", number)
+        major, minor = torch.cuda.get_device_capability(device)
+        runs = choose_engine(device, _CLIP_DIM).describe(device)
+        found.append(f"compute capability {major}.{minor}: {runs}")
+    return found

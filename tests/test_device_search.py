@@ -20,6 +20,7 @@ from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search import exact_search, reference_search
 from bliss_index.search.device import engine as engines
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
+from bliss_index.search.device.base import DeviceEngine
 from bliss_index.search.device.choice import find_gpu
 from bliss_index.search.device.codes import (
     BFLOAT16,
@@ -29,7 +30,7 @@ from bliss_index.search.device.codes import (
     EntryCodes,
     Rotation,
 )
-from bliss_index.search.device.engine import DeviceEngine, torch_engine, torch_score_tail
+from bliss_index.search.device.engine import torch_engine, torch_score_tail
 from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.proposals import TorchProposals, _bounds, _place, block_size
 from bliss_index.search.inputs import require_tensor

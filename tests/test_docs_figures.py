@@ -199,3 +199,56 @@ def test_the_table_of_candidates_on_a_gpu():
         ]
         assert [float(cell) for cell in cells] == expected
     assert f"on a processor, {len(cases)} cases" in text
+
+
+def test_the_figures_of_a_gpu():
+    """Three digits of what the suite measured, in docs/gpu.md and README.md."""
+    rows = {(row["group"], row["name"]): row.get("result") for row in result("gpu_h100")["rows"]}
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    main, faiss = rows["main", "rate"], rows["faiss", "flat"]
+    assert main["exact"]
+    assert faiss["exact"]
+    ours, theirs = main["images_per_second"], faiss["images_per_second"]
+    bfloat16 = max(rate for name, rate in ours.items() if name.startswith("torch"))
+    for title, rate, fastest in (
+        ("exact, Hopper's kernels", ours["exact, int8"], None),
+        ("exact, Triton's kernels", ours["exact, triton"], ours["exact, int8"]),
+        ("torch bfloat16 product + topk (not exact)", bfloat16, ours["exact, int8"]),
+        ("faiss flat, float32", theirs["faiss flat float32"], theirs["exact, int8"]),
+        ("faiss flat, float16", theirs["faiss flat float16"], theirs["exact, int8"]),
+    ):
+        times = "" if fastest is None else f"{fastest / rate:.1f} "
+        assert f"| {title} | {_thousands(rate)} | {times}|" in text
+    assert f"Hopper's kernels did {_digits(theirs['exact, int8'])} a second" in text
+    tera = main["equivalent_tera_operations_per_second"]["exact, int8"]
+    rates = main["matrix_tera_operations_per_second"]
+    plain, best = rates["bfloat16, shape of the search"], rates["bfloat16, 8192 cubed"]
+    assert f"{tera:.0f} tera-operations" in text
+    assert f"{tera / plain:.2f} times the {plain:.0f}" in text
+    assert f"{tera / best:.2f} times the {best:.0f}" in text
+    grown = [r for (group, name), r in rows.items() if group == "growth" and "vocab" in name]
+    cells = [_digits(row["images_per_second"]) for row in grown]
+    assert f"| images per second | {' | '.join(cells)} |" in text
+    shares = [f"{100 * rows['scoring', f'{c} classes']['added_to_search']:.0f} %"
+              for c in (10, 100, 1000)]  # fmt: skip
+    assert f"Whole scoring adds {shares[0]}, {shares[1]} and {shares[2]}" in text
+    job = rows["job", "end to end"]
+    assert f"does {_thousands(job['images_per_second'])} images a second" in text
+    stages = rows["stages", "int8"]
+    assert f"Of the {stages['kernel_microseconds'] / 1000:.1f} ms of a batch" in text
+    assert f"a batch is {stages['launches']} launches" in text
+    right = [row for (group, _), row in rows.items() if group == "exactness" and row is not None]
+    assert all(row["exact"] for row in right)
+    assert f"{len(right)} exactness cases" in text
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"{ours['exact, int8'] / 1e6:.1f} million images a second" in readme
+    assert f"{theirs['exact, int8'] / theirs['faiss flat float32']:.1f} times as many as" in readme
+
+
+def _digits(number: float) -> str:
+    """Three digits."""
+    return f"{float(f'{number:.3g}'):,.0f}"
+
+
+def _thousands(number: float) -> str:
+    return f"{1000 * round(number / 1000):,}"

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.device.base import DeviceEngine, Ranked
 from bliss_index.search.device.codes import FORMATS, EntryCodes
-from bliss_index.search.device.engine import DeviceEngine, Ranked, choose_engine
+from bliss_index.search.device.engine import choose_engine
 from bliss_index.search.device.ordering import (
     Rescored,
     best_in_order,

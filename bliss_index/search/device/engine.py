@@ -1,8 +1,7 @@
-"""Who multiplies on a device: Triton's kernels where they run, torch's own products elsewhere."""
+"""Chooses the kernels of a search on a device: Hopper's, Triton's, or torch's own operations."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes
+from bliss_index.search.device.base import DeviceEngine, Ranked
+from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes
 from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.ordering import Rescored, rank
 from bliss_index.search.device.proposals import (
@@ -24,118 +24,12 @@ from bliss_index.search.device.proposals import (
 if TYPE_CHECKING:
     from bliss_index.search.device.hopper_engine import ProductShape
 
-Prepare = Callable[[EntryCodes, torch.Tensor], QueryCodes]
-PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
-Tail = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPABILITY = (8, 0)
 _HOPPER = (9, 0)
-_LEAST_CAPACITY = 256
-_CAPACITY_PER_RESULT = 16
 _CANDIDATE_BYTES = 20  # place, bound, order and value
 _PAIR_ELEMENTS = 1 << 24
 _TAIL_ELEMENTS = 1 << 24
-
-
-@dataclass(frozen=True, eq=False)
-class Ranked:
-    """Results of n queries, and what they took.
-
-    Attributes
-    ----------
-    values, ids
-        (n, k) float64 and int64, best first, ties by smaller id.
-    left
-        (n,) bool: queries without a certificate, whose results mean nothing: they have more
-        candidates than there is room for, values closer than the rounding of their sums, or
-        coordinates that no kernel can work on.
-    tallies
-        (2,) int64: candidates, and of them, rescored ones, of all queries that are not left.
-    """
-
-    values: torch.Tensor
-    ids: torch.Tensor
-    left: torch.Tensor
-    tallies: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceEngine(ABC):
-    """The steps of a search that have kernels of their own.
-
-    Attributes
-    ----------
-    prepare
-        Makes queries ready: :meth:`EntryCodes.prepare`.
-    pair_products
-        Inner products (P,) float64 of rows of queries (n, d) and of entries (W, d).
-    score_tail
-        From what a search found to anomaly scores; see :func:`torch_score_tail`.
-    reason
-        Why it is this one; empty where nothing needs to be said.
-    capacity
-        Candidates kept per query; None for what k suggests.
-    """
-
-    prepare: Prepare
-    pair_products: PairProducts
-    score_tail: Tail
-    reason: str = ""
-    capacity: int | None = None
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """For messages."""
-
-    @property
-    @abstractmethod
-    def tile(self) -> int:
-        """Entries that share a unit."""
-
-    @property
-    @abstractmethod
-    def form(self) -> CodeFormat:
-        """Numbers that are multiplied."""
-
-    @abstractmethod
-    def bytes_per_query(self, size: int, k: int) -> int:
-        """Memory for a query while it is worked on, against so many entries."""
-
-    @abstractmethod
-    def search(
-        self, queries: torch.Tensor, entries: torch.Tensor, codes: EntryCodes, k: int
-    ) -> Ranked:
-        """Find and order the k best entries of every query, as far as that can be certified.
-
-        Nothing waits for the device.
-
-        Parameters
-        ----------
-        queries, entries, codes
-            (n, d), (W, d), and the codes of the latter.
-        k
-            Results per query, at most a quarter of the blocks.
-        """
-
-    def widened(self) -> DeviceEngine | None:
-        """An engine with more room for the queries that this one leaves; None if there is none."""
-        return None
-
-    def room(self, k: int) -> int:
-        """Candidates that there is room for: a power of two."""
-        wanted = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k)
-        return int(1 << (max(wanted, k) - 1).bit_length())
-
-    def arrange(self, codes: torch.Tensor) -> torch.Tensor:
-        """Put codes (rows, D) of entries as the product reads them."""
-        return codes
-
-    def describe(self, device: torch.device) -> str:
-        """Say in a few words what runs where."""
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "processor"
-        why = f" ({self.reason})" if self.reason else ""
-        return f"{self.name} on {where} ({device}), torch {torch.__version__}{why}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +90,7 @@ class ProposalEngine(DeviceEngine):
 def choose_engine(
     device: torch.device, dim: int | None = None, form: CodeFormat = INT8
 ) -> DeviceEngine:
-    """Return Triton's kernels if they run on this device, else torch's products and the reason.
+    """Return the fastest kernels that run on this device, and why it is not faster ones.
 
     Parameters
     ----------
@@ -214,7 +108,10 @@ def choose_engine(
         reason = why_too_long(dim, form, device)
     if reason:
         return torch_engine(reason, form)
-    if dim is not None and torch.cuda.get_device_capability(device) == _HOPPER:
+    capability = torch.cuda.get_device_capability(device)
+    if capability != _HOPPER:
+        reason = f"not yet run on compute capability {capability[0]}.{capability[1]}"
+    elif dim is not None:
         from bliss_index.search.device.hopper_engine import why_no_hopper
 
         reason = why_no_hopper(dim, form)

@@ -16,7 +16,8 @@ import torch
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.device.backend import checked_tensor, upload
-from bliss_index.search.device.engine import DeviceEngine, choose_engine
+from bliss_index.search.device.base import DeviceEngine
+from bliss_index.search.device.engine import choose_engine
 from bliss_index.search.device.ordering import (
     Rescored,
     best_in_order,

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from bliss_index.search.device import hopper_launch
+from bliss_index.search.device.base import DeviceEngine, Ranked
 from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, padded_dim
-from bliss_index.search.device.engine import DeviceEngine, Ranked
-from bliss_index.search.device.triton_launch import device_of
+from bliss_index.search.device.triton_launch import device_of, processors_of
 
 UNIT_TILE = 128
 _CHUNK = 128  # coordinates whose codes are side by side in shared memory
@@ -260,8 +260,7 @@ class HopperEngine(DeviceEngine):
         prepared = self.prepare(codes, queries)
         depth = codes.codes.shape[1] * _CHUNK
         shape = self.shape_of(depth)
-        at_once = torch.cuda.get_device_properties(device).multi_processor_count
-        plan = plan_search(n, codes.size, k, shape, at_once)
+        plan = plan_search(n, codes.size, k, shape, processors_of(device))
         room = plan.room * self.room_factor
         usual = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k, plan.expected // 4)
         capacity = min(max(usual * self.room_factor, 4 * k), _MOST_CAPACITY)

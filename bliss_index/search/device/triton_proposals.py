@@ -12,7 +12,7 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.search.device import block_kernels as kernels
 from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes, padded_dim
 from bliss_index.search.device.proposals import Hits, group_count
-from bliss_index.search.device.triton_launch import device_of
+from bliss_index.search.device.triton_launch import device_of, processors_of
 
 TILE = 128
 _MOST_DIM = 32768  # sums of int8 products are exact and do not overflow
@@ -218,10 +218,7 @@ def _constants(shape: TileShape, entries: EntryCodes) -> dict[str, Any]:
 
 def _programs_at_once(device: torch.device) -> int:
     """How many programs of the product a device runs beside each other, about."""
-    processors = 2
-    if device.type == "cuda":
-        processors = torch.cuda.get_device_properties(device).multi_processor_count
-    return _PROGRAMS_PER_PROCESSOR * processors
+    return _PROGRAMS_PER_PROCESSOR * processors_of(device)
 
 
 def _sections(tiles: int, blocks: int, in_tile: int, at_once: int) -> tuple[int, int]:
@@ -268,6 +265,6 @@ def _sample(blocks: int, k: int, in_tile: int) -> int:
 
 
 def _room(blocks: int, sample: int, k: int, sections: int) -> int:
-    """How many blocks each list of a query has room for."""
-    expected = k * blocks / sample
-    return _LEAST_ROOM + int(_spread(k) * expected / max(1, sections))
+    """How many blocks each list of a query has room for: also the list of the sample itself."""
+    spread = _spread(k) * k
+    return _LEAST_ROOM + int(max(spread, spread * blocks / sample / max(1, sections)))
