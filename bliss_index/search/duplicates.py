@@ -8,12 +8,16 @@ vectors have equal inner products and ties are ordered by id.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+if TYPE_CHECKING:
+    import torch
+
 _ROWS_AT_ONCE = 8192
+_PAIRS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -40,28 +44,70 @@ class Duplicates:
         ``values`` (n, min(k, U)) must be equal exactly where inner products are, so that members
         of different sets with equal values are merged by id.
         """
-        n = sets.shape[0]
-        out_values = np.empty((n, k))
-        out_ids = np.empty((n, k), dtype=np.int64)
-        sizes = np.minimum(np.diff(self.starts), k)
-        counts = sizes[sets]
-        plain = np.zeros(n, dtype=bool)
+        import torch
+
+        found = self.expand_tensors(torch.from_numpy(values), torch.from_numpy(sets), k)
+        return found[0].numpy(), found[1].numpy()
+
+    def expand_tensors(
+        self, values: torch.Tensor, sets: torch.Tensor, k: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """:meth:`expand` of tensors, on their device."""
+        import torch
+
+        first, starts, members = (
+            torch.from_numpy(part).to(sets.device)
+            for part in (self.first, self.starts, self.members)
+        )
+        counts = (starts[1:] - starts[:-1]).clamp(max=k)[sets]
         if sets.shape[1] == k:
-            plain = (counts == 1).all(axis=1)
-            out_values[plain] = values[plain]
-            out_ids[plain] = self.first[sets[plain]]
-        for row in np.flatnonzero(~plain):
-            # Sets after the k-th row matter only where they tie with it.
-            needed = int(np.searchsorted(np.cumsum(counts[row]), k)) + 1
-            while needed < sets.shape[1] and values[row, needed] == values[row, needed - 1]:
-                needed += 1
-            count = counts[row, :needed]
-            offset = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-            ids = self.members[np.repeat(self.starts[sets[row, :needed]], count) + offset]
-            score = np.repeat(values[row, :needed], count)
-            order = np.lexsort((ids, -score))[:k]
-            out_values[row], out_ids[row] = score[order], ids[order]
-        return out_values, out_ids
+            several = (counts > 1).any(1).nonzero()[:, 0]
+            best, ids = values.clone(), first[sets]
+        else:
+            n = sets.shape[0]
+            several = torch.arange(n, device=sets.device)
+            best, ids = values.new_empty((n, k)), sets.new_empty((n, k))
+        tied = (values[several, 1:] == values[several, :-1]).any(1)
+        for rows, expand in ((several[~tied], _in_turn), (several[tied], _merged)):
+            for part in torch.split(rows, max(1, _PAIRS_AT_ONCE // (k * sets.shape[1]))):
+                best[part], ids[part] = expand(
+                    values[part], starts[sets[part]], counts[part], members, k
+                )
+        return best, ids
+
+
+def _in_turn(
+    values: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor, members: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of all members of every row's sets, whose values differ: one set after another."""
+    import torch
+
+    ends = counts.cumsum(1)
+    place = torch.arange(k, device=values.device).expand(values.shape[0], k)
+    at = torch.searchsorted(ends, place.contiguous(), right=True)
+    before = (ends - counts).gather(1, at)
+    return values.gather(1, at), members[starts.gather(1, at) + place - before]
+
+
+def _merged(
+    values: torch.Tensor, starts: torch.Tensor, counts: torch.Tensor, members: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of all members of every row's sets: by value, and then by id."""
+    import torch
+
+    n, width = values.shape
+    each = counts.reshape(-1)
+    place = torch.arange(n * width, device=values.device).repeat_interleave(each)
+    step = torch.arange(place.shape[0], device=values.device) - (each.cumsum(0) - each)[place]
+    ids = members[starts.reshape(-1)[place] + step]
+    ids, order = ids.sort()
+    place = place[order]
+    value, order = values.reshape(-1)[place].sort(descending=True, stable=True)
+    ids, row = ids[order], place[order] // width
+    row, order = row.sort(stable=True)
+    totals = counts.sum(1)
+    chosen = (totals.cumsum(0) - totals)[:, None] + torch.arange(k, device=values.device)
+    return value[order][chosen], ids[order][chosen]
 
 
 def find_duplicates(matrix: npt.NDArray[Any]) -> Duplicates | None:

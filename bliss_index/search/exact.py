@@ -262,8 +262,7 @@ class ExactSearch:
         require_tensor(queries, self._dim, backend.device)
         values, ids, counted = backend.search_tensors(queries)
         if self._duplicates is not None:
-            host = self._duplicates.expand(values.cpu().numpy(), ids.cpu().numpy(), self._k)
-            values, ids = (values.new_tensor(host[0]), ids.new_tensor(host[1]))
+            values, ids = self._duplicates.expand_tensors(values, ids, self._k)
         with self._lock:
             self._statistics += counted
         return values.float(), ids
