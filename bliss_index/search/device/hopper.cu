@@ -35,9 +35,7 @@ typedef unsigned long long u64;
 #define NOTHING ((int)0x80000000)
 #define ZERO_KEY 0x4B400000              // the bits of ZERO_SCORE
 #define ZERO_SCORE 12582912.0f
-#ifndef AT_ONCE
 #define AT_ONCE 4                        // scores that are compared before a branch
-#endif
 #define UNROUNDED 2.0f                   // units that rounding can have taken away
 #define INFINITE __int_as_float(0x7F800000)
 
