@@ -187,5 +187,5 @@ def test_the_suite_prints_its_plan_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "  90 s  main: rate" in done.stdout
+    assert "  40 s  main: rate" in done.stdout
     assert "faiss" not in done.stdout
