@@ -6,7 +6,6 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -133,11 +132,11 @@ class BlissDetector:
         ModelMismatchError
             Stores of different models were given.
         """
-        share = self.contamination
-        inside = isinstance(share, Real) and 0 < share <= 0.5
-        require_real(share, "contamination", "a number in (0, 0.5]", inside=inside)
+        require_real(
+            self.contamination, "contamination", "lie in (0, 0.5]", lambda share: 0 < share <= 0.5
+        )
         if self.threshold is not None:
-            require_real(self.threshold, "threshold", "a number, or None")
+            require_real(self.threshold, "threshold", "be a number, or None")
         vocabulary = _rows_of(self.vocabulary, "vocabulary")
         texts = _rows_of(self.class_embeddings, "class_embeddings")
         images = _rows_of(X, "X")

@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -329,8 +328,9 @@ class BlissScorer:
 
 def require_lam(lam: float) -> None:
     """Raise InvalidInputError unless lambda is a finite number of at least 0."""
-    inside = isinstance(lam, Real) and 0 <= lam < math.inf
-    require_real(lam, "lam", "a finite number of at least 0", inside=inside)
+    require_real(
+        lam, "lam", "be a finite number of at least 0", lambda value: 0 <= value < math.inf
+    )
 
 
 def require_fitting(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -76,8 +75,9 @@ def threshold_at(normal_scores: npt.ArrayLike, false_alarm_rate: float) -> Thres
     [False, True]
     """
     scores = _finite_scores(normal_scores)
-    inside = isinstance(false_alarm_rate, Real) and 0 < false_alarm_rate < 1
-    require_real(false_alarm_rate, "the false-alarm rate", "between 0 and 1", inside=inside)
+    require_real(
+        false_alarm_rate, "the false-alarm rate", "lie between 0 and 1", lambda rate: 0 < rate < 1
+    )
     # The product's rounding must not push a whole number up to the next.
     rank = math.ceil((scores.size + 1) * (1 - false_alarm_rate) - 1e-9)
     if rank > scores.size:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
@@ -151,19 +152,18 @@ def require_same_order(
         )
 
 
-def require_real(value: object, name: str, range_: str, *, inside: bool = True) -> float:
-    """Return a number as a float; raise InvalidInputError for anything else, NaN included.
+def require_real(
+    value: object, name: str, rule: str, within: Callable[[float], bool] = lambda _: True
+) -> float:
+    """Return a number as a float; raise InvalidInputError, with the rule, for anything else.
 
-    Parameters
-    ----------
-    value, name, range_
-        The number, what it is called, and for the message, what it should be.
-    inside
-        Whether it lies where it should; looked at only if it is a number.
+    NaN and booleans are no numbers here, and ``within`` says of others whether they obey the rule.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or value != value or not inside:
-        raise InvalidInputError(f"{name} must be {range_}, got {value!r}")
-    return float(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if not math.isnan(number) and within(number):
+            return number
+    raise InvalidInputError(f"{name} must {rule}, got {value!r}")
 
 
 def require_tile(tile: object, least: int) -> tuple[int, int] | None:

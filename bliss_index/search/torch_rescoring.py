@@ -31,7 +31,9 @@ class PairProducts:
         self._entries = entries
         self._wide: torch.Tensor | None = None
         if entries.numel() <= _WIDE_NUMBERS and has_sampled_products():
-            self._wide = torch.from_numpy(entries.numpy().astype(np.float64, copy=False))
+            # By numpy, whose thread does not flush denormals; see TorchBackend.
+            wide = entries.numpy().astype(np.float64, copy=False)
+            self._wide = entries if entries.dtype == torch.float64 else torch.from_numpy(wide)
 
     @property
     def memory_bytes(self) -> int:
