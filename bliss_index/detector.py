@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,22 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import calibrate
-from bliss_index.calibration.labels import ClassNames
+from bliss_index.calibration.labels import NO_CLASS, ClassNames
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.search import exact_search
+from bliss_index.search.inputs import (
+    as_array,
+    as_matrix,
+    column_names,
+    require_real,
+    require_same_order,
+)
+from bliss_index.search.isolation import isolated
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
 from bliss_index.store.normalise import norm_defects
+
+_LOGGER = logging.getLogger("bliss_index")
 
 Embeddings: TypeAlias = "npt.ArrayLike | EmbeddingStore | str | Path"
 """A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one."""
@@ -38,9 +49,10 @@ class BlissDetector:
         Weight lambda of the external score.
     threshold
         Anomaly score above which :meth:`predict` says anomaly; None to take it from
-        `contamination`.
+        `contamination`. Not NaN.
     contamination
-        Share of the calibration images that lie above the threshold, in (0, 0.5]. The detector
+        Share of the calibration images that lie above the threshold, in (0, 0.5]. Of images that
+        are left out (label -1) none counts. The detector
         knows these images, so new normal images exceed the threshold a little more often.
     backend, threads, device
         As in :class:`bliss_index.search.ExactSearch`; they never change results.
@@ -53,6 +65,11 @@ class BlissDetector:
         Names of the normal classes.
     offset_ : float
         The threshold in use, on the anomaly score.
+    left_out_ : int
+        Images that neither the calibration nor the threshold comes from: those labelled -1, and a
+        store's bad rows.
+    feature_names_in_ : (d,) array of str
+        Names of the columns of X, where it was a table with names.
 
     Examples
     --------
@@ -93,6 +110,7 @@ class BlissDetector:
         self.threads = threads
         self.device = device
 
+    @isolated
     def fit(self, X: Embeddings, y: Sequence[Any] | npt.ArrayLike | None = None) -> BlissDetector:
         """Learn what images of the normal classes look like.
 
@@ -102,7 +120,8 @@ class BlissDetector:
             (n, d) unit embeddings of normal images.
         y
             n classes: numbers 0..C-1, or names where `class_embeddings` is a store. May be left out
-            where there is one class.
+            where there is one class. -1 leaves an image out: it is neither calibrated with, nor
+            counted for the threshold; how many are left out is logged as a warning.
 
         Raises
         ------
@@ -113,13 +132,17 @@ class BlissDetector:
         ModelMismatchError
             Stores of different models were given.
         """
-        if not 0 < self.contamination <= 0.5:
-            raise InvalidInputError(f"contamination must lie in (0, 0.5], got {self.contamination}")
+        require_real(
+            self.contamination, "contamination", "lie in (0, 0.5]", lambda share: 0 < share <= 0.5
+        )
+        if self.threshold is not None:
+            require_real(self.threshold, "threshold", "be a number, or None")
         vocabulary = _rows_of(self.vocabulary, "vocabulary")
         texts = _rows_of(self.class_embeddings, "class_embeddings")
         images = _rows_of(X, "X")
         for other in (texts, images):
             _require_compatible(vocabulary, other)
+            require_same_order(other.columns, vocabulary.columns, other.what, vocabulary.what)
         for source in (vocabulary, texts, images):
             source.require_unit()
         entries = vocabulary.matrix()
@@ -141,9 +164,21 @@ class BlissDetector:
         self.calibration_ = calibration
         self.classes_ = np.array(names)
         self.n_features_in_ = calibration.dim
-        self.offset_ = self._threshold_of(images)
+        self._columns = images.columns
+        if images.columns is not None and all(isinstance(name, str) for name in images.columns):
+            self.feature_names_in_ = np.array(images.columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        self.left_out_ = images.rows - calibration.images
+        if (labels == NO_CLASS).any():
+            _LOGGER.warning(
+                "%d of %d images are labelled %d: they are left out of the calibration and of the "
+                "threshold", (labels == NO_CLASS).sum(), images.rows, NO_CLASS,
+            )  # fmt: skip
+        self.offset_ = self._threshold_of(images, labels != NO_CLASS)
         return self
 
+    @isolated
     def anomaly_score(self, X: Embeddings) -> npt.NDArray[np.float64]:
         """Return the (n,) anomaly scores S(x), higher = more anomalous; NaN for a store's bad rows.
 
@@ -177,6 +212,7 @@ class BlissDetector:
         """Fit, then predict the same images."""
         return self.fit(X, y).predict(X)
 
+    @isolated
     def explain(self, X: Embeddings) -> Scores:
         """Return the scores with their nearest classes, internal and external parts, and entries.
 
@@ -223,10 +259,10 @@ class BlissDetector:
     def _parameter_names(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
-    def _threshold_of(self, images: _Rows) -> float:
+    def _threshold_of(self, images: _Rows, used: npt.NDArray[np.bool_]) -> float:
         if self.threshold is not None:
             return float(self.threshold)
-        scores = self._score(images)
+        scores = self._score(images)[used]
         return float(np.quantile(scores[np.isfinite(scores)], 1 - self.contamination))
 
     def _checked(self, X: Embeddings) -> _Rows:
@@ -235,6 +271,10 @@ class BlissDetector:
             raise InvalidInputError("this BlissDetector is not fitted; call fit(X, y) first")
         images = _rows_of(X, "X")
         _require_compatible(self._vocabulary_source, images)
+        require_same_order(images.columns, self._columns, images.what, "the images of fit")
+        require_same_order(
+            images.columns, self._vocabulary_source.columns, images.what, "vocabulary"
+        )
         images.require_unit()
         return images
 
@@ -252,6 +292,7 @@ class _ArrayRows:
 
     what: str
     array: npt.NDArray[Any]
+    columns: tuple[Any, ...] | None = None
 
     model = None
 
@@ -284,6 +325,8 @@ class _StoreRows:
 
     what: str
     store: EmbeddingStore
+
+    columns = None
 
     @property
     def model(self) -> ModelIdentity:
@@ -323,18 +366,11 @@ def _rows_of(value: Embeddings | None, what: str) -> _Rows:
         return _StoreRows(what, EmbeddingStore.open(value))
     if isinstance(value, EmbeddingStore):
         return _StoreRows(what, value)
-    array = np.asarray(value)
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise InvalidInputError(
-            f"{what} must be a matrix (rows, dim) of floats, got shape {array.shape} of "
-            f"{array.dtype}"
-        )
-    return _ArrayRows(what, array)
+    return _ArrayRows(what, as_matrix(value, what), column_names(value))
 
 
 def _require_unit(array: npt.NDArray[Any], what: str) -> None:
-    checked = array if array.dtype.name != "longdouble" else array.astype(np.float64)
-    defects = norm_defects(checked)
+    defects = norm_defects(array)
     if defects.size:
         rows = array[defects[:1]].astype(np.float64)
         norm = float(np.sqrt((rows * rows).sum()))
@@ -362,7 +398,7 @@ def _class_numbers(
         if len(names) > 1:
             raise InvalidInputError(f"y is needed to tell {len(names)} classes apart")
         return np.zeros(rows, dtype=np.int64)
-    labels = np.asarray(y)
+    labels = as_array(y, "y")
     if labels.shape != (rows,):
         raise InvalidInputError(
             f"y has shape {labels.shape}, X has {rows} rows: one label per image is needed"

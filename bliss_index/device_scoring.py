@@ -24,6 +24,8 @@ from bliss_index.search.device.backend import upload
 from bliss_index.search.device.base import DeviceEngine
 from bliss_index.search.device.engine import choose_engine
 from bliss_index.search.device.internal import Internal
+from bliss_index.search.inputs import as_matrix
+from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TensorSearch
 
 _ENTRY_ROWS = 16384
@@ -77,6 +79,7 @@ class DeviceTables:
         Where the tables are.
     """
 
+    @isolated
     def __init__(
         self, vocabulary: npt.NDArray[Any], calibration: Calibration, device: torch.device
     ) -> None:
@@ -100,6 +103,7 @@ class DeviceTables:
         """Number of entries computed so far."""
         return int(self._known.sum())
 
+    @isolated
     def require(self, ids: torch.Tensor) -> None:
         """Compute the rows of these entries, of any shape, unless they are known already."""
         wanted = torch.zeros_like(self._known)
@@ -113,6 +117,7 @@ class DeviceTables:
             self.shift[entries] = (mu / sigma).float()
             self._known[entries] = True
 
+    @isolated
     def statistics(self, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of every class's images on (m, d) texts: (m, C) float64 each.
 
@@ -148,6 +153,7 @@ class DeviceScorer:
         Dimensions or sizes differ; both are named.
     """
 
+    @isolated
     def __init__(
         self,
         search: TensorSearch,
@@ -175,11 +181,13 @@ class DeviceScorer:
         """Vocabulary entries per image."""
         return self.search.k
 
+    @isolated
     def stage(self, images: npt.NDArray[Any]) -> torch.Tensor:
         """Copy images to the device while it computes; return when they are there.
 
         Called from the thread that reads ahead, so the search of other images does not wait.
         """
+        images = as_matrix(images, "images")
         if self._copies is None:
             return upload(images, self._device)
         kind = torch.from_numpy(np.empty(0, images.dtype)).dtype
@@ -190,17 +198,20 @@ class DeviceScorer:
         self._copies.synchronize()
         return there
 
+    @isolated
     def find(self, images: torch.Tensor) -> FoundTensors:
         """Search (n, d) staged images: similarities and ids (n, k), on the device."""
         if images.is_cuda:
             images.record_stream(torch.cuda.current_stream(self._device))
         return self.search.search_tensors(images)
 
+    @isolated
     def join(self, pieces: Sequence[FoundTensors]) -> FoundTensors:
         """Put the results of successive images together."""
         similarities, ids = zip(*pieces, strict=True)
         return torch.cat(similarities), torch.cat(ids)
 
+    @isolated
     def score(self, images: npt.NDArray[Any]) -> Scores:
         """Score (n, d) unit image embeddings of the host.
 
@@ -212,16 +223,19 @@ class DeviceScorer:
         staged = self.stage(images)
         return self.combine(staged, *self.find(staged))
 
+    @isolated
     def combine(
         self, images: torch.Tensor, similarities: torch.Tensor, ids: torch.Tensor
     ) -> Scores:
         """Score staged images whose search is done, and bring the scores to the host."""
         return self.combine_tensors(images, similarities, ids).to_arrays()
 
+    @isolated
     def score_tensors(self, images: torch.Tensor) -> ScoreTensors:
         """Score (n, d) images on the device; the scores stay there."""
         return self.combine_tensors(images, *self.find(images))
 
+    @isolated
     def combine_tensors(
         self, images: torch.Tensor, similarities: torch.Tensor, ids: torch.Tensor
     ) -> ScoreTensors:
@@ -244,6 +258,7 @@ class DeviceScorer:
         )
         return ScoreTensors(anomaly, nearest, internal, external, similarities, ids)
 
+    @isolated
     def contributions(self, scores: Scores) -> npt.NDArray[np.float64]:
         """What each entry adds to the anomaly score: (n, k) float64, summing to lambda E."""
         ids = torch.from_numpy(scores.ids).to(self._device)

@@ -17,7 +17,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +25,8 @@ import numpy.typing as npt
 from bliss_index.calibration import Calibration
 from bliss_index.errors import InvalidInputError
 from bliss_index.processors import thread_count
+from bliss_index.search.inputs import as_matrix, require_real
+from bliss_index.search.isolation import isolated
 from bliss_index.search.native_tail import NativeTail, Winners, tail_available
 from bliss_index.search.protocol import TopKSearch
 
@@ -119,6 +120,7 @@ class ExternalTables:
         """Number of entries computed so far."""
         return int(self._known.sum())
 
+    @isolated
     def require(self, ids: npt.NDArray[np.int64]) -> None:
         """Compute the rows of these entries, of any shape, unless they are known already.
 
@@ -167,6 +169,7 @@ class BlissScorer:
         Dimensions or sizes differ; both are named.
     """
 
+    @isolated
     def __init__(
         self,
         search: TopKSearch,
@@ -214,6 +217,7 @@ class BlissScorer:
         similarities, ids = zip(*pieces, strict=True)
         return np.concatenate(similarities), np.concatenate(ids)
 
+    @isolated
     def score(self, images: npt.NDArray[Any]) -> Scores:
         """Score (n, d) unit image embeddings.
 
@@ -222,8 +226,10 @@ class BlissScorer:
         InvalidInputError
             A dimension differs, or rows hold NaN or infinity.
         """
+        images = as_matrix(images, "images")
         return self.combine(images, *self.search.search(images))
 
+    @isolated
     def combine(
         self,
         images: npt.NDArray[Any],
@@ -239,6 +245,7 @@ class BlissScorer:
         similarities, ids
             (n, k) what :attr:`search` found for them.
         """
+        images = as_matrix(images, "images")
         self.tables.require(ids)
         if self._native is not None:
             scale, shift = self.tables.scale, self.tables.shift
@@ -268,6 +275,7 @@ class BlissScorer:
         rows = np.arange(winner.size)
         return total[rows, winner], winner, inner[rows, winner], outer[rows, winner]
 
+    @isolated
     def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """I_c of (n, d) images for every class: (n, C) float64."""
         if self._native is not None:
@@ -282,6 +290,7 @@ class BlissScorer:
             scores[start : start + BLOCK_ROWS] = (self._mu - similarity) / self._sigma
         return scores
 
+    @isolated
     def external_scores(
         self, similarities: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
@@ -295,10 +304,12 @@ class BlissScorer:
             total += self._term(similarities[:, j], ids[:, j])
         return np.asarray(total / ids.shape[1])
 
+    @isolated
     def contributions(self, scores: Scores) -> npt.NDArray[np.float64]:
         """What each entry adds to the anomaly score: (n, k) float64, summing to lambda E."""
         return np.asarray(self.deviations(scores) * (self.lam / scores.ids.shape[1]))
 
+    @isolated
     def deviations(self, scores: Scores) -> npt.NDArray[np.float64]:
         """(<x, t_w> - mu_cw) / sigma_cw of the entries, for the nearest class: (n, k) float64."""
         terms: npt.NDArray[np.float64] = np.empty(scores.ids.shape)
@@ -317,8 +328,9 @@ class BlissScorer:
 
 def require_lam(lam: float) -> None:
     """Raise InvalidInputError unless lambda is a finite number of at least 0."""
-    if isinstance(lam, bool) or not isinstance(lam, Real) or not 0 <= lam < math.inf:
-        raise InvalidInputError(f"lam must be a finite number of at least 0, got {lam!r}")
+    require_real(
+        lam, "lam", "be a finite number of at least 0", lambda value: 0 <= value < math.inf
+    )
 
 
 def require_fitting(
@@ -338,6 +350,7 @@ def require_fitting(
         )
 
 
+@isolated
 def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
     """Similarity to the nearest label without any correction, negated: (n,) float64.
 
@@ -347,6 +360,7 @@ def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArra
     return np.asarray(-similarity.max(axis=1))
 
 
+@isolated
 def label_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
     """The label term alone: min_c I_c(x), (n,) float64, for comparison."""
     mu, sigma = calibration.label_statistics()

@@ -19,6 +19,8 @@ from bliss_index.calibration import ClassMoments
 from bliss_index.calibration.calibration import Calibration
 from bliss_index.errors import CalibrationError, InvalidInputError
 from bliss_index.scoring import BlissScorer
+from bliss_index.search.inputs import as_array, require_real
+from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TopKSearch
 
 
@@ -42,10 +44,11 @@ class Threshold:
 
     def flags(self, scores: npt.ArrayLike) -> npt.NDArray[np.bool_]:
         """Return which of (n,) scores are flagged; missing scores (NaN) are."""
-        values = np.asarray(scores, dtype=np.float64)
+        values = _numbers(scores, "scores")
         return np.asarray(~(values < self.value))
 
 
+@isolated
 def threshold_at(normal_scores: npt.ArrayLike, false_alarm_rate: float) -> Threshold:
     """Choose the threshold that flags a new normal image with at most this probability.
 
@@ -72,10 +75,9 @@ def threshold_at(normal_scores: npt.ArrayLike, false_alarm_rate: float) -> Thres
     [False, True]
     """
     scores = _finite_scores(normal_scores)
-    if not 0 < false_alarm_rate < 1:
-        raise InvalidInputError(
-            f"the false-alarm rate must lie between 0 and 1, got {false_alarm_rate}"
-        )
+    require_real(
+        false_alarm_rate, "the false-alarm rate", "lie between 0 and 1", lambda rate: 0 < rate < 1
+    )
     # The product's rounding must not push a whole number up to the next.
     rank = math.ceil((scores.size + 1) * (1 - false_alarm_rate) - 1e-9)
     if rank > scores.size:
@@ -89,6 +91,7 @@ def threshold_at(normal_scores: npt.ArrayLike, false_alarm_rate: float) -> Thres
     return Threshold(value, float(false_alarm_rate), int(scores.size))
 
 
+@isolated
 def conformal_p_values(
     normal_scores: npt.ArrayLike, scores: npt.ArrayLike
 ) -> npt.NDArray[np.float64]:
@@ -116,11 +119,12 @@ def conformal_p_values(
     [1.0, 0.6, 0.2]
     """
     ordered = np.sort(_finite_scores(normal_scores))
-    values = np.asarray(scores, dtype=np.float64)
+    values = _numbers(scores, "scores")
     at_least = ordered.size - np.searchsorted(ordered, values, side="left")
     return np.where(np.isnan(values), np.nan, (1.0 + at_least) / (ordered.size + 1.0))
 
 
+@isolated
 def held_out_scores(
     images: npt.NDArray[Any],
     labels: npt.NDArray[Any],
@@ -234,7 +238,7 @@ def _without_each(
 
 
 def _finite_scores(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    values = np.asarray(scores, dtype=np.float64)
+    values = _numbers(scores, "scores of held-out normal images")
     if values.ndim != 1 or values.size < 1:
         raise InvalidInputError(
             f"scores of held-out normal images must be a list of at least one, got {values.shape}"
@@ -246,3 +250,10 @@ def _finite_scores(scores: npt.ArrayLike) -> npt.NDArray[np.float64]:
             f"first at row {bad[0]}; leave quarantined rows out"
         )
     return values
+
+
+def _numbers(scores: npt.ArrayLike, what: str) -> npt.NDArray[np.float64]:
+    values = as_array(scores, what)
+    if values.dtype.kind not in "fiu":
+        raise InvalidInputError(f"{what} must be numbers, got {values.dtype}")
+    return np.asarray(values, dtype=np.float64)

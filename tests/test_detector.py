@@ -188,7 +188,7 @@ def test_bad_input(data, tmp_path):
     for lam in ("0.5", None, True, np.nan):
         with pytest.raises(InvalidInputError, match="lam must be a finite number of at least 0"):
             BlissDetector(vocabulary, texts, k=5, lam=lam).fit(images, labels)
-    with pytest.raises(InvalidInputError, match=r"X must be a matrix .* int64"):
+    with pytest.raises(InvalidInputError, match="X must be float16, float32 or float64, got int64"):
         fitted.fit(np.zeros((3, 16), dtype=np.int64), labels)
     with pytest.raises(InvalidInputError, match="vocabulary is missing"):
         BlissDetector(None, texts).fit(images, labels)

@@ -24,6 +24,7 @@ from bliss_index.calibration.files import (
 )
 from bliss_index.calibration.moments import ClassMoments
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
+from bliss_index.search.isolation import isolated
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
@@ -97,6 +98,7 @@ class Calibration:
             self.attributes,
         )
 
+    @isolated
     def statistics(
         self, entries: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -118,6 +120,7 @@ class Calibration:
             mu[:, c], sigma[:, c] = moments.statistics(rows)
         return mu, sigma
 
+    @isolated
     def label_statistics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and deviation of each class's images on the class's own text.
 
@@ -178,6 +181,7 @@ class Calibration:
             raise CorruptStoreError(f"{path} is damaged: {error}") from error
 
 
+@isolated
 def calibrate(
     batches: Iterable[tuple[npt.NDArray[Any], npt.NDArray[np.integer[Any]]]],
     class_embeddings: npt.NDArray[Any],

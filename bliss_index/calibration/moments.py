@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.isolation import isolated
 
 SIGMA_FLOOR = 1e-8
 _BLOCK_ROWS = 4096
@@ -42,6 +43,7 @@ class ClassMoments:
         return cls(0, np.zeros(dim), images=np.zeros((0, dim)))
 
     @classmethod
+    @isolated
     def of(cls, images: npt.NDArray[Any]) -> ClassMoments:
         """Moments of (n, d) images."""
         total = cls.empty(images.shape[1])
@@ -71,6 +73,7 @@ class ClassMoments:
             return float(((self.images - self.mean) ** 2).sum() / self.count)
         return float(np.trace(self._scatter()) / self.count)
 
+    @isolated
     def merge(self, other: ClassMoments) -> ClassMoments:
         """Moments of both sets of images together (Chan, Golub and LeVeque, 1979).
 
@@ -97,6 +100,7 @@ class ClassMoments:
         scatter = self._scatter() + other._scatter() + between * np.outer(difference, difference)
         return ClassMoments(count, mean, scatter=scatter)
 
+    @isolated
     def statistics(
         self, entries: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

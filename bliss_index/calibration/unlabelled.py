@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.isolation import isolated
 
 _BLOCK_ROWS = 8192
 _MOST_STEPS = 100
 
 
+@isolated
 def assign_labels(
     images: npt.NDArray[Any], class_embeddings: npt.NDArray[Any]
 ) -> npt.NDArray[np.int64]:
@@ -57,6 +59,7 @@ def assign_labels(
     return labels
 
 
+@isolated
 def trim_mask(
     images: npt.NDArray[Any], labels: npt.NDArray[Any], share: float
 ) -> npt.NDArray[np.bool_]:

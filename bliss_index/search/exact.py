@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.errors import InvalidInputError
 from bliss_index.processors import thread_count as thread_count  # bulk.job imports it from here
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
     checked_rows,
+    require_device,
+    require_device_here,
     require_dim,
     require_k,
     require_tensor,
+    require_tile,
 )
+from bliss_index.search.isolation import isolated
 from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.protocol import SearchStatistics
@@ -84,7 +88,8 @@ class ExactSearch:
     Inner products are those of the vectors as given (raw, never normalised). Entries are ordered
     by the inner product correctly rounded to float64, descending, ties by smaller id. Similarities
     are those values rounded to float32. Results depend on nothing else: not on batch or tile size,
-    threads, device or backend.
+    threads, device or backend, nor on what the calling process has set; see
+    :mod:`bliss_index.search.isolation`.
 
     Coordinates of float64 vectors whose magnitude is below 2**-480 count as zero, and magnitudes
     above 2**480 are refused; float16 and float32 vectors have no such limits.
@@ -127,6 +132,7 @@ class ExactSearch:
 
     name = "exact"
 
+    @isolated
     def __init__(
         self,
         vocabulary: npt.ArrayLike,
@@ -146,6 +152,7 @@ class ExactSearch:
             raise InvalidInputError(
                 f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
             )
+        device = require_device(device)
         self._size, self._dim = matrix.shape
         self._k = int(k)
         self._made_of = matrix
@@ -185,12 +192,15 @@ class ExactSearch:
             reason = why_unfit(matrix) if native else found
             wanted = "torch" if reason else "native"
         if wanted == "native":
-            query_block, capacity = tile or (0, 0)
+            query_block, capacity = require_tile(tile, 0) or (0, 0)
             return NativeBackend(
                 matrix, k, threads=self._threads, query_block=query_block, capacity=capacity
             )
+        tile = require_tile(tile, 1)
         if wanted == "cuda" or (device or "").startswith("cuda"):
             return _on_gpu(matrix, k, device or "cuda", triton=wanted != "torch")
+        if device is not None:
+            require_device_here(device)
         from bliss_index.search.torch_backend import TorchBackend
 
         return TorchBackend(matrix, k, device=device, tile=tile, reason=reason)
@@ -234,6 +244,7 @@ class ExactSearch:
         """Say in one line which backend runs, and on what."""
         return f"exact search, {self._backend.name}: {self._backend.description}"
 
+    @isolated
     def search_tensors(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the k best entries of queries that are on the GPU already.
 
@@ -267,6 +278,7 @@ class ExactSearch:
             self._statistics += counted
         return values.float(), ids
 
+    @isolated
     def search(
         self, queries: npt.ArrayLike, /
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -305,15 +317,8 @@ class ExactSearch:
 
 
 def _on_gpu(matrix: npt.NDArray[Any], k: int, device: str, *, triton: bool) -> _Backend:
-    """Prepare the search on a GPU; raise MissingDependencyError, with the reason, without one."""
-    from bliss_index.search.device.choice import find_gpu
-
-    gpu, why = find_gpu()
-    if gpu is None:
-        raise MissingDependencyError(
-            f"device {device!r} cannot be used: {why}. Install the GPU's driver and a CUDA build "
-            "of torch, or search on the CPU"
-        )
+    """Prepare the search on a GPU."""
+    require_device_here(device)
     from bliss_index.search.device.backend import DeviceBackend
     from bliss_index.search.device.engine import torch_engine
 

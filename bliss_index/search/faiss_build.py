@@ -15,6 +15,7 @@ from bliss_index.processors import thread_count
 from bliss_index.search.faiss_runtime import faiss_settings, import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k
+from bliss_index.search.isolation import isolated
 
 _ROWS_AT_ONCE = 16384
 _CENTERED = ("hnsw", "cagra")
@@ -98,6 +99,7 @@ class IndexParameters:
                 )
 
 
+@isolated
 def build_index(
     source: npt.ArrayLike | Corpus,
     kind: str = "flat",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from bliss_index.errors import MissingDependencyError
+from bliss_index.search.isolation import threads_after_fork, without_warnings
 
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
 PIP_CPU = "pip install 'bliss-index[faiss]'"
@@ -25,6 +27,9 @@ def import_faiss() -> Any:
         It is not installed, or (faiss-gpu without its CUDA libraries) cannot be loaded.
     """
     try:
+        if "faiss" not in sys.modules:
+            with without_warnings():  # of its wrapper's classes
+                return importlib.import_module("faiss")
         return importlib.import_module("faiss")
     except (ImportError, RuntimeError) as error:
         found = [name for name in DISTRIBUTIONS if _version(name) is not None]
@@ -92,7 +97,7 @@ def faiss_settings(faiss: Any, threads: int) -> Iterator[None]:
     """Run faiss with ``threads`` OpenMP threads and BLAS for any batch; restores both after."""
     before = faiss.omp_get_max_threads()
     _THRESHOLD.enter(faiss)
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(threads_after_fork("faiss", threads))
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ be among the k best; elsewhere more proposals are fetched, at last every entry i
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from bliss_index.processors import thread_count
 from bliss_index.search.faiss_candidates import Candidates, row_norms
 from bliss_index.search.faiss_runtime import faiss_settings, import_faiss
 from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.isolation import isolated
 from bliss_index.search.ordering import to_float32
 from bliss_index.search.precision import UNIT_TF32, tf32_is_forced
 from bliss_index.search.protocol import SearchStatistics
@@ -96,6 +98,7 @@ class FaissSearch:
         faiss is not installed.
     """
 
+    @isolated
     def __init__(
         self,
         index: Any,
@@ -126,6 +129,7 @@ class FaissSearch:
         self._norms = row_norms(matrix)
         self._effort = None if kind == "flat" else self.checked_effort(effort)
         self._statistics = SearchStatistics()
+        self._lock = threading.Lock()
 
     @property
     def dim(self) -> int:
@@ -219,6 +223,7 @@ class FaissSearch:
             )
         return int(effort)
 
+    @isolated
     def search(
         self, queries: npt.ArrayLike, /
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -252,9 +257,11 @@ class FaissSearch:
                 self._propose_approximate(found)
             values, ids[start : start + _CHUNK_ROWS], counted = found.ordered()
             similarities[start : start + _CHUNK_ROWS] = to_float32(values)
-            self._statistics += counted
+            with self._lock:
+                self._statistics += counted
         return similarities, ids
 
+    @isolated
     def propose(
         self, queries: npt.NDArray[np.float32], count: int, effort: int | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

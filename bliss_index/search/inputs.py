@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable, Sequence
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError, listed
+from bliss_index.errors import InvalidInputError, MissingDependencyError, listed
 
 if TYPE_CHECKING:
     import torch
@@ -15,18 +19,24 @@ if TYPE_CHECKING:
 FLOAT64_LARGEST = 2.0**480
 FLOAT64_SMALLEST = 2.0**-480
 MAX_K = 2048
+MAX_TILE = 2**30
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SCAN_ELEMENTS = 1 << 22
 
 
 def as_matrix(array: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     """Return ``array`` as a C-contiguous float16, float32 or float64 matrix of native byte order.
 
+    Tensors of torch are read where they are on the CPU, whether or not they have a gradient;
+    bfloat16 numbers become float32, which holds all of them.
+
     Raises
     ------
     InvalidInputError
         The array is not two-dimensional or not of one of the three types; the message names both.
+        Or it is a tensor or masked array whose values cannot be read as they are.
     """
-    matrix = np.asarray(array)
+    matrix = as_array(array, what)
     if matrix.dtype.kind in "OU" and matrix.ndim == 0:
         raise InvalidInputError(
             f"{what} must be a matrix (rows, dim), got {type(array).__name__}; of a store, give "
@@ -43,6 +53,199 @@ def as_matrix(array: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
     return np.ascontiguousarray(matrix, dtype=matrix.dtype.newbyteorder("="))
 
 
+def as_array(values: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
+    """Return ``values`` as an array, sharing its memory where possible.
+
+    Raises
+    ------
+    InvalidInputError
+        It is a masked array with masked values, a sparse tensor, a tensor on another device than
+        the CPU, or cannot be read as an array at all.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(values, getattr(torch, "Tensor", ())):
+        return _array_of_tensor(values, what)
+    if isinstance(values, np.ma.MaskedArray):
+        masked = int(np.ma.getmaskarray(values).sum())
+        if masked:
+            raise InvalidInputError(
+                f"{what} hold {masked} masked values; fill them, or leave these rows out"
+            )
+        return np.asarray(values.data)
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{what} of type {type(values).__name__} cannot be read as an array: {error}"
+        ) from error
+
+
+def _array_of_tensor(tensor: Any, what: str) -> npt.NDArray[Any]:
+    import torch
+
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
+        raise InvalidInputError(
+            f"{what} are a {kind} tensor; give dense numbers, such as tensor.to_dense()"
+        )
+    if tensor.device.type != "cpu":
+        raise InvalidInputError(
+            f"{what} are a tensor on {tensor.device}; give tensor.cpu(), or search tensors on a "
+            "GPU with search_tensors"
+        )
+    plain = tensor.detach()
+    try:
+        return np.asarray((plain.float() if plain.dtype == torch.bfloat16 else plain).numpy())
+    except (TypeError, RuntimeError) as error:
+        raise InvalidInputError(
+            f"{what} are a tensor of {tensor.dtype} that cannot be read as an array: {error}"
+        ) from error
+
+
+def as_tensor(array: npt.NDArray[Any]) -> torch.Tensor:
+    """Return a CPU tensor on the memory of an array, also of one that must not be written.
+
+    ``torch.from_numpy`` warns of arrays that are read-only, as mapped files are. Nobody here writes
+    to what came from a caller, and filters of warnings belong to the whole process.
+    """
+    import torch
+
+    return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
+
+
+class _Writable:
+    """The memory of an array, said to be writable."""
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self._array = array  # kept alive by whoever uses the memory
+        address = array.__array_interface__["data"][0]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+
+
+def column_names(values: object) -> tuple[Any, ...] | None:
+    """Names of a table's columns (pandas, polars, Arrow); None for anything without names."""
+    names = getattr(values, "column_names", None)  # Arrow: its `columns` are the data
+    if names is None:
+        names = getattr(values, "columns", None)
+    if names is None or isinstance(values, np.ndarray):
+        return None
+    try:
+        return tuple(names)
+    except TypeError:
+        return None
+
+
+def require_same_order(
+    names: Sequence[Any] | None, others: Sequence[Any] | None, what: str, other: str
+) -> None:
+    """Raise InvalidInputError if two tables have the same columns in another order.
+
+    A coordinate is told by its place, so one of the two would be read wrongly.
+    """
+    if names is None or others is None or tuple(names) == tuple(others):
+        return
+    if len(names) == len(others) and set(names) == set(others):
+        at = next(i for i, pair in enumerate(zip(names, others, strict=True)) if len(set(pair)) > 1)
+        raise InvalidInputError(
+            f"{what} has the columns of {other} in another order: column {at} is {names[at]!r}, "
+            f"there it is {others[at]!r}; select the columns in that order"
+        )
+
+
+def require_real(
+    value: object, name: str, rule: str, within: Callable[[float], bool] = lambda _: True
+) -> float:
+    """Return a number as a float; raise InvalidInputError, with the rule, for anything else.
+
+    NaN and booleans are no numbers here, and ``within`` says of others whether they obey the rule.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if not math.isnan(number) and within(number):
+            return number
+    raise InvalidInputError(f"{name} must {rule}, got {value!r}")
+
+
+def require_tile(tile: object, least: int) -> tuple[int, int] | None:
+    """Return a tile of two whole numbers, at least ``least``; raise InvalidInputError otherwise."""
+    if tile is None:
+        return None
+    if isinstance(tile, (tuple, list)) and len(tile) == 2:
+        whole = all(isinstance(n, Integral) and not isinstance(n, bool) for n in tile)
+        if whole and all(least <= n <= MAX_TILE for n in tile):
+            return int(tile[0]), int(tile[1])
+    raise InvalidInputError(
+        f"tile must be two whole numbers from {least} to {MAX_TILE}, got {tile!r}"
+    )
+
+
+def require_device(device: object) -> str | None:
+    """Return the name of a kind of device that is searched on, or None for None.
+
+    Raises
+    ------
+    InvalidInputError
+        It is not a string, or not the name of such a device.
+    """
+    if device is None:
+        return None
+    if not isinstance(device, str):
+        raise InvalidInputError(
+            f"device must be a string such as 'cpu' or 'cuda:1', got {device!r}; give str(device)"
+        )
+    kind, colon, number = device.partition(":")
+    plain = number.isascii() and number.isdigit() and len(number) < 5 if colon else True
+    if kind not in DEVICES or not plain or (kind == "cpu" and number.strip("0")):
+        raise InvalidInputError(
+            f"device {device!r} is not known; give one of {', '.join(DEVICES)}, with a number "
+            "where there are several, such as 'cuda:1'"
+        )
+    return device
+
+
+def require_device_here(device: str) -> None:
+    """Raise an error, with the reason and a remedy, unless a device of this name is here.
+
+    Raises
+    ------
+    InvalidInputError
+        There are fewer GPUs than the number says.
+    MissingDependencyError
+        There is no device of this kind.
+    """
+    kind, _, number = device.partition(":")
+    if kind == "cuda":
+        _require_gpu(device, int(number or 0))
+    elif kind != "cpu":
+        import torch
+
+        there = torch.backends.mps.is_available() if kind == "mps" else torch.xpu.is_available()
+        if not there:
+            raise MissingDependencyError(
+                f"device {device!r} cannot be used: torch {torch.__version__} finds none here; "
+                "search on the CPU"
+            )
+
+
+def _require_gpu(device: str, number: int) -> None:
+    from bliss_index.search.device.choice import find_gpu
+
+    gpu, why = find_gpu()
+    if gpu is None:
+        raise MissingDependencyError(
+            f"device {device!r} cannot be used: {why}. Install the GPU's driver and a CUDA build "
+            "of torch, or search on the CPU"
+        )
+    import torch
+
+    count = torch.cuda.device_count()
+    if number >= count:
+        raise InvalidInputError(
+            f"device {device!r} is not here: torch sees {count} GPU{'s' * (count > 1)}, the last "
+            f"is 'cuda:{count - 1}'"
+        )
+
+
 def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
     """Raise InvalidInputError, naming both, unless rows of ``matrix`` have ``dim`` coordinates."""
     if matrix.shape[1] != dim:
@@ -54,6 +257,10 @@ def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
 
 def require_tensor(queries: torch.Tensor, dim: int, device: torch.device) -> None:
     """Raise InvalidInputError unless a tensor is (n, ``dim``), of floats, and on ``device``."""
+    torch = sys.modules["torch"]  # whoever has a tensor has imported it
+    if not isinstance(queries, torch.Tensor) or queries.layout != torch.strided:
+        given = getattr(queries, "layout", type(queries).__name__)
+        raise InvalidInputError(f"queries must be a dense torch tensor, got {given}")
     if not queries.is_floating_point():
         raise InvalidInputError(f"queries must be floating-point numbers, got {queries.dtype}")
     there = queries.device
@@ -80,7 +287,12 @@ def require_k(k: int, size: int) -> None:
 
 def largest_magnitude(matrix: npt.NDArray[Any]) -> float:
     """Largest magnitude in a matrix of finite numbers; 0.0 if it is empty. Makes no copy of it."""
-    return max(float(matrix.max(initial=0)), -float(matrix.min(initial=0)))
+    rows_at_once = max(1, _SCAN_ELEMENTS // max(1, matrix.shape[1]))
+    largest = 0.0
+    for start in range(0, matrix.shape[0], rows_at_once):  # in pieces, so that Ctrl-C is heard
+        block = matrix[start : start + rows_at_once]
+        largest = max(largest, float(block.max(initial=0)), -float(block.min(initial=0)))
+    return largest
 
 
 def bad_rows_error(rows: npt.ArrayLike, what: str) -> InvalidInputError:

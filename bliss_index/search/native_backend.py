@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.inputs import bad_rows_error, checked_rows, largest_magnitude
+from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
 
 MAX_DIM = 65536  # 65536 coordinates * 255 * 127 still fit into int32
@@ -50,6 +51,7 @@ class NativeBackend:
     name = "native"
     chunk_rows = 8192
 
+    @isolated
     def __init__(
         self,
         vocabulary: npt.NDArray[Any],
@@ -94,6 +96,7 @@ class NativeBackend:
         block = self._engine.query_block
         return float(2.0 * size * dim * (-(-rows // block) * block) / seconds)
 
+    @isolated
     def search(
         self, queries: npt.NDArray[Any], first_row: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:

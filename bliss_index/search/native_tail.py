@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.inputs import as_matrix, require_dim
+from bliss_index.search.isolation import isolated
 from bliss_index.search.native_backend import load_native
 
 Winners = tuple[
@@ -61,6 +62,7 @@ class NativeTail:
         arrays = [np.ascontiguousarray(a, dtype=np.float64) for a in (texts, mu, sigma)]
         self._tail = native.make_tail(*(a.ctypes.data for a in arrays), *texts.shape, lam, kernel)
 
+    @isolated
     def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """I_c of (n, d) images for every class: (n, C) float64."""
         rows = self._rows(images)
@@ -70,6 +72,7 @@ class NativeTail:
         )
         return scores
 
+    @isolated
     def winners(
         self,
         images: npt.NDArray[Any],

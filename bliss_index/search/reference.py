@@ -6,11 +6,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.isolation import isolated
 from bliss_index.search.ordering import dot_error, exact_dot, order_candidates, to_float32
 
 _BLOCK_BYTES = 64 << 20
 
 
+@isolated
 def reference_search(
     vocabulary: npt.ArrayLike, queries: npt.ArrayLike, k: int = 10
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

@@ -11,13 +11,13 @@ do not do, the row is searched in full. What is in reach is rescored in float64,
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.search.inputs import checked_rows, largest_magnitude
+from bliss_index.search.inputs import as_tensor, checked_rows, largest_magnitude
+from bliss_index.search.isolation import isolated
 from bliss_index.search.ordering import dot_error, exact_dot, order_candidates
 from bliss_index.search.protocol import SearchStatistics
 from bliss_index.search.torch_proposals import (
@@ -38,6 +38,11 @@ _ROWS_AT_ONCE = 4096
 _BLOCK, _BLOCKS_PER_RESULT = 16, 4
 _ENTRIES_PER_RESULT = 4  # for a threshold that is above the mean of all scores
 _NO_NUMBER = 0x7FFF  # above all numbers of bfloat16
+# torch's threads flush denormals to zero for ever if they were started by a thread that did. So a
+# float32 coordinate may be read as zero below _DENORMAL, which the bounds of products allow for; a
+# vocabulary where that would cost much is kept in float64, whose coordinates are never that small.
+_DENORMAL = 2.0**-126
+_LEAST_LARGEST = 2.0**-60
 # Candidates kept beyond k: at first, and for the rows where those were too few.
 _SPARE, _SPARE_AT_MOST = 16, 512
 
@@ -48,6 +53,7 @@ class TorchBackend:
     name = "torch"
     chunk_rows = 8192
 
+    @isolated
     def __init__(
         self,
         vocabulary: npt.NDArray[Any],
@@ -61,15 +67,15 @@ class TorchBackend:
         import torch
 
         self._torch = torch
+        largest = largest_magnitude(vocabulary)
+        if vocabulary.dtype == np.float32 and largest < _LEAST_LARGEST:
+            vocabulary = vocabulary.astype(np.float64)
         self._vocabulary = vocabulary
-        with warnings.catch_warnings():  # read-only arrays are welcome: nothing writes
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            self._entries = torch.from_numpy(vocabulary)
-        self._products = PairProducts(self._entries)
+        self._products = PairProducts(as_tensor(vocabulary))
+        self._narrow = vocabulary.dtype == np.float32
         self._k = k
         self._device = torch.device(device or "cpu")
         self._tile_rows, self._tile_entries = tile or (_TILE_ROWS, _TILE_ENTRIES)
-        largest = largest_magnitude(vocabulary)
         self._exponent = math.frexp(largest)[1] if largest > 0 else 0
         if precision == "auto":
             fast = self._device.type == "cpu" and bfloat16_is_fast(vocabulary.shape[1])
@@ -102,6 +108,7 @@ class TorchBackend:
         kept = self._scores.memory_bytes + self._products.memory_bytes + self._norms64.nbytes
         return int(kept + 3 * tile)
 
+    @isolated
     def search(
         self, queries: npt.NDArray[Any], first_row: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
@@ -214,7 +221,9 @@ class TorchBackend:
     def _error(
         self, lengths: npt.NDArray[np.float64], entry: npt.NDArray[Any]
     ) -> npt.NDArray[np.float64]:
-        return np.asarray(dot_error(self._vocabulary.shape[1], lengths * self._norms64[entry]))
+        dim = self._vocabulary.shape[1]
+        error = dot_error(dim, lengths * self._norms64[entry])
+        return np.asarray(error + (dim * _DENORMAL) * lengths if self._narrow else error)
 
     def _search_row(
         self, query: npt.NDArray[np.float64]

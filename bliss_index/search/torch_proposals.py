@@ -138,7 +138,7 @@ class Bfloat16Scores:
         torch = self._torch
         x = torch.from_numpy(queries.astype(np.float32, copy=False))
         centre = self._take_centre(x)
-        alpha = torch.zeros(x.shape[0])
+        alpha = torch.zeros(x.shape[0], dtype=torch.float32)
         if centre.norm:
             direction = centre.vector / np.float32(centre.norm**2)
             alpha = (x @ torch.from_numpy(direction)).bfloat16().float()
@@ -226,7 +226,7 @@ def bfloat16_is_fast(dim: int) -> bool:
     """Whether this processor multiplies bfloat16 clearly faster than float32: a short trial."""
     import torch
 
-    rows, entries = torch.ones((_TRIAL[0], dim)), torch.ones((_TRIAL[1], dim))
+    rows, entries = (torch.ones((n, dim), dtype=torch.float32) for n in _TRIAL)
     kinds = (torch.float32, torch.bfloat16)
     factors = [(rows.to(kind), entries.T.to(kind)) for kind in kinds]
     best = [float("inf"), float("inf")]

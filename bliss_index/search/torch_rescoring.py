@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from bliss_index.search.isolation import without_warnings
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +31,9 @@ class PairProducts:
         self._entries = entries
         self._wide: torch.Tensor | None = None
         if entries.numel() <= _WIDE_NUMBERS and has_sampled_products():
-            self._wide = entries.double()
+            # By numpy, whose thread does not flush denormals; see TorchBackend.
+            wide = entries.numpy().astype(np.float64, copy=False)
+            self._wide = entries if entries.dtype == torch.float64 else torch.from_numpy(wide)
 
     @property
     def memory_bytes(self) -> int:
@@ -42,7 +46,9 @@ class PairProducts:
         self, queries: torch.Tensor, rows: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
         """Multiply queries (n, d) float64 and entries: the products of pairs (rows, ids)."""
-        if self._wide is None or not rows.size:
+        # A sparse tensor warns that it is new: once, unless torch is set to warn always.
+        warns = self._torch.is_warn_always_enabled()
+        if self._wide is None or warns or not rows.size:
             return self._gathered(queries, rows, ids)
         order = np.argsort(rows, kind="stable") if (rows[1:] < rows[:-1]).any() else None
         columns = ids if order is None else ids[order]
@@ -67,14 +73,14 @@ class PairProducts:
         return np.asarray(values.numpy())
 
 
+@cache
 def has_sampled_products() -> bool:
     """Whether this torch multiplies the pairs of a sparse matrix in float64."""
     import torch
 
     eye = torch.eye(2, dtype=torch.float64)
     try:
-        with warnings.catch_warnings():  # said once: sparse tensors of torch are new
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support")
+        with without_warnings():  # said once: sparse tensors of torch are new
             found = _sampled(eye, np.array([0, 1, 2]), np.array([0, 1]), eye)
     except (AttributeError, NotImplementedError, RuntimeError):  # not on every processor
         return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +23,12 @@ from bliss_index.search.device.ordering import (
     search_in_full,
 )
 from bliss_index.search.device.proposals import block_size
-from bliss_index.search.inputs import bad_rows_error, checked_rows
+from bliss_index.search.inputs import (
+    as_tensor,
+    bad_rows_error,
+    checked_rows,
+)
+from bliss_index.search.isolation import isolated
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
@@ -65,8 +69,8 @@ class DeviceOptions:
     def __post_init__(self) -> None:
         for name in ("rows", "block", "capacity"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInputError(f"{name} must be at least 1, got {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InvalidInputError(f"{name} must be a whole number, at least 1, got {value!r}")
         if self.codes not in FORMATS:
             raise InvalidInputError(
                 f"codes must be one of {', '.join(FORMATS)}, got {self.codes!r}"
@@ -111,6 +115,7 @@ class DeviceBackend:
 
     name = "cuda"
 
+    @isolated
     def __init__(
         self,
         vocabulary: npt.NDArray[Any],
@@ -154,6 +159,7 @@ class DeviceBackend:
         entries = self._block_size * (dim * item + self._engine.form.bytes_of(dim) + 24)
         return int(entries + 2 * _PROPOSAL_BYTES)
 
+    @isolated
     def search(
         self, queries: npt.NDArray[Any], first_row: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
@@ -163,6 +169,7 @@ class DeviceBackend:
         values, ids, counted = self._search(rows, lambda row: queries[row])
         return values.cpu().numpy(), ids.cpu().numpy(), counted
 
+    @isolated
     def search_tensors(
         self, queries: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
@@ -373,11 +380,5 @@ def checked_tensor(queries: torch.Tensor) -> torch.Tensor:
 
 
 def upload(rows: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
-    """Copy rows to a device; on the CPU, share them where they may be written."""
-    rows = np.ascontiguousarray(rows)
-    if not rows.flags.writeable:  # torch would warn; nobody here writes
-        rows = rows.copy() if device.type == "cpu" else rows
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            return torch.from_numpy(rows).to(device)
-    return torch.from_numpy(rows).to(device)
+    """Copy rows to a device; on the CPU, share their memory."""
+    return as_tensor(np.ascontiguousarray(rows)).to(device)

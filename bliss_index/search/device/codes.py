@@ -268,7 +268,7 @@ class EntryCodes:
         self.bound = float(self.norm.max()) + float(self.residual.max())
         self.longest = self._longest * 2.0**self.exponent * (1 + 1e-9)
         self.mean = self._mean * 2.0**self.exponent
-        self.centre = torch.zeros(padded, device=self.device)
+        self.centre = torch.zeros(padded, dtype=torch.float32, device=self.device)
         self.centre_square = 0.0
         self.largest_bias = self.largest_lift = 0.0
 
@@ -337,9 +337,10 @@ class EntryCodes:
         extreme = queries.dtype == torch.float64 or bool((exponent.abs() > _EXTREME).any())
         wide = queries.double() if extreme else queries.float()
         scale = torch.exp2(-exponent.to(wide.dtype))
-        x = torch.zeros((queries.shape[0], self.centre.numel()), device=self.device)
+        shape = (queries.shape[0], self.centre.numel())
+        x = torch.zeros(shape, dtype=torch.float32, device=self.device)
         x[:, : self.dim] = wide * scale[:, None]
-        alpha = torch.zeros(queries.shape[0], device=self.device)
+        alpha = torch.zeros(queries.shape[0], dtype=torch.float32, device=self.device)
         if self.centre_square:
             alpha = (x * self.centre).sum(1) / self.centre_square
         rest = x - alpha[:, None] * self.centre

@@ -8,6 +8,7 @@ those of float64 brute force. Approximate indexes are rescored and ordered in fl
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from bliss_index.search.faiss_candidates import row_norms
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import FLAT_SPARE, FaissSearch
 from bliss_index.search.inputs import require_tensor
+from bliss_index.search.isolation import isolated
 from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
@@ -49,6 +51,7 @@ class FaissTensorSearch:
         The index is spread over several GPUs.
     """
 
+    @isolated
     def __init__(self, search: FaissSearch, engine: DeviceEngine | None = None) -> None:
         if search.placement.device == "cuda:all":
             raise InvalidInputError(
@@ -61,6 +64,7 @@ class FaissTensorSearch:
         self._entries = upload(search.vocabulary, self.device)
         self._longest = float(row_norms(search.vocabulary).max(initial=0.0))
         self._statistics = SearchStatistics()
+        self._lock = threading.Lock()
 
     @property
     def dim(self) -> int:
@@ -93,6 +97,7 @@ class FaissTensorSearch:
         """Search arrays; see :meth:`bliss_index.search.faiss_search.FaissSearch.search`."""
         return self._search.search(queries)
 
+    @isolated
     def search_tensors(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Find the k best entries of every query.
 
@@ -141,9 +146,10 @@ class FaissTensorSearch:
         row, order = rows.sort(stable=True)
         rescored = Rescored(row, entries[order], products[order], error)
         best, chosen, resolved = best_in_order(rescored, k, self._exact(queries))
-        self._statistics += SearchStatistics(
-            n, row.shape[0], row.shape[0], resolved, pending.shape[0]
-        )
+        with self._lock:
+            self._statistics += SearchStatistics(
+                n, row.shape[0], row.shape[0], resolved, pending.shape[0]
+            )
         return best.float(), chosen
 
     def propose(self, scaled: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -117,7 +117,7 @@ class TorchProposals:
         there = at < capacity
         found = _place(block, index, size)
         places[row[there], at[there]] = found[there].to(torch.int32)
-        uppers = torch.full(places.shape, -torch.inf, device=best.device)
+        uppers = torch.full(places.shape, -torch.inf, dtype=torch.float32, device=best.device)
         uppers[row[there], at[there]] = upper[there]
         return Hits(room.sum(1).to(torch.int32), places, uppers, queries.unit)
 

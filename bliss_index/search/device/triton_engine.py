@@ -28,7 +28,9 @@ def prepare(entries: EntryCodes, queries: torch.Tensor) -> QueryCodes:
     codes = torch.empty((n, entries.code_dim), dtype=entries.form.dtype, device=queries.device)
     # Rows of a multiple of 16 bytes, or each number of queries would have kernels of its own.
     rows = -(-n // _ALIGNED) * _ALIGNED
-    alpha, per_norm, per_residual, slack = torch.empty((4, rows), device=queries.device)[:, :n]
+    alpha, per_norm, per_residual, slack = torch.empty(
+        (4, rows), dtype=torch.float32, device=queries.device
+    )[:, :n]
     unit, error = torch.empty((2, rows), dtype=torch.float64, device=queries.device)[:, :n]
     zero, extreme = torch.empty((2, rows), dtype=torch.bool, device=queries.device)[:, :n]
     width = triton.next_power_of_2(entries.code_dim)

@@ -66,7 +66,7 @@ void Counts::add(const Counts& other) {
 }
 
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
-               Tuning tuning)
+               Tuning tuning, const std::function<bool()>& idle)
     : entries_(entries), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
       padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
       panels_((entries.count + layout_.panel - 1) / layout_.panel),
@@ -84,7 +84,7 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
     return a;
   };
   while (common(stride_, panels_) != 1) ++stride_;
-  pack(threads);
+  pack(threads, idle);
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
   centre->bias.assign(panels_ * layout_.panel, 0.0f);
@@ -117,7 +117,7 @@ void Engine::rotate(double* v) const {
   if (rotation_.signs_last) transform(v + (dim_ - size), rotation_.signs_last);
 }
 
-void Engine::pack(std::size_t threads) {
+void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   rotation_.dim = dim_;
   if (dim_ >= 16) {
     rotation_.block = 16;
@@ -133,7 +133,7 @@ void Engine::pack(std::size_t threads) {
   constexpr std::size_t piece = 4096;
   const std::size_t pieces = (entries_.count + piece - 1) / piece;
   std::vector<double> largest(pieces, 0.0), sums(pieces * dim_, 0.0);
-  for_each_index(pieces, threads, never_stop, [&](std::size_t p, std::size_t) {
+  const bool measured = for_each_index(pieces, threads, idle, [&](std::size_t p, std::size_t) {
     std::vector<double> row(dim_);
     const std::size_t stop = std::min(entries_.count, (p + 1) * piece);
     for (std::size_t id = p * piece; id < stop; ++id) {
@@ -144,6 +144,7 @@ void Engine::pack(std::size_t threads) {
       }
     }
   });
+  if (!measured) throw Interrupted();
   const double top = *std::max_element(largest.begin(), largest.end());
   if (top > 0) std::frexp(top, &exponent_);
   inverse_scale_ = std::ldexp(1.0, -exponent_);
@@ -165,9 +166,10 @@ void Engine::pack(std::size_t threads) {
   panel_bounds_.assign(panels_, Bound{0, 0});
   norms_.assign(entries_.count, 0.0f);
   std::vector<std::vector<double>> work(threads);
-  for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t worker) {
+  const bool packed = for_each_index(panels_, threads, idle, [&](std::size_t p, std::size_t worker) {
     pack_panel(p, work[worker]);
   });
+  if (!packed) throw Interrupted();
   for (const Bound& b : panel_bounds_) {
     largest_.norm = std::max(largest_.norm, b.norm);
     largest_.residual = std::max(largest_.residual, b.residual);
@@ -213,7 +215,8 @@ void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
   }
 }
 
-void Engine::set_query_centre(const float* vector, std::size_t threads) {
+bool Engine::set_query_centre(const float* vector, std::size_t threads,
+                              const std::function<bool()>& idle) {
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
   centre->bias.assign(panels_ * layout_.panel, 0.0f);
@@ -226,7 +229,7 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
   }
   centre->square = float(square);
   if (square > 1e-12) {
-    for_each_index(panels_, threads, never_stop, [&](std::size_t p, std::size_t) {
+    const bool done = for_each_index(panels_, threads, idle, [&](std::size_t p, std::size_t) {
       const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
       for (std::size_t id = p * layout_.panel; id < stop; ++id)
         with_typed_row(entries_, id, [&](const auto* row) {
@@ -237,6 +240,7 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
           centre->bias[id] = float(dot * inverse_scale_ - offset);
         });
     });
+    if (!done) return false;
     for (float b : centre->bias) centre->largest_bias = std::max(centre->largest_bias, std::fabs(b));
     // Rounding of the float64 sums, which is far below that of storing them in float32.
     centre->largest_bias = above(centre->largest_bias + 1e-3 * std::sqrt(square) *
@@ -245,6 +249,7 @@ void Engine::set_query_centre(const float* vector, std::size_t threads) {
     centre->square = 0;
   }
   std::atomic_store(&centre_, std::shared_ptr<const Centre>(centre));
+  return true;
 }
 
 Panel Engine::panel(std::size_t index, std::size_t next, const Centre& centre) const {

@@ -46,18 +46,25 @@ struct Tuning {
 bool for_each_index(std::size_t count, std::size_t threads, const std::function<bool()>& idle,
                     const std::function<void(std::size_t, std::size_t)>& body);
 
+// An engine that was not finished, because `idle` asked to stop.
+struct Interrupted {};
+
 class Workspace;
 
 class Engine {
  public:
-  // `entries` must outlive the engine. Numbers: finite; float32 within [2^-60, 2^60] at the largest.
-  Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads, Tuning tuning);
+  // `entries` must outlive the engine. Throws Interrupted when `idle` asked to stop.
+  // Numbers: finite; float32 within [2^-60, 2^60] at the largest.
+  Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads, Tuning tuning,
+         const std::function<bool()>& idle);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
   // Take `centre` (dim floats) away from queries, each scaled to fit. Changes speed, never results.
-  void set_query_centre(const float* centre, std::size_t threads);
+  // Returns false, and has changed nothing, when `idle` asked to stop.
+  bool set_query_centre(const float* centre, std::size_t threads,
+                        const std::function<bool()>& idle);
 
   // Fill values and ids (count x k). Rows with NaN or infinity are appended to `bad` instead.
   bool search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
@@ -82,7 +89,7 @@ class Engine {
 
   std::unique_ptr<Workspace> take_workspace();
   void give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most);
-  void pack(std::size_t threads);
+  void pack(std::size_t threads, const std::function<bool()>& idle);
   void pack_panel(std::size_t panel, std::vector<double>& work);
   void read_entry(std::size_t id, double* out) const;  // scaled by 2^-exponent_
   Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;

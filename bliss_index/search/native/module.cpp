@@ -6,10 +6,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <tuple>
 
 #include "engine.h"
+#include "floating_point.h"
 #include "tail.h"
 
 namespace nb = nanobind;
@@ -36,6 +38,7 @@ void run_interruptible(Work work) {
   bool done;
   {
     nb::gil_scoped_release release;
+    const bliss::DefaultFloatingPoint unit;
     done = work([] {
       nb::gil_scoped_acquire acquire;
       return PyErr_CheckSignals() == 0;
@@ -54,8 +57,17 @@ bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count,
   if (query_block) tuning.query_block = query_block;
   if (capacity) tuning.capacity = capacity;
   if (first_trigger) tuning.first_trigger = first_trigger;
-  nb::gil_scoped_release release;
-  return new bliss::Engine(rows_at(address, bytes, count, dim), k, *found, threads, tuning);
+  std::unique_ptr<bliss::Engine> engine;
+  run_interruptible([&](const std::function<bool()>& idle) {
+    try {
+      engine = std::make_unique<bliss::Engine>(rows_at(address, bytes, count, dim), k, *found,
+                                               threads, tuning, idle);
+    } catch (const bliss::Interrupted&) {
+      return false;
+    }
+    return true;
+  });
+  return engine.release();
 }
 
 using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
@@ -77,6 +89,7 @@ bliss::Tail* make_tail(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t s
                        const std::string& name) {
   const bliss::Kernel* kernel = bliss::find_kernel(name.c_str());
   if (!kernel) throw nb::value_error("this processor lacks what every kernel needs");
+  const bliss::DefaultFloatingPoint unit;
   return new bliss::Tail(at<const double>(texts), at<const double>(mu), at<const double>(sigma),
                          classes, dim, lambda, *kernel);
 }
@@ -119,8 +132,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("query_block", &bliss::Engine::query_block)
       .def("memory_bytes", &bliss::Engine::memory_bytes, "threads"_a)
       .def("set_query_centre", [](bliss::Engine& e, std::uintptr_t centre, std::size_t threads) {
-        nb::gil_scoped_release release;
-        e.set_query_centre(reinterpret_cast<const float*>(centre), threads);
+        run_interruptible([&](const std::function<bool()>& idle) {
+          return e.set_query_centre(reinterpret_cast<const float*>(centre), threads, idle);
+        });
       })
       .def("kernel_seconds", &bliss::Engine::kernel_seconds, "count"_a, "threads"_a,
            nb::call_guard<nb::gil_scoped_release>())

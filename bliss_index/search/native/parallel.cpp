@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "engine.h"
+#include "floating_point.h"
 
 namespace bliss {
 
@@ -17,6 +18,7 @@ bool for_each_index(std::size_t count, std::size_t threads, const std::function<
   std::size_t running = std::min(threads, count);
   std::exception_ptr failure;
   const auto work = [&](std::size_t worker) {
+    const DefaultFloatingPoint unit;
     try {
       while (!stop.load(std::memory_order_relaxed)) {
         const std::size_t index = next.fetch_add(1);
@@ -45,6 +47,7 @@ bool for_each_index(std::size_t count, std::size_t threads, const std::function<
     }
   }
   bool interrupted = false;
+  const DefaultFloatingPoint unit;
   if (workers.empty())
     for (std::size_t i = 0; i < count && !interrupted; ++i) {
       body(i, 0);
