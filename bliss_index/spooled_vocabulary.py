@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.store.files import output_error
+from bliss_index.storage.files import output_error
 from bliss_index.vocabulary import (
     clean_entry,
     describe_counts,

@@ -249,7 +249,7 @@ def test_an_unwritable_corpus_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         save_index(search, corpus)
     (tmp_path / "index").unlink()
     (tmp_path / "index").mkdir()
-    monkeypatch.setattr("bliss_index.store.files.os.access", lambda *_: False)
+    monkeypatch.setattr("bliss_index.storage.files.os.access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot write into .*index: it is read-only for this"):
         save_index(search, corpus)
     assert list((tmp_path / "index").iterdir()) == []

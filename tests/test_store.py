@@ -145,7 +145,7 @@ def test_an_interrupted_writer_continues(tmp_path):
         EmbeddingStore.open(tmp_path / "s")
     assert not verify_store(tmp_path / "s").ok
     (tmp_path / "s" / "shard-00001.arrow").write_bytes(b"written, but not in the manifest")
-    (tmp_path / "s" / ".shard-00001.arrow.77.tmp").write_bytes(b"half a shard")
+    (tmp_path / "s" / ".bliss-0123456789abcdef.tmp").write_bytes(b"half a shard")
     with StoreWriter(
         tmp_path / "s", kind="image", model=MODEL, dim=12, rows_per_shard=100
     ) as writer:
@@ -346,7 +346,7 @@ def test_damaged_stores(tmp_path):
             {"format": "photo_album"},
             "has format 'photo_album', expected 'bliss_index.embedding_store'",
         ),
-        ({"format_version": 2}, "format version 2, this version reads up to 1; written by a newer"),
+        ({"format_version": 3}, "format version 3, this version reads 2; written by a newer"),
         ({"dim": "12"}, "'dim' is '12', expected a whole number"),
         ({"dtype": "int8"}, "'dtype' is 'int8', expected one of float16, float32"),
         ({"model": {"pretrained": "x"}}, "model identity needs a 'name'"),
@@ -388,7 +388,7 @@ def test_verify_reads_norms_and_keys(tmp_path):
     with pa.ipc.new_file(path, batch.schema) as writer:
         writer.write_batch(pa.record_batch(list(columns.values()), schema=batch.schema))
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    from bliss_index.store.hashing import file_sha256
+    from bliss_index.storage.hashing import file_sha256
 
     manifest["shards"][0].update(bytes=path.stat().st_size, sha256=file_sha256(path))
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))

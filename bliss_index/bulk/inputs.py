@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.jobs.description import MANIFEST_NAME
+from bliss_index.storage.hashing import Between
 from bliss_index.store import EmbeddingStore, ModelIdentity
-from bliss_index.store.hashing import Between
 from bliss_index.store.keys import KeyRegistry
-from bliss_index.store.manifest import MANIFEST_NAME
 from bliss_index.store.normalise import reasons_of, unit_rows
 from bliss_index.store.schema import DUPLICATE_KEY, OK
 from bliss_index.store.source_part import ColumnNames, SourcePart

@@ -145,6 +145,12 @@ class Calibration:
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the moments, or of the images of small classes."""
+        arrays = [m.scatter if m.images is None else m.images for m in self.moments]
+        return sum(array.nbytes for array in arrays if array is not None)
+
     def save(self, path: str | Path) -> None:
         """Write the calibration as a directory; see :mod:`bliss_index.calibration.files`.
 

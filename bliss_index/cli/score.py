@@ -42,7 +42,7 @@ def score(
     ],
     corpus: Annotated[Path, typer.Option("--corpus", help="Text store of the vocabulary.")],
     calibration: Annotated[Path, typer.Option("--calibration", help="Calibration directory.")],
-    out: Annotated[Path, typer.Option("--out", help="Directory for the scores.")],
+    out: Annotated[str, typer.Option("--out", help="Directory for the scores.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
     lam: LamOption = 0.5,
     search: Annotated[
@@ -106,7 +106,7 @@ def score(
 ) -> None:
     """Score every image. Run again after an interruption, it continues where it stopped."""
     from bliss_index.bulk import JobOptions, ScoreSettings, run_job
-    from bliss_index.bulk.memory import parse_bytes
+    from bliss_index.jobs.memory import parse_bytes
     from bliss_index.store.source_part import ColumnNames
 
     listed = _devices(devices)
@@ -130,10 +130,10 @@ def score(
         task=task,
         memory=None if memory is None else parse_bytes(memory),
         max_bad_fraction=max_bad_fraction,
-        columns=ColumnNames(embedding_column, key_column),
     )
+    columns = ColumnNames(embedding_column, key_column)
     with progress_line("scoring") as progress:
-        summary = run_job(images, out, settings, options, make_listener(progress))
+        summary = run_job(images, out, settings, options, make_listener(progress), columns)
     if as_json:
         print_json(summary.to_json())
     else:
@@ -151,9 +151,8 @@ def score(
 
 def make_listener(progress: ProgressLine) -> Any:
     """Show a job's progress on a progress line."""
-    from bliss_index.bulk.listener import JobListener
-    from bliss_index.bulk.memory import MemoryPlan
-    from bliss_index.bulk.records import PartRecord
+    from bliss_index.jobs import JobListener, Record
+    from bliss_index.jobs.memory import MemoryPlan
 
     class Listener(JobListener):
         bad = 0
@@ -167,7 +166,7 @@ def make_listener(progress: ProgressLine) -> Any:
         def advanced(self, rows: int) -> None:
             progress(rows)
 
-        def finished_part(self, record: PartRecord) -> None:
+        def finished_part(self, record: Record) -> None:
             self.bad += record.bad_rows
             progress.note(f" ({self.bad} bad)" if self.bad else "")
 
@@ -195,6 +194,6 @@ def _print_summary(summary: JobSummary) -> None:
             + (f", {summary.parts_earlier} by earlier runs" if summary.parts_earlier else ""),
             "this run": f"{summary.rows_now} rows in {summary.seconds:.1f} s, "
             f"{summary.rows_per_second:,.0f} rows/s",
-            "files": f"{summary.output}/shard-*.parquet",
+            "files": f"{summary.output}/part-*.parquet",
         },
     )

@@ -23,8 +23,8 @@ from bliss_index.errors import (
 from bliss_index.search.faiss_build import Corpus, IndexParameters, build_index
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
-from bliss_index.store.files import make_directory, read_json, write_json
-from bliss_index.store.hashing import file_sha256
+from bliss_index.storage.files import make_directory, read_json, write_json
+from bliss_index.storage.hashing import file_sha256
 
 __all__ = [
     "Corpus",

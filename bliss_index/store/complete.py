@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bliss_index.errors import StoreError
+from bliss_index.jobs.description import MANIFEST_NAME
 from bliss_index.store.identity import ModelIdentity, require_same_model
-from bliss_index.store.manifest import MANIFEST_NAME, StoreManifest
+from bliss_index.store.manifest import StoreManifest
 
 _INCIDENTAL = ("device", "text_positions")  # they change the last digits at most
 

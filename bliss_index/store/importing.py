@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError, listed
+from bliss_index.storage.hashing import file_sha256
 from bliss_index.store.columns import read_names
 from bliss_index.store.complete import find_complete
-from bliss_index.store.hashing import file_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.normalise import reasons_of, unit_rows

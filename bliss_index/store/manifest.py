@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bliss_index.errors import CorruptStoreError, StoreError
-from bliss_index.store.files import read_json, write_json
+from bliss_index.errors import CorruptStoreError
+from bliss_index.jobs.description import FORMAT_VERSION, MANIFEST_NAME, read_description
+from bliss_index.storage.files import write_json
 from bliss_index.store.identity import ModelIdentity
 
-MANIFEST_NAME = "manifest.json"
 STORE_FORMAT = "bliss_index.embedding_store"
-FORMAT_VERSION = 1
 KINDS = ("text", "image")
 DTYPES = ("float16", "float32")
 MAX_DIM = 65536
@@ -166,60 +163,6 @@ class StoreManifest:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"shard-{number:05d}.arrow"
-
-
-def read_description(path: Path, expected: str, *, what: str, how: str) -> dict[str, Any]:
-    """Read the JSON file that says what a directory is.
-
-    Parameters
-    ----------
-    path
-        The file.
-    expected
-        The format that it must have.
-    what, how
-        What the directory should be, and the commands that make one, for the message.
-
-    Raises
-    ------
-    StoreError
-        The directory has no such file.
-    CorruptStoreError
-        It is no JSON object, of another format, or of a newer version.
-    """
-    if not path.is_file():
-        raise StoreError(
-            f"{path.parent} is not {what}: it has no {path.name}. Make one with {how}."
-        )
-    values = read_json(path)
-    require_format(path, values, expected, FORMAT_VERSION)
-    return values
-
-
-def require_format(path: Path, values: dict[str, Any], expected: str, version: int) -> None:
-    """Refuse a JSON file of another kind or of a newer format version, naming both."""
-    if values.get("format") != expected:
-        raise CorruptStoreError(
-            f"{path} has format {values.get('format')!r}, expected {expected!r}: "
-            "is this the right directory?"
-        )
-    found = values.get("format_version")
-    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= version:
-        raise CorruptStoreError(
-            f"{path} has format version {found!r}, this version reads up to {version}; "
-            "written by a newer bliss_index? Upgrade, or make it again."
-        )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the packages that make and read embeddings, of those that are installed."""
-    versions = {"python": platform.python_version()}
-    for name in ("bliss-index", "numpy", "pyarrow", "torch", "open_clip_torch"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _shard_record(item: Any) -> ShardRecord:

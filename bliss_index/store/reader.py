@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
-from bliss_index.store.hashing import Between, file_sha256
+from bliss_index.storage.hashing import Between, file_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import ShardRecord, StoreManifest
 from bliss_index.store.schema import (
@@ -239,6 +239,11 @@ class EmbeddingStore:
                 "restore it, or make the store again"
             )
         return digest
+
+    def check_hashes(self, between: Between | None = None) -> None:
+        """Compare every shard's hash once; CorruptStoreError names the first that differs."""
+        for index in range(len(self.shards)):
+            self.check_hash(index, between)
 
     def _whole_file(self, index: int) -> Path:
         """Return where a shard is; raise CorruptStoreError if its size is not the manifest's."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.store.hashing import Between, stream_sha256
+from bliss_index.storage.hashing import Between, stream_sha256
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.storage.hashing import Between
 from bliss_index.store.columns import NPY_ERRORS
-from bliss_index.store.hashing import Between
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import BATCH_ROWS, EmbeddingBatch, as_float
 

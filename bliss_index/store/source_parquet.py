@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.hashing import Between
+from bliss_index.storage.hashing import Between
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, EmbeddingBatch
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.hashing import Between
+from bliss_index.storage.hashing import Between
 
 BATCH_ROWS = 8192
 

@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 
 from bliss_index.errors import CorruptStoreError
+from bliss_index.jobs.part import PLAN_FOLDER
+from bliss_index.jobs.record import OUTPUT_NAME, RECORD_FOLDER
+from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.files import TEMPORARY
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.normalise import norm_defects
@@ -134,3 +138,14 @@ def _check_rows(
             f"{file}: {len(repeated)} keys occurred before, the first is {keys[repeated[0]]!r} in "
             f"row {repeated[0]}"
         )
+
+
+def add_leftovers(directory: LocalDirectory, named: set[str], report: VerificationReport) -> None:
+    """Report files of a job that no record names, and temporary ones."""
+    for name in sorted(directory.names()):
+        if OUTPUT_NAME.fullmatch(name) and name not in named:
+            report.add(f"{name} is an orphan: no record names it; safe to remove")
+    for folder in ("", RECORD_FOLDER, PLAN_FOLDER):
+        for name in sorted(directory.names(folder)):
+            if TEMPORARY.fullmatch(name):
+                report.add(f"{name} is a temporary file of a job that was killed; safe to remove")

@@ -12,22 +12,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError, StoreError, listed
-from bliss_index.store.files import (
-    DirectoryLock,
+from bliss_index.jobs.description import MANIFEST_NAME, library_versions
+from bliss_index.storage.files import (
     atomic_file,
     make_directory,
     remove_temporaries,
 )
+from bliss_index.storage.locks import DirectoryLock
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import (
     DTYPES,
     KINDS,
-    MANIFEST_NAME,
     MAX_DIM,
     ShardRecord,
     StoreManifest,
-    library_versions,
     shard_name,
 )
 from bliss_index.store.normalise import norm_defects

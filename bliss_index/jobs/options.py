@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.source_part import ColumnNames
 
 ENGINES = ("local", "ray")
 
@@ -18,19 +17,17 @@ class JobOptions:
     Attributes
     ----------
     workers
-        Processes; 1 scores within this one.
+        Processes; 1 works within this one.
     devices
         Devices that the workers take in turn, such as "cuda:0", "cuda:1"; with Ray at most one.
     engine
         "local" processes, or "ray".
     task
-        "i/n": score only the parts whose number is i modulo n, beside the other tasks of an array.
+        "i/n": do only the parts whose number is i modulo n, beside the other tasks of an array.
     memory
         Budget in bytes for all processes; None for 80 % of what is available.
     max_bad_fraction
         Share of bad rows above which the job stops.
-    columns
-        Of Parquet input.
     """
 
     workers: int = 1
@@ -39,7 +36,6 @@ class JobOptions:
     task: str | None = None
     memory: int | None = None
     max_bad_fraction: float = 1.0
-    columns: ColumnNames = field(default_factory=ColumnNames)
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -56,6 +52,11 @@ class JobOptions:
                 f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}"
             )
         self.task_numbers()
+
+    @property
+    def processes(self) -> int:
+        """Workers, at least one a device."""
+        return max(self.workers, len(self.devices))
 
     def task_numbers(self) -> tuple[int, int]:
         """Return i and n of the task; 0 and 1 without one."""

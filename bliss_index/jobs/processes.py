@@ -1,4 +1,4 @@
-"""Processes that score parts; one that dies takes nothing with it."""
+"""Processes that do parts; one that dies is replaced, and its parts are tried again."""
 
 from __future__ import annotations
 
@@ -12,64 +12,70 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from bliss_index.bulk.part_worker import PartResult, PartWorker, WorkerTask
 from bliss_index.errors import BlissError
+from bliss_index.jobs.part import Part
+from bliss_index.jobs.task import WorkerTask
+from bliss_index.jobs.work import Notify, Outcome, Progress
 
 _ATTEMPTS = 2
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
+Died = Callable[[int, str], None]
 
-def score_in_processes(
+
+def run_in_processes(
     task: WorkerTask,
+    parts: Sequence[Part],
     pending: Sequence[int],
     *,
     workers: int,
     devices: Sequence[str],
-    progress: Callable[[int], None],
-    notify: Callable[[str], None],
-) -> Iterator[PartResult]:
-    """Score parts in several processes, each asking for the next pending one.
+    progress: Progress,
+    notify: Notify,
+    died: Died,
+) -> Iterator[Outcome]:
+    """Do parts in several processes, each asking for the next pending one.
 
-    A process commits one part while it searches the next. A part whose process dies is tried once
+    A process commits one part while it computes the next. A part whose process dies is tried once
     more, alone in a new process, then given up with the reason.
 
     Parameters
     ----------
     task
         The job.
-    pending
-        Numbers of the parts to score.
+    parts, pending
+        All parts of the job, and the numbers of those to do.
     workers, devices
         Processes, and the devices that they take in turn.
-    progress, notify
-        Called with rows just scored, and with sentences to be shown.
+    progress, notify, died
+        Called with rows just finished, with sentences to be shown, and with the number of a part
+        whose process died and how.
 
     Yields
     ------
-    A result for every pending part, in the order they finish.
+    An outcome for every pending part, in the order they finish.
     """
     waiting = deque((index, 0) for index in pending)
     pool: list[_Worker] = []
     try:
         for number in range(min(workers, len(waiting))):
-            settings = replace(task.settings, device=devices[number % len(devices)])
-            pool.append(_Worker(replace(task, settings=settings)))
+            pool.append(_Worker(task, parts, devices[number % len(devices)]))
         while waiting or any(worker.parts for worker in pool):
             _hand_out(waiting, pool)
             ready = multiprocessing.connection.wait([worker.connection for worker in pool])
             for worker in [w for w in pool if w.connection in ready]:
                 message = worker.receive()
-                if isinstance(message, PartResult):
+                if isinstance(message, Outcome):
                     yield message
                 elif isinstance(message, int):
                     progress(message)
                 elif isinstance(message, str):
                     notify(message)
                 elif message is None:
-                    yield from _after_death(worker, waiting, notify)
+                    yield from _after_death(worker, waiting, notify, died)
     finally:
         for worker in pool:
             worker.stop()
@@ -90,8 +96,8 @@ def _hand_out(waiting: _Waiting, pool: Sequence[_Worker]) -> None:
 
 
 def _after_death(
-    worker: _Worker, waiting: _Waiting, notify: Callable[[str], None]
-) -> Iterator[PartResult]:
+    worker: _Worker, waiting: _Waiting, notify: Notify, died: Died
+) -> Iterator[Outcome]:
     """Replace a dead process; what it had is tried once more, or given up."""
     lost = list(worker.parts.items())
     if not lost and not worker.asks and waiting:
@@ -99,10 +105,11 @@ def _after_death(
     reason = worker.restart()
     for index, deaths in reversed(lost):
         notify(f"part {index}: its process ended ({reason})")
+        died(index, reason)
         if deaths + 1 < _ATTEMPTS:
             waiting.appendleft((index, deaths + 1))
         else:
-            yield PartResult(index, None, f"its process ended twice ({reason})")
+            yield Outcome(index, None, f"its process ended twice ({reason})")
 
 
 @dataclass(frozen=True)
@@ -122,8 +129,10 @@ class _Worker:
         Whether it waits for an answer.
     """
 
-    def __init__(self, task: WorkerTask) -> None:
+    def __init__(self, task: WorkerTask, parts: Sequence[Part], device: str) -> None:
         self._task = task
+        self._all = parts
+        self._device = device
         self._start()
 
     def _start(self) -> None:
@@ -132,7 +141,7 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_worker_main, args=(theirs, self._task, os.getpid()), daemon=True
+            target=_worker_main, args=(theirs, self._task, self._device, os.getpid()), daemon=False
         )
         self._process.start()
         theirs.close()
@@ -152,7 +161,7 @@ class _Worker:
         self.asks = False
         # A process that is dead already is noticed when it is waited for.
         with suppress(OSError):
-            self.connection.send(index)
+            self.connection.send(None if index is None else self._all[index])
 
     def receive(self) -> Any:
         """Return a result, a number of rows, a notice, a question; None if the process is dead."""
@@ -162,7 +171,7 @@ class _Worker:
             return None
         if isinstance(message, BlissError):
             raise message
-        if isinstance(message, PartResult):
+        if isinstance(message, Outcome):
             del self.parts[message.index]
         self.asks = self.asks or isinstance(message, _Question)
         return message
@@ -185,7 +194,7 @@ class _Worker:
 
 
 def _worker_main(
-    connection: multiprocessing.connection.Connection, task: WorkerTask, parent: int
+    connection: multiprocessing.connection.Connection, task: WorkerTask, device: str, parent: int
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     _die_with(parent)
@@ -195,29 +204,29 @@ def _worker_main(
         with one_at_a_time:
             connection.send(message)
 
-    def ask() -> int | None:
+    def ask() -> Part | None:
         send(_Question())
-        answer: int | None = connection.recv()
+        answer: Part | None = connection.recv()
         return answer
 
-    def given(first: int) -> Iterator[int]:
+    def given(first: Part) -> Iterator[Part]:
         """Yield parts as long as one may be begun beside the last one's end."""
-        index: int | None = first
-        while index is not None:
-            yield index
-            index = ask()
+        part: Part | None = first
+        while part is not None:
+            yield part
+            part = ask()
 
     with suppress(EOFError, BrokenPipeError):  # the parent wants no more
         try:
-            worker = PartWorker(task, progress=send, notify=send)
+            worker = task.open(device, send, send)
         except BlissError as error:
             send(error)
             return
         while True:
             first = ask()
             if first is not None:
-                for result in worker.score_all(given(first)):
-                    send(result)
+                for outcome in worker.run(given(first)):
+                    send(outcome)
 
 
 def _die_with(parent: int) -> None:

@@ -1,21 +1,21 @@
-"""Who hears how a job goes."""
+"""Hears how a job goes."""
 
 from __future__ import annotations
 
-from bliss_index.bulk.memory import MemoryPlan
-from bliss_index.bulk.records import PartRecord
+from bliss_index.jobs.memory import MemoryPlan
+from bliss_index.jobs.record import Record
 
 
 class JobListener:
     """Hears how a job goes; every method may be overridden."""
 
     def planned(self, plan: MemoryPlan, rows: int, rows_done: int) -> None:
-        """Called once, before scoring starts."""
+        """Called once, before the work starts."""
 
     def advanced(self, rows: int) -> None:
-        """Called when rows were scored."""
+        """Called when rows were finished."""
 
-    def finished_part(self, record: PartRecord) -> None:
+    def finished_part(self, record: Record) -> None:
         """Called when a part is committed."""
 
     def notice(self, text: str) -> None:

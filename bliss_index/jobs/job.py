@@ -1,0 +1,275 @@
+"""Runs any work: plans it, does what is missing, finishes it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bliss_index.errors import CorruptStoreError, JobError, StoreError
+from bliss_index.jobs.description import (
+    FORMAT_VERSION,
+    MANIFEST_NAME,
+    JobDescription,
+    begun_in,
+    library_versions,
+    require_format,
+    require_same,
+)
+from bliss_index.jobs.devices import require_devices
+from bliss_index.jobs.listener import JobListener
+from bliss_index.jobs.options import JobOptions
+from bliss_index.jobs.part import Part, Plan, first_difference
+from bliss_index.jobs.record import Record
+from bliss_index.jobs.state import JobState, JobSummary, remove_leftovers
+from bliss_index.jobs.task import WorkerTask
+from bliss_index.jobs.work import Outcome, Work
+from bliss_index.storage import Directory, open_directory
+from bliss_index.storage.directory import LocalDirectory, write_json
+from bliss_index.storage.files import parse_json
+from bliss_index.storage.locks import DirectoryLock
+
+STATISTICS_NAME = "_statistics.json"
+
+
+def run(
+    work: Work,
+    output: str | Path,
+    options: JobOptions | None = None,
+    listener: JobListener | None = None,
+) -> JobSummary:
+    """Do a work; run again, it continues where it stopped.
+
+    Parameters
+    ----------
+    work
+        What is to be done.
+    output
+        Directory for the results: a file a part, records, at the end the manifest.
+    options
+        How to run.
+    listener
+        Hears of progress.
+
+    Returns
+    -------
+    The summary. Parts that failed are in it, and are tried again by the next run.
+
+    Raises
+    ------
+    JobError
+        The output was begun with other settings, the input changed after it was done, too many
+        rows are bad, or memory does not suffice.
+    StoreError
+        The directory holds something else.
+    OutputError
+        It cannot be written, or another job is writing it.
+    """
+    options = options or JobOptions()
+    listener = listener or JobListener()
+    began = time.perf_counter()
+    directory = open_directory(output)
+    found = find_job(directory, work.kind, work.command)  # before anything is created
+    if options.engine == "local":  # Ray's nodes have devices of their own
+        require_devices(options.devices)
+    settings = work.settings()
+    if found is not None:
+        require_same(found.settings, settings, directory.uri)
+    plan = None if found is not None and options.task else Plan.of(work.parts())
+    directory.make()
+    with locked(directory, options):
+        if found is None and plan is not None:
+            found = _begin(directory, work, settings, plan)
+        if found is None or found.plan is None:
+            raise JobError(f"{directory.uri} was not begun by a job; choose another output")
+        state = JobState(directory, kept := Plan.read(directory, found.plan), options, listener)
+        state.find_done()
+        if plan is not None and plan.name != kept.name:
+            _require_unchanged(directory, work, kept, plan, state)
+        memory = work.memory(options.processes, options.memory)
+        listener.planned(memory, kept.rows, state.rows)
+        state.require_few_bad()
+        pending = state.pending()
+        if pending:
+            work = work.prepared(
+                [kept[index] for index in pending[:1]], kept.rows - state.rows, memory.batch_rows,
+                listener.notice,
+            )  # fmt: skip
+        with contextlib.closing(
+            _outcomes(work, directory, settings, kept, pending, options, listener, state)
+        ) as outcomes:
+            for outcome in outcomes:
+                state.take(outcome)
+                state.require_few_bad()
+        if options.task is None and state.complete:
+            finish(directory, work, state.records)
+        summary = state.summary(time.perf_counter() - began)
+        if options.task is None:
+            write_json(directory, STATISTICS_NAME, summary.to_json())
+        return summary
+
+
+def find_job(directory: Directory, kind: str, command: str) -> JobDescription | None:
+    """Return the job that stands in a directory, None in an empty or missing one.
+
+    Raises
+    ------
+    StoreError
+        The directory holds something else; nothing of it was touched.
+    CorruptStoreError
+        The description is damaged.
+    """
+    try:
+        found = JobDescription.read(directory)
+    except CorruptStoreError as error:
+        if isinstance(error.__cause__, PermissionError):
+            directory.make()  # says what is not permitted
+        raise
+    except FileNotFoundError:
+        names = directory.names()
+        if MANIFEST_NAME in names:  # a calibration, or of an earlier format
+            values = parse_json(directory.read(MANIFEST_NAME), f"{directory.uri}/{MANIFEST_NAME}")
+            require_format(f"{directory.uri}/{MANIFEST_NAME}", values, f"bliss_index.{kind}")
+        others = sorted(name for name in directory.everything() if not _may_stay(name))
+        if others:
+            raise StoreError(
+                f"{directory.uri} is not empty and not a {kind} directory (it holds "
+                f"{others[0]!r}); choose another output"
+            ) from None
+        return None
+    if found.kind != kind:
+        raise StoreError(
+            f"{directory.uri} holds {found.kind}, {command} makes {kind}; choose another output"
+        )
+    return found
+
+
+def _may_stay(name: str) -> bool:
+    # Hidden files are ours (lock, temporaries) or the file system's; a plan comes before its job.
+    return name.startswith(".") or name == "_plan"
+
+
+def _begin(
+    directory: Directory, work: Work, settings: dict[str, Any], plan: Plan
+) -> JobDescription:
+    plan.write(directory)
+    wanted = JobDescription(
+        work.kind, settings, plan.name, work.facts(), library_versions(), begun_in()
+    )
+    if wanted.create(directory):
+        return wanted
+    found = JobDescription.read(directory)  # of another task, or of another job that was faster
+    if found.kind != work.kind:
+        raise StoreError(f"{directory.uri} holds {found.kind} now; choose another output")
+    require_same(found.settings, settings, directory.uri)
+    return found
+
+
+def _require_unchanged(
+    directory: Directory, work: Work, kept: Plan, now: Plan, state: JobState
+) -> None:
+    """Refuse an input that is another than was planned; touched files may stay the same."""
+    if difference := first_difference(kept, now, "planned"):
+        raise JobError(
+            f"{directory.uri} was begun with other input: {difference}; continue with what it was "
+            "begun with, or choose another output"
+        )
+    for before, after in zip(kept, now, strict=True):
+        record = state.records.get(before.index)
+        if record is None or before.fingerprint == after.fingerprint:
+            continue
+        if reason := work.is_same(after, record):
+            raise JobError(f"{reason}; choose another output, or restore it")
+
+
+def _outcomes(
+    work: Work,
+    directory: Directory,
+    settings: dict[str, Any],
+    plan: Plan,
+    pending: Sequence[int],
+    options: JobOptions,
+    listener: JobListener,
+    state: JobState,
+) -> Generator[Outcome, None, None]:
+    if not pending:
+        return
+    task = WorkerTask(work, directory.uri, settings)
+    devices = options.devices or ("auto",)
+    if options.engine == "ray":
+        from bliss_index.jobs.ray_engine import run_on_ray
+
+        yield from run_on_ray(
+            task, plan, pending, workers=options.workers, device=devices[0],
+            progress=listener.advanced, notify=listener.notice, died=state.note_death,
+        )  # fmt: skip
+    elif options.processes > 1:
+        from bliss_index.jobs.processes import run_in_processes
+
+        yield from run_in_processes(
+            task, plan, pending, workers=options.processes, devices=devices,
+            progress=listener.advanced, notify=listener.notice, died=state.note_death,
+        )  # fmt: skip
+    else:
+        worker = task.open(devices[0], listener.advanced, listener.notice)
+        yield from worker.run(plan[index] for index in pending)
+
+
+def finish(directory: Directory, work: Work, records: dict[int, Record]) -> None:
+    """Write the manifest from all records; does nothing where it stands already."""
+    ordered = [records[index] for index in sorted(records)]
+    remove_leftovers(directory, records)
+    try:
+        directory.read(work.manifest_name)
+        return
+    except FileNotFoundError:
+        pass
+    write_json(directory, work.manifest_name, {
+        "format_version": FORMAT_VERSION,
+        "rows": sum(record.rows for record in ordered),
+        "bad_rows": sum(record.bad_rows for record in ordered),
+        "parts": [part_facts(record) for record in ordered],
+        **work.manifest(directory, ordered),
+    })  # fmt: skip
+
+
+def part_facts(record: Record) -> dict[str, Any]:
+    """What a manifest says of a part."""
+    values = asdict(record)
+    return {name: values[name] for name in ("file", "rows", "bytes", "sha256", "bad_rows")}
+
+
+@contextlib.contextmanager
+def locked(directory: Directory, options: JobOptions) -> Iterator[None]:
+    """Keep other jobs out of a local directory; the tasks of one array share it.
+
+    Nothing rests on it: without locks, parts are done twice and the first record counts.
+
+    Raises
+    ------
+    OutputError
+        Another job has it; its process is named.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(directory, LocalDirectory):
+            shared = options.task is not None
+            stack.enter_context(DirectoryLock(directory.path, shared=shared))
+            if options.task is not None:
+                name = f".lock-{options.task.replace('/', '-of-')}"
+                stack.enter_context(DirectoryLock(directory.path, name))
+        yield
+
+
+def missing_part(directory: Directory, plan: Plan) -> Part | None:
+    """The first part without a record."""
+    for part in plan:
+        try:
+            Record.read(directory, part.index)
+        except FileNotFoundError:
+            return part
+        except CorruptStoreError:
+            continue
+    return None
