@@ -281,7 +281,7 @@ def measure_encoding(folder: Path, model: str, pretrained: str | None) -> dict[s
     from PIL import Image
 
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_image_store
+    from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.random_weights import save_random_model
     from bliss_index.vocabulary import load_vocabulary, render_prompts

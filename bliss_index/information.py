@@ -14,7 +14,7 @@ from bliss_index.jobs.description import MANIFEST_NAME, library_versions
 from bliss_index.jobs.state import JobState
 from bliss_index.storage.directory import LocalDirectory
 from bliss_index.storage.files import read_json
-from bliss_index.store.manifest import StoreManifest
+from bliss_index.store.manifest import StoreManifest, read_unfinished
 from bliss_index.verification import directory_kind
 
 
@@ -78,10 +78,11 @@ def _describe_calibration(path: Path) -> dict[str, Any]:
 
 
 def _describe_store(path: Path) -> dict[str, Any]:
-    manifest = StoreManifest.read(path)
+    complete = (path / MANIFEST_NAME).is_file()
+    manifest = StoreManifest.read(path) if complete else read_unfinished(LocalDirectory(path))
     facts: dict[str, Any] = {
         "kind": f"{manifest.kind} store",
-        "complete": manifest.complete,
+        "complete": complete,
         "rows": manifest.rows,
         "bad_rows": manifest.bad_rows,
         "shards": len(manifest.shards),
@@ -94,7 +95,7 @@ def _describe_store(path: Path) -> dict[str, Any]:
         "content_hash": manifest.content_hash,
         "versions": manifest.versions,
     }
-    if manifest.complete and manifest.kind == "text":
+    if complete and manifest.kind == "text":
         facts["indexes"] = _indexes(path, manifest)
     return facts
 

@@ -25,6 +25,8 @@ class TrivialWork:
     kind = "trivia"
     command = "'a test'"
     manifest_name = "manifest.json"
+    statistics_name = "_statistics.json"
+    incidental = ()
     threads = 1
 
     def settings(self):

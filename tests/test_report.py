@@ -27,15 +27,14 @@ from bliss_index.bulk.score_work import MANIFEST_NAME
 from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
 from bliss_index.jobs import Part, Plan
-from bliss_index.jobs.description import FORMAT_VERSION, JobDescription
-from bliss_index.jobs.job import part_facts
+from bliss_index.jobs.description import JobDescription
+from bliss_index.jobs.job import write_manifest
 from bliss_index.jobs.record import commit
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.gallery import PictureFolder
 from bliss_index.report.make import percent
 from bliss_index.storage import open_directory
-from bliss_index.storage.directory import write_json
 
 HOSTILE = "<script>alert('x')</script>\u202e\x00"
 
@@ -77,12 +76,7 @@ def write_scores(
             directory, plan[index], content, "parquet",
             status={name: count for name, count in status.items() if count}, given="x", seconds=1.0,
         ))  # fmt: skip
-    write_json(directory, MANIFEST_NAME, {
-        "format": "bliss_index.scores", "format_version": FORMAT_VERSION,
-        "rows": sum(record.rows for record in records),
-        "bad_rows": sum(record.bad_rows for record in records),
-        "parts": [part_facts(record) for record in records],
-    })  # fmt: skip
+    write_manifest(directory, MANIFEST_NAME, records, {"format": "bliss_index.scores"})
     return path
 
 

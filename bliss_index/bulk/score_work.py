@@ -107,6 +107,8 @@ class ScoreWork:
     kind = "scores"
     command = "'bliss-index score'"
     manifest_name = MANIFEST_NAME
+    statistics_name = "_statistics.json"
+    incidental = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), tuple(getattr(self, f.name) for f in fields(self))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.encode.image_rows import ImageRow, SourceBase
+from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase, file_stamp
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -55,6 +58,16 @@ class ParquetSource(SourceBase):
 
     def rows(self) -> int:
         return int(self._rows)
+
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        stamp = file_stamp(self._path)
+        with self._open() as file:
+            groups = [
+                file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
+            ]
+        for start, end in itertools.pairwise(_cuts(groups, rows)):
+            name = f"{self.path.name}[{start}:{end}]"
+            yield Piece(name, end - start, stamp, {"start": start, "rows": end - start})
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         import pyarrow as pa
@@ -122,7 +135,7 @@ class CsvSource(SourceBase):
     def __init__(self, path: str | Path) -> None:
         super().__init__(str(path))
         self._path = Path(path)
-        header = next(self._read(), None)
+        header = next(self._records(), None)
         if not header:
             raise InvalidInputError(f"{path} is empty; it needs a header with a column of paths")
         self._header = header
@@ -140,27 +153,43 @@ class CsvSource(SourceBase):
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         self.skipped = {}
-        records = self._read()
+        records = self._records()
         next(records)
         for number, record in enumerate(record for record in records if record):
-            if number < start:
-                continue
-            if len(record) != len(self._header):
-                raise InvalidInputError(
-                    f"{self._path}, row {number}: {len(record)} fields, the header has "
-                    f"{len(self._header)}"
-                )
-            values: dict[str, Any] = dict(zip(self._header, record, strict=True))
-            named = values.pop(self._column)
-            own = values.pop(self._key, None) if self._key is not None else None
-            content = str(self._path.parent / named)
-            missing = None if named else "empty: the row has no path"
-            yield ImageRow(own or named or f"{self._path.name}:{number}", content, values, missing)
+            if number >= start:
+                yield self._row(number, record)
+
+    def _row(self, number: int, record: list[str]) -> ImageRow:
+        if len(record) != len(self._header):
+            raise InvalidInputError(
+                f"{self._path}, row {number}: {len(record)} fields, the header has "
+                f"{len(self._header)}"
+            )
+        values: dict[str, Any] = dict(zip(self._header, record, strict=True))
+        named = values.pop(self._column)
+        own = values.pop(self._key, None) if self._key is not None else None
+        content = str(self._path.parent / named)
+        missing = None if named else "empty: the row has no path"
+        return ImageRow(own or named or f"{self._path.name}:{number}", content, values, missing)
 
     def rows(self) -> int:
-        return sum(1 for record in self._read() if record) - 1
+        return sum(1 for record in self._records() if record) - 1
 
-    def _read(self) -> Iterator[list[str]]:
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        records = filter(None, self._records())
+        next(records, None)
+        number = 0
+        while listed := list(itertools.islice(records, rows)):
+            digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+            name = f"{self.path.name}[{number}:{number + len(listed)}]"
+            yield Piece(name, len(listed), digest, {"records": listed, "start": number})
+            number += len(listed)
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        for number, record in enumerate(detail["records"], detail["start"]):
+            yield self._row(number, record)
+
+    def _records(self) -> Iterator[list[str]]:
         separator = "\t" if self._path.suffix.lower() == ".tsv" else ","
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as stream:
@@ -169,6 +198,17 @@ class CsvSource(SourceBase):
             raise InvalidInputError(f"{self._path} is not UTF-8: {error}") from error
         except (csv.Error, OSError) as error:
             raise InvalidInputError(f"{self._path} cannot be read: {error}") from error
+
+
+def _cuts(groups: Sequence[int], rows: int) -> list[int]:
+    """Cut rows at row groups where these are not too large."""
+    cuts, at = [0], 0
+    for size in groups:
+        if at + size - cuts[-1] > rows and at > cuts[-1]:
+            cuts.append(at)
+        cuts.extend(range(cuts[-1] + rows, at + size, rows) if size > rows else ())
+        at += size
+    return [*cuts, at] if at > cuts[-1] else cuts
 
 
 def _image_column(path: Path, schema: pa.Schema) -> tuple[str, str]:

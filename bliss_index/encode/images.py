@@ -6,14 +6,18 @@ it stopped. Image contents are read late and never all at once.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS
 from bliss_index.encode.image_archives import TarSource
-from bliss_index.encode.image_rows import ImageRow, ImageSource, SourceBase
+from bliss_index.encode.image_rows import ImageRow, ImageSource, Piece, SourceBase, file_stamp
 from bliss_index.encode.image_tables import table_source
 from bliss_index.errors import InvalidInputError
 
@@ -45,6 +49,27 @@ class FolderSource(SourceBase):
 
     def rows(self) -> int:
         return sum(1 for _ in self._walk(self._directory, ""))
+
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        self.skipped = {}
+        listed = self._walk(self._directory, "")
+        number = 0
+        while files := list(itertools.islice(listed, rows)):
+            yield self.piece([(key, self._name(path), _stamp(path)) for key, path in files], number)
+            number += len(files)
+
+    def piece(self, files: list[tuple[str, str, str]], number: int) -> Piece:
+        """Put files, each a key, a name and a stamp, together; `number` rows came before."""
+        stamps = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        name = f"{self.path.name}[{number}:{number + len(files)}]"
+        return Piece(name, len(files), stamps, {"files": files})
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        for key, name, _ in detail["files"]:
+            yield ImageRow(key, os.path.join(self._directory, name))
+
+    def _name(self, path: str) -> str:
+        return os.path.relpath(path, self._directory)
 
     def _walk(self, directory: Path, prefix: str) -> Iterator[tuple[str, str]]:
         try:
@@ -102,6 +127,25 @@ class ChainSource(SourceBase):
 
     def rows(self) -> int:
         return sum(source.rows() for source in self._sources)
+
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        self.skipped = {}
+        for number, source in enumerate(self._sources):
+            for piece in source.pieces(rows):
+                yield replace(piece, detail={**piece.detail, "source": number})
+            for reason, count in source.skipped.items():
+                self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        yield from self._sources[detail["source"]].read(detail)
+
+
+def _stamp(path: str) -> str:
+    """Size and modification time of an image; '' where it cannot be looked at."""
+    try:
+        return file_stamp(Path(path))
+    except OSError:
+        return ""
 
 
 def _columns(schema: pa.Schema | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -143,8 +144,15 @@ def require_format(path: Path | str, values: dict[str, Any], expected: str) -> N
         )
 
 
-def require_same(begun: dict[str, Any], now: dict[str, Any], directory: str | Path) -> None:
+def require_same(
+    begun: dict[str, Any],
+    now: dict[str, Any],
+    directory: str | Path,
+    incidental: Collection[str] = (),
+) -> None:
     """Refuse what differs from what a job was begun with, naming both values.
+
+    Names that end in one of `incidental` are not compared.
 
     Raises
     ------
@@ -153,7 +161,7 @@ def require_same(begun: dict[str, Any], now: dict[str, Any], directory: str | Pa
     """
     before, after = _flat(begun), _flat(now)
     for name in sorted({*before, *after}):
-        if before.get(name) != after.get(name):
+        if name.rpartition(" ")[2] not in incidental and before.get(name) != after.get(name):
             raise JobError(
                 f"{directory} was begun with {name} {before.get(name)!r}, now it is "
                 f"{after.get(name)!r}; continue with what it was begun with, or choose another "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from bliss_index.jobs.description import (
 )
 from bliss_index.jobs.devices import require_devices
 from bliss_index.jobs.listener import JobListener
+from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.options import JobOptions
 from bliss_index.jobs.part import Part, Plan, first_difference
 from bliss_index.jobs.record import Record
@@ -28,11 +29,11 @@ from bliss_index.jobs.state import JobState, JobSummary, remove_leftovers
 from bliss_index.jobs.task import WorkerTask
 from bliss_index.jobs.work import Outcome, Work
 from bliss_index.storage import Directory, open_directory
-from bliss_index.storage.directory import LocalDirectory, write_json
+from bliss_index.storage.directory import write_json
 from bliss_index.storage.files import parse_json
-from bliss_index.storage.locks import DirectoryLock
+from bliss_index.storage.locks import locked
 
-STATISTICS_NAME = "_statistics.json"
+_WHAT = {"store": "a store"}
 
 
 def run(
@@ -77,10 +78,11 @@ def run(
         require_devices(options.devices)
     settings = work.settings()
     if found is not None:
-        require_same(found.settings, settings, directory.uri)
+        complete = work.manifest_name in directory.names()
+        require_same(found.settings, settings, directory.uri, work.incidental if complete else ())
     plan = None if found is not None and options.task else Plan.of(work.parts())
     directory.make()
-    with locked(directory, options):
+    with locked(directory, options.task):
         if found is None and plan is not None:
             found = _begin(directory, work, settings, plan)
         if found is None or found.plan is None:
@@ -107,8 +109,8 @@ def run(
         if options.task is None and state.complete:
             finish(directory, work, state.records)
         summary = state.summary(time.perf_counter() - began)
-        if options.task is None:
-            write_json(directory, STATISTICS_NAME, summary.to_json())
+        if options.task is None and work.statistics_name:
+            write_json(directory, work.statistics_name, summary.to_json())
         return summary
 
 
@@ -136,7 +138,7 @@ def find_job(directory: Directory, kind: str, command: str) -> JobDescription | 
         others = sorted(name for name in directory.everything() if not _may_stay(name))
         if others:
             raise StoreError(
-                f"{directory.uri} is not empty and not a {kind} directory (it holds "
+                f"{directory.uri} is not empty and not {_WHAT.get(kind, f'a {kind} directory')} (it holds "
                 f"{others[0]!r}); choose another output"
             ) from None
         return None
@@ -222,45 +224,21 @@ def finish(directory: Directory, work: Work, records: dict[int, Record]) -> None
     """Write the manifest from all records; does nothing where it stands already."""
     ordered = [records[index] for index in sorted(records)]
     remove_leftovers(directory, records)
-    try:
-        directory.read(work.manifest_name)
-        return
-    except FileNotFoundError:
-        pass
-    write_json(directory, work.manifest_name, {
+    if work.manifest_name not in directory.names():
+        write_manifest(directory, work.manifest_name, ordered, work.manifest(directory, ordered))
+
+
+def write_manifest(
+    directory: Directory, name: str, records: Sequence[Record], facts: Mapping[str, Any]
+) -> None:
+    """Write what is in a directory that is complete."""
+    write_json(directory, name, {
         "format_version": FORMAT_VERSION,
-        "rows": sum(record.rows for record in ordered),
-        "bad_rows": sum(record.bad_rows for record in ordered),
-        "parts": [part_facts(record) for record in ordered],
-        **work.manifest(directory, ordered),
+        "rows": sum(record.rows for record in records),
+        "bad_rows": sum(record.bad_rows for record in records),
+        "parts": [asdict(PartFile.of(record)) for record in records],
+        **facts,
     })  # fmt: skip
-
-
-def part_facts(record: Record) -> dict[str, Any]:
-    """What a manifest says of a part."""
-    values = asdict(record)
-    return {name: values[name] for name in ("file", "rows", "bytes", "sha256", "bad_rows")}
-
-
-@contextlib.contextmanager
-def locked(directory: Directory, options: JobOptions) -> Iterator[None]:
-    """Keep other jobs out of a local directory; the tasks of one array share it.
-
-    Nothing rests on it: without locks, parts are done twice and the first record counts.
-
-    Raises
-    ------
-    OutputError
-        Another job has it; its process is named.
-    """
-    with contextlib.ExitStack() as stack:
-        if isinstance(directory, LocalDirectory):
-            shared = options.task is not None
-            stack.enter_context(DirectoryLock(directory.path, shared=shared))
-            if options.task is not None:
-                name = f".lock-{options.task.replace('/', '-of-')}"
-                stack.enter_context(DirectoryLock(directory.path, name))
-        yield
 
 
 def missing_part(directory: Directory, plan: Plan) -> Part | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.record import Record
 
@@ -20,3 +22,13 @@ class JobListener:
 
     def notice(self, text: str) -> None:
         """Called with what should be known."""
+
+
+class RowsListener(JobListener):
+    """Passes the number of rows that were finished to a function."""
+
+    def __init__(self, advanced: Callable[[int], None]) -> None:
+        self._advanced = advanced
+
+    def advanced(self, rows: int) -> None:
+        self._advanced(rows)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bliss_index.errors import CorruptStoreError
-from bliss_index.jobs.record import OUTPUT_NAME
+from bliss_index.jobs.record import OUTPUT_NAME, Record
 
 _MOST_ROWS = 1 << 40
 
@@ -21,6 +21,11 @@ class PartFile:
     bytes: int
     sha256: str
     bad_rows: int = 0
+
+    @classmethod
+    def of(cls, record: Record) -> PartFile:
+        """The file that a record names."""
+        return cls(record.file, record.rows, record.bytes, record.sha256, record.bad_rows)
 
 
 def read_files(values: Mapping[str, Any], name: str) -> tuple[PartFile, ...]:

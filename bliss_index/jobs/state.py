@@ -35,6 +35,8 @@ class JobSummary:
         Name and reason of the parts that could not be done.
     complete : bool
         Whether every part is done.
+    facts : dict of str to int
+        Sums of what the work counted in its parts.
     """
 
     output: str
@@ -49,6 +51,7 @@ class JobSummary:
     rows_per_second: float
     failed: tuple[tuple[str, str], ...]
     complete: bool
+    facts: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -82,6 +85,7 @@ class JobState:
         self._rows_now = 0
         self._repair = True
         self._status: Counter[str] = Counter()
+        self._facts: Counter[str] = Counter()
         self.records: dict[int, Record] = {}
         self.rows = 0
         self.bad_rows = 0
@@ -129,6 +133,7 @@ class JobState:
         self.rows += record.rows
         self.bad_rows += record.bad_rows
         self._status.update(record.status)
+        self._facts.update({k: v for k, v in record.facts.items() if isinstance(v, int)})
 
     def pending(self) -> list[int]:
         """Numbers of the parts that this run shall do; those that killed a process come last."""
@@ -201,6 +206,7 @@ class JobState:
                 (self._plan[index].name, reason) for index, reason in sorted(self._failed.items())
             ),
             complete=self.complete,
+            facts=dict(sorted(self._facts.items())),
         )
 
 

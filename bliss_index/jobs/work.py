@@ -67,6 +67,10 @@ class Work(Protocol):
         What makes one, for messages.
     manifest_name : str
         Of the file that is written last.
+    statistics_name : str
+        Of the file with the summary of the last run; "" for none.
+    incidental : tuple of str
+        Settings that may differ where all is done already: they change the last digits at most.
     threads : int
         Of one worker.
     """
@@ -74,6 +78,10 @@ class Work(Protocol):
     kind: str
     command: str
     manifest_name: str
+    statistics_name: str
+
+    @property
+    def incidental(self) -> tuple[str, ...]: ...
 
     @property
     def threads(self) -> int: ...

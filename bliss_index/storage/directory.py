@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+import pyarrow as pa
+
 from bliss_index.errors import CorruptStoreError, OutputError, StoreError
 from bliss_index.storage.files import (
     HashingFile,
@@ -64,6 +66,10 @@ class Directory(Protocol):
 
     def read(self, name: str) -> bytes:
         """Read a file; FileNotFoundError where it is missing, CorruptStoreError on failure."""
+        ...
+
+    def mapped(self, name: str) -> pa.Buffer:
+        """The content of a file that never changes; FileNotFoundError where it is missing."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
@@ -134,6 +140,17 @@ class LocalDirectory:
             raise CorruptStoreError(
                 f"{self.path / name} cannot be read: {error.strerror}"
             ) from error
+
+    def mapped(self, name: str) -> pa.Buffer:
+        try:
+            if (self.path / name).stat().st_size == 0:
+                return pa.py_buffer(b"")
+            with pa.memory_map(str(self.path / name)) as source:
+                return source.read_buffer()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CorruptStoreError(f"{self.path / name} cannot be read: {error}") from error
 
     def create(self, name: str, data: bytes) -> bool:
         return self._write(name, data, replace=False)

@@ -7,9 +7,11 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bliss_index.errors import OutputError
+from bliss_index.storage.directory import Directory, LocalDirectory
 from bliss_index.storage.files import output_error
 
 LOCK_NAME = ".lock"
@@ -92,3 +94,23 @@ class DirectoryLock:
             return os.stat(self.path).st_ino == os.fstat(descriptor).st_ino
         except FileNotFoundError:
             return False
+
+
+@contextlib.contextmanager
+def locked(directory: Directory, task: str | None = None) -> Iterator[None]:
+    """Keep other jobs out of a local directory; the tasks of one array share it.
+
+    Nothing rests on it: without locks, parts are done twice and the first record counts.
+
+    Raises
+    ------
+    OutputError
+        Another job has it; its process is named.
+    """
+    with contextlib.ExitStack() as stack:
+        if isinstance(directory, LocalDirectory):
+            stack.enter_context(DirectoryLock(directory.path, shared=task is not None))
+            if task is not None:
+                name = f".lock-{task.replace('/', '-of-')}"
+                stack.enter_context(DirectoryLock(directory.path, name))
+        yield

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.jobs.manifest import PartFile
 from bliss_index.storage.hashing import Between, file_sha256
 from bliss_index.store.identity import ModelIdentity
-from bliss_index.store.manifest import ShardRecord, StoreManifest
+from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.schema import (
     OK,
     RESERVED_COLUMNS,
@@ -127,11 +128,6 @@ class EmbeddingStore:
         """
         directory = Path(path)
         manifest = StoreManifest.read(directory)
-        if not manifest.complete:
-            raise StoreError(
-                f"{directory} is not complete: {manifest.rows} rows are written so far. "
-                "Run the command that makes it again; it continues where it stopped."
-            )
         if kind is not None and manifest.kind != kind:
             raise StoreError(
                 f"{directory} is a store of {manifest.kind} embeddings, here one of {kind} "
@@ -175,7 +171,7 @@ class EmbeddingStore:
         return self.manifest.bad_rows
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
+    def shards(self) -> Sequence[PartFile]:
         """The manifest's records of the shards."""
         return self.manifest.shards
 

@@ -60,8 +60,27 @@ class SourcePart(Protocol):
         """Type to store its unit rows in without loss: "float16" or "float32"."""
         ...
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
-        """Read all rows in order."""
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        """Read `count` rows from `start` on, by default all, in order.
+
+        Without `carried`, columns besides embeddings, keys and texts are not read.
+        """
+        ...
+
+    @property
+    def held(self) -> int:
+        """Bytes that stay in memory while it is read, whatever the batch."""
+        ...
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        """Rows at which to cut the part into pieces of about `rows` rows and `size` bytes."""
         ...
 
     def sha256(self, between: Between | None = None) -> str:
@@ -89,3 +108,8 @@ def as_float(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
             f"{name} holds values of type {matrix.dtype}, expected float16, float32 or float64"
         )
     return np.asarray(matrix, dtype=matrix.dtype.newbyteorder("="))
+
+
+def even_cuts(total: int, rows: int) -> list[int]:
+    """Starts of pieces of `rows` rows, and the end."""
+    return [*range(0, total, max(1, rows)), total]

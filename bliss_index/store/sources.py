@@ -51,6 +51,12 @@ class EmbeddingSource:
         return self.parts[0].dim
 
     @property
+    def carries(self) -> bool:
+        """Whether a part has columns besides embeddings, keys and texts."""
+        tables = (getattr(part, "metadata", None) or part for part in self.parts)
+        return any(getattr(table, "carried", ()) for table in tables)
+
+    @property
     def rows(self) -> int:
         """Rows of all parts."""
         return sum(part.rows for part in self.parts)
