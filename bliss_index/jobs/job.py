@@ -33,8 +33,6 @@ from bliss_index.storage.directory import write_json
 from bliss_index.storage.files import parse_json
 from bliss_index.storage.locks import locked
 
-_WHAT = {"store": "a store"}
-
 
 def run(
     work: Work,
@@ -137,9 +135,10 @@ def find_job(directory: Directory, kind: str, command: str) -> JobDescription | 
             require_format(f"{directory.uri}/{MANIFEST_NAME}", values, f"bliss_index.{kind}")
         others = sorted(name for name in directory.everything() if not _may_stay(name))
         if others:
+            what = "a store" if kind == "store" else f"a {kind} directory"
             raise StoreError(
-                f"{directory.uri} is not empty and not {_WHAT.get(kind, f'a {kind} directory')} (it holds "
-                f"{others[0]!r}); choose another output"
+                f"{directory.uri} is not empty and not {what} (it holds {others[0]!r}); choose "
+                "another output"
             ) from None
         return None
     if found.kind != kind:
