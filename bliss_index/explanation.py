@@ -229,8 +229,8 @@ def _read_embedding(
         if one.name == name:
             return _read_row(one, row, key)
     raise StoreError(
-        f"{source.location} has no part {name}, from which {key!r} was scored; say where the "
-        "images are with --images"
+        f"{source.location} has no part {name}, from which {key!r} was scored: it is not what was "
+        "scored; give the original with --images"
     )
 
 

@@ -321,7 +321,7 @@ def test_a_truncated_shard_fails_alone_and_is_tried_again(chain, tmp_path):
     damaged.write_bytes(whole[:-9])
     _, err = run("score", tmp_path / "t", *SCORE, "--out", tmp_path / "s", cwd=folder, code=1)
     assert f"has {len(whole) - 9} bytes, the manifest says {len(whole)}" in err
-    assert "1 of 1 parts failed; run the same command again" in err
+    assert "1 part failed; run the same command again" in err
     damaged.write_bytes(whole)
     run("score", tmp_path / "t", *SCORE, "--out", tmp_path / "s", cwd=folder)
     run("verify", tmp_path / "s")

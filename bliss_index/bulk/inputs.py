@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
-from bliss_index.jobs.description import MANIFEST_NAME
+from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME
+from bliss_index.storage import open_directory
 from bliss_index.storage.hashing import Between
+from bliss_index.storage.objects import is_object_store
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.normalise import reasons_of, unit_rows
@@ -119,7 +121,7 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
     StoreError, InvalidInputError
         Nothing there can be read as images.
     """
-    if "://" not in str(location) and (Path(location) / MANIFEST_NAME).is_file():
+    if _is_store(location):
         store = EmbeddingStore.open(location, kind="image")
         parts = tuple(StorePart(store, index) for index in range(len(store.shards)))
         identity = {"content hash": store.content_hash}
@@ -135,6 +137,15 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
         "dim": source.dim,
     }
     return JobInput(str(location), foreign, source.dim, None, layout)
+
+
+def _is_store(location: str | Path) -> bool:
+    """Whether a store of ours is there, complete or not."""
+    text = str(location)
+    if "://" in text and not is_object_store(text):
+        return False
+    names = open_directory(text).names()
+    return MANIFEST_NAME in names or JOB_NAME in names
 
 
 @dataclass(frozen=True, eq=False)

@@ -182,7 +182,6 @@ class ScoreWork:
         self, directory: Directory, device: str, progress: Progress, notify: Notify
     ) -> ScoreWorker:
         inputs = replace(self.inputs, settings=replace(self.scoring, device=device))
-        inputs.corpus.check_hashes()
         scorer = PartScorer(
             inputs.job_scorer(),
             directory,

@@ -24,6 +24,7 @@ from bliss_index.calibration.files import (
 )
 from bliss_index.calibration.moments import ClassMoments
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
+from bliss_index.storage.cache import local_copy
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
@@ -164,7 +165,7 @@ class Calibration:
         stored = StoredCalibration(
             self.classes, self.class_embeddings, self.moments, self.model, self.attributes
         )
-        write_calibration(stored, Path(path))
+        write_calibration(stored, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -177,7 +178,7 @@ class Calibration:
         CorruptStoreError
             It is damaged, or was written by a newer version.
         """
-        stored = read_calibration(Path(path))
+        stored = read_calibration(local_copy(path))
         try:
             return cls(*stored)
         except InvalidInputError as error:

@@ -21,7 +21,7 @@ from bliss_index.jobs.description import (
     require_format,
 )
 from bliss_index.storage import Directory, open_directory
-from bliss_index.storage.directory import write_json
+from bliss_index.storage.directory import LocalDirectory, write_json
 from bliss_index.storage.files import output_error, parse_json
 from bliss_index.storage.hashing import file_sha256
 from bliss_index.store.identity import ModelIdentity
@@ -53,7 +53,7 @@ class StoredCalibration(NamedTuple):
     attributes: Mapping[str, Any]
 
 
-def write_calibration(stored: StoredCalibration, directory: Path) -> None:
+def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
     """Write a calibration; one that is there already is replaced.
 
     Raises
@@ -126,7 +126,10 @@ def read_calibration(directory: Path) -> StoredCalibration:
     """
     path = directory / MANIFEST_NAME
     values = read_description(
-        path, CALIBRATION_FORMAT, what="a calibration", how="'bliss-index calibrate'"
+        LocalDirectory(directory),
+        CALIBRATION_FORMAT,
+        what="a calibration",
+        how="'bliss-index calibrate'",
     )
     name = values.get("classes_file")
     if not isinstance(name, str) or not _CLASSES_NAME.fullmatch(name):

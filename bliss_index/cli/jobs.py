@@ -93,10 +93,8 @@ def make_listener(progress: ProgressLine, done: str) -> Any:
 def end(failed: Sequence[object], complete: bool, bad_rows: int, message: str) -> None:
     """Exit as a job's outcome asks for; what is complete and good, just returns."""
     if failed:
-        say(
-            f"{len(failed)} part{'s' * (len(failed) > 1)} failed; run the same command again to "
-            "try them once more"
-        )
+        parts = "1 part" if len(failed) == 1 else f"{len(failed)} parts"
+        say(f"{parts} failed; run the same command again to try them once more")
         raise typer.Exit(EXIT_ERROR)
     if not complete:
         say("this task's parts are done; run the command without --task once all tasks are")

@@ -199,7 +199,7 @@ def default_workers(devices: Sequence[str]) -> int:
     return thread_count(None)
 
 
-def summed_up(summary: JobSummary, output: Path, task: str | None) -> EncodeSummary:
+def summed_up(summary: JobSummary, output: str | Path, task: str | None) -> EncodeSummary:
     """Tell of encoding what the job's summary says."""
     repeated = 0
     if summary.complete and task is None:

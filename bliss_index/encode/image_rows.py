@@ -139,6 +139,9 @@ class SourceBase(ABC):
 
 
 def file_stamp(path: Path) -> str:
-    """Size and modification time of a file."""
-    found = path.stat()
+    """Size and modification time of a file; '' where there is none of that name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ""
     return f"{found.st_size}:{found.st_mtime_ns}"

@@ -91,7 +91,7 @@ def encode_image_store(
         )
     rows = rows_per_shard or rows_of_a_part(total, ROWS_PER_SHARD)
     work = ImageWork(spec, device, dtype, rows, source, dict(pipeline))
-    return summed_up(run(work, output, options, listener), Path(output), options.task)
+    return summed_up(run(work, output, options, listener), output, options.task)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,9 @@ class FolderSource(SourceBase):
         listed = self._walk(self._directory, "")
         number = 0
         while files := list(itertools.islice(listed, rows)):
-            yield self.piece([(key, self._name(path), _stamp(path)) for key, path in files], number)
+            yield self.piece(
+                [(key, self._name(path), file_stamp(Path(path))) for key, path in files], number
+            )
             number += len(files)
 
     def piece(self, files: list[tuple[str, str, str]], number: int) -> Piece:
@@ -138,14 +140,6 @@ class ChainSource(SourceBase):
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
         yield from self._sources[detail["source"]].read(detail)
-
-
-def _stamp(path: str) -> str:
-    """Size and modification time of an image; '' where it cannot be looked at."""
-    try:
-        return file_stamp(Path(path))
-    except OSError:
-        return ""
 
 
 def _columns(schema: pa.Schema | None) -> list[str]:

@@ -86,7 +86,7 @@ def encode_text_store(
     rows = rows_per_shard or rows_of_a_part(len(entries), ROWS_PER_SHARD)
     spec = LoadedEncoder(encoder) if isinstance(encoder, Encoder) else encoder
     work = TextWork(spec, device, dtype, rows, tuple(templates), _entries_sha256(entries), entries)
-    return summed_up(run(work, output, options, listener), Path(output), options.task)
+    return summed_up(run(work, output, options, listener), output, options.task)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bliss_index.errors import CorruptStoreError, JobError, StoreError
 from bliss_index.storage import Directory
-from bliss_index.storage.files import json_bytes, parse_json, read_json
+from bliss_index.storage.files import json_bytes, parse_json
 
 JOB_NAME = "_job.json"
 MANIFEST_NAME = "manifest.json"
@@ -91,13 +91,13 @@ def begun_in() -> str:
         return "."
 
 
-def read_description(path: Path, expected: str, *, what: str, how: str) -> dict[str, Any]:
-    """Read the JSON file that says what a directory is.
+def read_description(directory: Directory, expected: str, *, what: str, how: str) -> dict[str, Any]:
+    """Read the manifest that says what a directory is.
 
     Parameters
     ----------
-    path
-        The file.
+    directory
+        The directory.
     expected
         The format that it must have.
     what, how
@@ -106,16 +106,18 @@ def read_description(path: Path, expected: str, *, what: str, how: str) -> dict[
     Raises
     ------
     StoreError
-        The directory has no such file.
+        The directory has no manifest.
     CorruptStoreError
         It is no JSON object, of another format, or of another version.
     """
-    if not path.is_file():
+    name = f"{directory.uri}/{MANIFEST_NAME}"
+    try:
+        values = parse_json(directory.read(MANIFEST_NAME), name)
+    except FileNotFoundError:
         raise StoreError(
-            f"{path.parent} is not {what}: it has no {path.name}. Make one with {how}."
-        )
-    values = read_json(path)
-    require_format(path, values, expected)
+            f"{directory.uri} is not {what}: it has no {MANIFEST_NAME}. Make one with {how}."
+        ) from None
+    require_format(name, values, expected)
     return values
 
 

@@ -78,7 +78,9 @@ def run(
     if found is not None:
         complete = work.manifest_name in directory.names()
         require_same(found.settings, settings, directory.uri, work.incidental if complete else ())
-    plan = None if found is not None and options.task else Plan.of(work.parts())
+    plan = None
+    if found is None or options.task is None:
+        plan = Plan.of(work.parts(), getattr(directory, "path", None))
     directory.make()
     with locked(directory, options.task):
         if found is None and plan is not None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import io
+import mmap
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import overload
 
 import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, JobError
 from bliss_index.storage import Directory
+from bliss_index.storage.files import HashingFile, output_error
 
 PLAN_FOLDER = "_plan"
 _BATCH_PARTS = 4096
-_BATCH_BYTES = 64 << 20
+_BATCH_BYTES = 16 << 20
+_COPY_BYTES = 16 << 20
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -60,11 +64,11 @@ class Plan(Sequence[Part]):
         Of all parts.
     name : str
         File name, which says the content.
-    data : bytes
-        The file.
+    data : pyarrow.Buffer
+        The file's content.
     """
 
-    def __init__(self, data: bytes, name: str) -> None:
+    def __init__(self, data: pa.Buffer, name: str) -> None:
         self.data = data
         self.name = name
         try:
@@ -83,18 +87,30 @@ class Plan(Sequence[Part]):
             self.rows += sum(batch.column("rows").to_pylist())
 
     @classmethod
-    def of(cls, parts: Iterable[Part]) -> Plan:
-        """Make a plan of parts, which are numbered from 0 on."""
-        sink = io.BytesIO()
-        with pa.ipc.new_file(sink, _SCHEMA) as writer:
-            for batch in _batches(parts):
-                columns = [
-                    pa.array([getattr(part, field.name) for part in batch], field.type)
-                    for field in _SCHEMA
-                ]
-                writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-        data = sink.getvalue()
-        return cls(data, f"{PLAN_FOLDER}/{hashlib.sha256(data).hexdigest()[:16]}.arrow")
+    def of(cls, parts: Iterable[Part], folder: Path | None = None) -> Plan:
+        """Make a plan of parts, which are numbered from 0 on.
+
+        It is written to a temporary file without a name, as near to `folder` as there is a
+        directory, and read from there.
+        """
+        place = None
+        if folder is not None:
+            place = next(d for d in (folder, *folder.absolute().parents) if d.is_dir())
+        try:
+            with tempfile.TemporaryFile(dir=place, prefix=".bliss-plan-") as file:
+                sink = HashingFile(file)
+                with pa.ipc.new_file(sink, _SCHEMA) as writer:
+                    for batch in _batches(parts):
+                        columns = [
+                            pa.array([getattr(part, field.name) for part in batch], field.type)
+                            for field in _SCHEMA
+                        ]
+                        writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
+                file.flush()
+                data = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except OSError as error:
+            raise output_error(str(place or tempfile.gettempdir()), error) from error
+        return cls(data, f"{PLAN_FOLDER}/{sink.sha256[:16]}.arrow")
 
     @classmethod
     def read(cls, directory: Directory, name: str) -> Plan:
@@ -106,7 +122,7 @@ class Plan(Sequence[Part]):
             It is missing, or not what its name says.
         """
         try:
-            data = directory.read(name)
+            data = directory.mapped(name)
         except FileNotFoundError as error:
             raise CorruptStoreError(f"{directory.uri}/{name} is missing") from error
         digest = hashlib.sha256(data).hexdigest()[:16]
@@ -118,8 +134,16 @@ class Plan(Sequence[Part]):
 
     def write(self, directory: Directory) -> None:
         """Store it; does nothing where it is stored already."""
-        if not directory.create(self.name, self.data) and directory.read(self.name) != self.data:
-            directory.replace(self.name, self.data)
+        content = directory.new_file(PLAN_FOLDER)
+        try:
+            for start in range(0, self.data.size, _COPY_BYTES):
+                size = min(_COPY_BYTES, self.data.size - start)
+                content.sink.write(self.data.slice(start, size))
+            content.commit(self.name.removeprefix(f"{PLAN_FOLDER}/"))
+        except OSError as error:
+            raise output_error(f"{directory.uri}/{self.name}", error) from error
+        finally:
+            content.discard()
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -19,6 +19,7 @@ from bliss_index.storage.files import (
     output_error,
     remove_temporaries,
 )
+from bliss_index.storage.objects import SCHEMES, ObjectDirectory, is_object_store
 
 
 class NewContent(Protocol):
@@ -85,8 +86,8 @@ class Directory(Protocol):
         """Write a file durably in the place of what may be there."""
         ...
 
-    def new_file(self) -> NewContent:
-        """Begin a file that gets its name when it is whole."""
+    def new_file(self, folder: str = "") -> NewContent:
+        """Begin a file, in a folder of it, that gets its name when it is whole."""
         ...
 
     def remove(self, name: str) -> None:
@@ -171,8 +172,10 @@ class LocalDirectory:
         finally:
             file.discard()
 
-    def new_file(self) -> NewContent:
-        return _LocalContent(self.path)
+    def new_file(self, folder: str = "") -> NewContent:
+        if folder and not (self.path / folder).is_dir():
+            make_directory(self.path / folder)
+        return _LocalContent(self.path / folder)
 
     def remove(self, name: str) -> None:
         try:
@@ -205,11 +208,15 @@ def open_directory(location: str | Path) -> Directory:
     ------
     OutputError
         It is a URI of a kind that cannot be written.
+    MissingDependencyError
+        It is in an object store, and obstore is not installed.
     """
+    if is_object_store(str(location)):
+        return ObjectDirectory(str(location))
     if "://" in str(location):
         raise OutputError(
-            f"{location} cannot be written: outputs are directories of a (shared) file system; "
-            "give a path"
+            f"{location} cannot be written: an output is a directory of a (shared) file system or "
+            f"in an object store ({', '.join(f'{scheme}://' for scheme in SCHEMES)})"
         )
     return LocalDirectory(location)
 

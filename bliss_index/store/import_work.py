@@ -148,7 +148,7 @@ def import_embeddings(
     summary = run(work, output, options, listener)
     repeated = 0
     if summary.complete and options.task is None:
-        repeated = StoreManifest.read(Path(output)).repeated_keys["count"]
+        repeated = StoreManifest.read(output).repeated_keys["count"]
     return ImportSummary(
         str(output), kind, work.source.dim, summary.rows, summary.bad_rows, summary.status,
         summary.facts.get("dropped", 0), repeated, summary.complete, summary.failed,

@@ -18,8 +18,7 @@ from bliss_index.jobs.description import (
 )
 from bliss_index.jobs.manifest import PartFile, read_files
 from bliss_index.jobs.record import RECORD_FOLDER, Record
-from bliss_index.storage import Directory
-from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage import Directory, open_directory
 from bliss_index.store.identity import ModelIdentity
 
 STORE_KIND = "store"
@@ -111,7 +110,7 @@ class StoreManifest:
         }
 
     @classmethod
-    def read(cls, directory: Path) -> StoreManifest:
+    def read(cls, directory: str | Path) -> StoreManifest:
         """Read and check a directory's manifest.
 
         Raises
@@ -121,14 +120,16 @@ class StoreManifest:
         CorruptStoreError
             The manifest is damaged, of another format version, or contradicts itself.
         """
-        path = directory / MANIFEST_NAME
-        if not path.is_file() and (directory / JOB_NAME).is_file():
-            rows = read_unfinished(LocalDirectory(directory)).rows
+        place = open_directory(directory)
+        path = f"{directory}/{MANIFEST_NAME}"
+        names = place.names()
+        if MANIFEST_NAME not in names and JOB_NAME in names:
+            rows = read_unfinished(place).rows
             raise StoreError(
                 f"{directory} is not complete: {rows} rows are written so far. Run the command "
                 "that makes it again; it continues where it stopped."
             )
-        values = read_description(path, STORE_FORMAT, what="an embedding store", how=_HOW)
+        values = read_description(place, STORE_FORMAT, what="an embedding store", how=_HOW)
         try:
             return cls._from_json(values, str(path))
         except (KeyError, TypeError, ValueError) as error:

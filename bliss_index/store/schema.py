@@ -120,8 +120,12 @@ def open_batch(data: pa.Buffer, name: Path | str) -> pa.RecordBatch:
 
 def require_columns(batch: pa.RecordBatch, expected: pa.Schema, name: Path | str) -> None:
     """Refuse a shard without one of the expected columns, or of another type."""
+    try:
+        names = batch.schema.names  # of a damaged file they may be no UTF-8
+    except ValueError as error:
+        raise CorruptStoreError(f"{name} is not readable as Arrow IPC: {error}") from error
     for field in expected:
-        if field.name not in batch.schema.names:
+        if field.name not in names:
             raise CorruptStoreError(f"{name} has no column {field.name!r}")
         found = batch.schema.field(field.name).type
         if found != field.type:

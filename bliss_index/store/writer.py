@@ -30,7 +30,7 @@ from bliss_index.storage.locks import locked
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import STORE_KIND, StoreManifest
-from bliss_index.store.schema import read_shard
+from bliss_index.store.schema import open_batch
 from bliss_index.store.shards import ShardColumns
 
 ROWS_PER_SHARD = 65536
@@ -97,7 +97,7 @@ class StoreWriter:
         if rows_per_shard < 1:
             raise InvalidInputError(f"rows_per_shard must be at least 1, got {rows_per_shard}")
         self._columns = ShardColumns(kind, dim, dtype, metadata)
-        self.path = Path(path)
+        self.path: Any = path if "://" in str(path) else Path(path)
         self.rows_per_shard = rows_per_shard
         self._pending = _Pending([], 0)
         self._manifest = StoreManifest(
@@ -241,7 +241,7 @@ class StoreWriter:
 
     def _committed_keys(self) -> Iterable[list[str]]:
         for record in self._records.values():
-            batch = read_shard(self.path / record.file, self._columns.schema)
+            batch = open_batch(self._directory.mapped(record.file), record.file)
             yield batch.column("key").to_pylist()
 
     def _commit(self, table: pa.Table) -> None:
