@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tarfile
 import threading
 from importlib.util import find_spec
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bulk_fixtures import outputs
 from job_fixtures import TrivialWork, result, run_trivial
@@ -152,3 +155,43 @@ def test_what_is_not_there_is_one_message(job, bucket, tmp_path):
         run_trivial("s3://no-such-bucket/x")
     with pytest.raises(StoreError, match="is not an embedding store|does not exist"):
         EmbeddingStore.open(f"{bucket}/nothing")
+
+
+@pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
+@pytest.mark.parametrize("layout", ["folder", "tar", "parquet"])
+def test_images_are_encoded_from_and_to_a_bucket(bucket, tmp_path, layout):
+    from bliss_index.encode import load_encoder
+    from bliss_index.encode.image_work import encode_image_store
+    from bliss_index.encode.images import open_images
+    from bliss_index.encode.scenes import draw_scene
+
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(20):
+        scene = draw_scene(np.random.default_rng([6, number]), size=32)
+        scene.image.save(pictures / f"{number:02}.png")
+    if layout == "folder":
+        source = pictures
+    elif layout == "tar":
+        source = tmp_path / "p.tar"
+        with tarfile.open(source, "w") as archive:
+            for path in sorted(pictures.iterdir()):
+                archive.add(path, path.name)
+    else:
+        source = tmp_path / "p.parquet"
+        files = sorted(pictures.iterdir())
+        cells = [{"bytes": path.read_bytes(), "path": path.name} for path in files]
+        pq.write_table(pa.table({"image": cells}), source, row_group_size=6)
+    if source.is_dir():
+        upload(source, f"{bucket}/{source.name}")
+    else:
+        open_directory(bucket).replace(source.name, source.read_bytes())
+    encoder = load_encoder("bliss-tiny", device="cpu", batch_size=4)
+    for given, output in ((source, tmp_path / "s"), (f"{bucket}/{source.name}", f"{bucket}/s")):
+        summary = encode_image_store(
+            encoder, open_images(given), output, rows_per_shard=6, decoders=0
+        )
+        assert (summary.rows, summary.bad_rows) == (20, 0)
+    local, remote = EmbeddingStore.open(tmp_path / "s"), EmbeddingStore.open(f"{bucket}/s")
+    assert local.keys() == remote.keys()
+    assert [s.sha256 for s in local.shards] == [s.sha256 for s in remote.shards]

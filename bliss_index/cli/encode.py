@@ -128,10 +128,10 @@ def encode_text(
 
 def encode_images(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="Folder of images (recursive), webdataset tars, Parquet with image bytes, or a "
-            "CSV of paths."
+            "CSV of paths; local or a URI."
         ),
     ],
     out: StoreOutput,
@@ -230,7 +230,7 @@ def _rate(rows: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _report(out: Path, facts: dict[str, Any], as_json: bool) -> None:
+def _report(out: str, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:

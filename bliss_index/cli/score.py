@@ -41,9 +41,9 @@ def score(
             "local or a URI."
         ),
     ],
-    corpus: Annotated[Path, typer.Option("--corpus", help="Text store of the vocabulary.")],
-    calibration: Annotated[Path, typer.Option("--calibration", help="Calibration directory.")],
-    out: Annotated[str, typer.Option("--out", help="Directory for the scores.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Text store of the vocabulary.")],
+    calibration: Annotated[str, typer.Option("--calibration", help="Calibration directory.")],
+    out: Annotated[str, typer.Option("--out", help="Directory or URI for the scores.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
     lam: LamOption = 0.5,
     search: Annotated[

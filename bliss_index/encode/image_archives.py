@@ -8,11 +8,11 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS
-from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase, file_stamp
+from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
+from bliss_index.encode.places import Place, file_stamp, place_of
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ class TarSource(SourceBase):
     image, other members and hidden files are passed over and counted.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         super().__init__(str(path))
-        self._path = Path(path)
+        self._path = place_of(path)
         self._number = 0
 
     @property
@@ -153,7 +153,8 @@ class TarSource(SourceBase):
 
     def _check_end(self) -> None:
         """tarfile takes a cut header for the end of the archive; whole ones fill their blocks."""
-        size = self._path.stat().st_size
+        with self._path.open("rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
         if not self._packed() and size % _BLOCK:
             raise InvalidInputError(
                 f"{self._path} is damaged or truncated after {self._number} images: {size} bytes "
@@ -162,7 +163,7 @@ class TarSource(SourceBase):
 
     def _packed(self) -> bool:
         with self._path.open("rb") as stream:
-            return stream.read(2) == b"\x1f\x8b"
+            return bytes(stream.read(2)) == b"\x1f\x8b"
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from bliss_index.encode.places import file_stamp, place_of
+from bliss_index.storage.objects import is_object_store
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -100,7 +103,7 @@ class SourceBase(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.path = Path(name)
+        self.path = place_of(name) if is_object_store(name) else Path(name)
         self.skipped: dict[str, int] = {}
 
     @property
@@ -136,12 +139,3 @@ class SourceBase(ABC):
 
     def _skip(self, reason: str) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
-
-
-def file_stamp(path: Path) -> str:
-    """Size and modification time of a file; '' where there is none of that name."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ""
-    return f"{found.st_size}:{found.st_mtime_ns}"
