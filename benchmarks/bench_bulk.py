@@ -65,8 +65,8 @@ def pair_shards(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
 
     Every round prepares everything anew, as a job does.
     """
-    from bliss_index.bulk.inputs import open_input
-    from bliss_index.bulk.score_part import PartScorer, part_of
+    from bliss_index.bulk.inputs import open_input, part_of
+    from bliss_index.bulk.score_part import PartScorer
     from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
     from bliss_index.jobs.blas import one_blas_thread
     from bliss_index.storage import open_directory

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from bliss_index.bulk.inputs import InputPart, open_input
 from bliss_index.bulk.scores import ScoresDirectory, read_scores
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
-from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.errors import InvalidInputError, JobError, StoreError
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
@@ -224,14 +224,14 @@ def _read_embedding(
             f"not contacted: name it yourself with --images {directory.location}"
         )
     source = open_input(images or directory.job.find(directory.location), columns)
-    name = directory.plan[part].name
-    for one in source.parts:
-        if one.name == name:
-            return _read_row(one, row, key)
-    raise StoreError(
-        f"{source.location} has no part {name}, from which {key!r} was scored: it is not what was "
-        "scored; give the original with --images"
-    )
+    planned = directory.plan[part]
+    try:
+        return _read_row(source.find(planned), row, key)
+    except JobError as error:
+        raise StoreError(
+            f"{source.location} has no part {planned.name}, from which {key!r} was scored: it is "
+            "not what was scored; give the original with --images"
+        ) from error
 
 
 def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bliss_index.jobs import JobOptions, Outcome, Part, run
 from bliss_index.jobs.memory import MemoryPlan
+from bliss_index.jobs.part import grown
 from bliss_index.jobs.record import commit
 
 
@@ -38,6 +39,9 @@ class TrivialWork:
     def parts(self):
         for index in range(self.count):
             yield Part(index, f"piece {index}", 1, "same")
+
+    def grown(self, kept, now):
+        return grown(kept, now)
 
     def is_same(self, part, record):
         return ""

@@ -20,9 +20,9 @@ from bulk_fixtures import wait_for
 
 from bliss_index.bulk import run_job
 from bliss_index.bulk.finishing import Finishing
-from bliss_index.bulk.inputs import open_input
+from bliss_index.bulk.inputs import open_input, part_of
 from bliss_index.bulk.part_output import PartOutput
-from bliss_index.bulk.score_part import PartScorer, part_of
+from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.jobs import JobListener, Outcome

@@ -47,9 +47,9 @@ def write_scores(
     directory.make()
     settings = {"k": 2, "lam": 0.5, "search": "exact", "threshold": threshold}
     plan = Plan.of(Part(i, f"part-{i}", len(rows), "x") for i, rows in enumerate(parts))
-    plan.write(directory)
+    plan.files[0].write(directory)
     facts = {"images": "images", "corpus": "c", "calibration": "n", "classes": list(classes)}
-    JobDescription("scores", settings, plan.name, facts, {"python": "3"}).create(directory)
+    JobDescription("scores", settings, plan.files[0].name, facts, {"python": "3"}).create(directory)
     records = []
     for index, rows in enumerate(parts):
         scores = [score for _, score, _ in rows]

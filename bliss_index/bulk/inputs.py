@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.errors import CorruptStoreError, InvalidInputError, JobError, StoreError
+from bliss_index.jobs import Part
 from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME
 from bliss_index.storage import open_directory
 from bliss_index.storage.hashing import Between
@@ -97,20 +100,45 @@ class JobInput:
         Length of an embedding.
     model
         The model that made the embeddings; None where the input does not say.
-    identity
-        What must stay the same between the runs of a job.
     """
 
     location: str
     parts: tuple[InputPart, ...]
     dim: int
     model: ModelIdentity | None
-    identity: dict[str, Any]
 
     @property
-    def rows(self) -> int:
-        """Rows of all parts."""
-        return sum(part.rows for part in self.parts)
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same between the runs of a job, besides the parts."""
+        return {"dim": self.dim, "model": None if self.model is None else self.model.describe()}
+
+    def find(self, planned: Part) -> InputPart:
+        """Return the input of a part.
+
+        Raises
+        ------
+        JobError
+            It is not there any more.
+        """
+        part = self._by_name.get(planned.name)
+        if part is None:
+            raise JobError(
+                f"the job was begun with images of which {planned.name} was a part, now it is "
+                f"gone from {self.location}; restore it, or choose another output"
+            )
+        if isinstance(part, ForeignPart):
+            return replace(part, start=int(json.loads(planned.detail)["start"]))
+        return part
+
+    @cached_property
+    def _by_name(self) -> dict[str, InputPart]:
+        return {part.name: part for part in self.parts}
+
+
+def part_of(index: int, source: InputPart) -> Part:
+    """Describe an input part for the plan."""
+    detail = {"start": source.start} if isinstance(source, ForeignPart) else {}
+    return Part(index, source.name, source.rows, json.dumps(source.stamp()), json.dumps(detail))
 
 
 def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobInput:
@@ -124,19 +152,14 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
     if _is_store(location):
         store = EmbeddingStore.open(location, kind="image")
         parts = tuple(StorePart(store, index) for index in range(len(store.shards)))
-        identity = {"content hash": store.content_hash}
-        return JobInput(str(location), parts, store.dim, store.model, identity)
+        return JobInput(str(location), parts, store.dim, store.model)
     if "://" not in str(location) and not Path(location).exists():
         raise StoreError(f"{location} does not exist")
     source = open_source(location, kind="image", columns=columns)
     starts = np.cumsum([0, *(part.rows for part in source.parts)]).tolist()
     pairs = zip(source.parts, starts, strict=False)
     foreign = tuple(ForeignPart(part, start) for part, start in pairs)
-    layout: dict[str, Any] = {
-        "parts": [[part.name, part.rows] for part in source.parts],
-        "dim": source.dim,
-    }
-    return JobInput(str(location), foreign, source.dim, None, layout)
+    return JobInput(str(location), foreign, source.dim, None)
 
 
 def _is_store(location: str | Path) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.bulk.finishing import Finishing, PartOutcome
-from bliss_index.bulk.inputs import InputPart, InputRows
+from bliss_index.bulk.inputs import InputPart, InputRows, part_of
 from bliss_index.bulk.part_output import PartOutput
 from bliss_index.bulk.score_table import ScoreTable
 from bliss_index.jobs.memory import is_out_of_memory
@@ -176,8 +175,3 @@ class PartScorer:
                 continue
             start += max(1, piece.shape[0])
         return pieces[0] if len(pieces) == 1 else self._scorer.join(pieces)
-
-
-def part_of(index: int, source: InputPart) -> Part:
-    """Describe an input part for the plan."""
-    return Part(index, source.name, source.rows, json.dumps(source.stamp()))

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.bulk.inputs import InputPart, JobInput, open_input
+from bliss_index.bulk.inputs import InputPart, JobInput, open_input, part_of
 from bliss_index.bulk.memory import plan_memory
-from bliss_index.bulk.score_part import PartScorer, part_of
+from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs, named_device
 from bliss_index.errors import CorruptStoreError, ModelMismatchError
 from bliss_index.jobs import JobListener, JobOptions, JobSummary, Outcome, Part, Record, run
 from bliss_index.jobs.blas import one_blas_thread
 from bliss_index.jobs.devices import require_devices
 from bliss_index.jobs.memory import MemoryPlan
+from bliss_index.jobs.part import Growth, Plan, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.processors import thread_count
 from bliss_index.storage import Directory
@@ -145,8 +146,17 @@ class ScoreWork:
         for index, source in enumerate(self.images.parts):
             yield part_of(index, source)
 
+    def grown(self, kept: Plan, now: Plan) -> Growth:
+        growth, row = grown(kept, now), kept.rows
+        parts = []
+        for part in growth.parts:
+            detail = {**json.loads(part.detail), "start": row}
+            parts.append(replace(part, detail=json.dumps(detail)))
+            row += max(part.rows, 0)
+        return replace(growth, parts=parts)
+
     def is_same(self, part: Part, record: Record) -> str:
-        source = self.images.parts[part.index]
+        source = self.images.find(part)
         if json.dumps(source.stamp()) == part.fingerprint and source.sha256() == record.input:
             return ""
         return (
@@ -172,7 +182,7 @@ class ScoreWork:
     def prepared(
         self, pending: Sequence[Part], rows: int, batch_rows: int, notify: Notify
     ) -> ScoreWork:
-        queries = _sample(self.images.parts[pending[0].index])
+        queries = _sample(self.images.find(pending[0]))
         settings, reason = self.inputs.chosen(queries, rows)
         if reason:
             notify(reason)
@@ -212,7 +222,7 @@ class ScoreWorker:
 
     def run(self, parts: Iterable[Part]) -> Iterator[Outcome]:
         """Score parts, the end of each beside the beginning of the next."""
-        pairs = ((part, self._images.parts[part.index]) for part in parts)
+        pairs = ((part, self._images.find(part)) for part in parts)
         with one_blas_thread(), contextlib.closing(self._scorer.score_parts(pairs)) as outcomes:
             for outcome in outcomes:
                 if outcome.error is None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow.compute as pc
 
-from bliss_index.bulk.inputs import InputPart, JobInput, open_input
-from bliss_index.bulk.score_part import part_of
+from bliss_index.bulk.inputs import InputPart, JobInput, open_input, part_of
 from bliss_index.bulk.score_work import MANIFEST_NAME
 from bliss_index.bulk.scores import read_job, read_plan, read_scores
 from bliss_index.errors import BlissError, CorruptStoreError
 from bliss_index.jobs.description import JobDescription
-from bliss_index.jobs.part import Part, Plan, first_difference
+from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
 from bliss_index.storage.directory import LocalDirectory
 from bliss_index.storage.hashing import file_sha256
@@ -66,7 +66,7 @@ def verify_scores(
     registry = KeyRegistry(lambda: (keys_of(record) for record in earlier))
     named = set()
     for part in plan:
-        source = found.parts[part.index] if found is not None else None
+        source = found.find(part) if found is not None else None
         try:
             record = _record(directory, part)
             named.add(record.file)
@@ -114,10 +114,24 @@ def _input(
         report.add(f"the input cannot be read, hashes and keys were not compared: {error}")
         return None
     parts = [part_of(index, source) for index, source in enumerate(images.parts)]
-    if difference := first_difference(plan, parts, "scored"):
+    there = {(part.name, part.rows) for part in parts}
+    if any((part.name, part.rows) not in there for part in plan):
+        difference = _first_difference(plan, parts)
         report.add(f"{location} is not what was scored: {difference}")
         return None
     return images
+
+
+def _first_difference(scored: Iterable[Part], found: Iterable[Part]) -> str:
+    """Name the first part in which two lists of names and rows differ."""
+    for before, now in itertools.zip_longest(scored, found):
+        if _described(before) != _described(now):
+            break
+    return f"{_described(before)} was scored, {_described(now)} is there"
+
+
+def _described(part: Part | None) -> str:
+    return "no further part" if part is None else f"{part.name} with {part.rows} rows"
 
 
 def _record(directory: LocalDirectory, part: Part) -> Record:

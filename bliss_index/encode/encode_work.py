@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from bliss_index.encode.model import Encoder, load_encoder
+from bliss_index.errors import BlissError
 from bliss_index.jobs import JobSummary
+from bliss_index.jobs.description import JobDescription
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
 from bliss_index.processors import thread_count
+from bliss_index.storage import open_directory
 from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.store_work import StoreWork
 
@@ -190,6 +193,17 @@ class EncodeWork(StoreWork):
 def rows_of_a_part(total: int, most: int) -> int:
     """Rows of a part: the fewer, the smaller the whole, so that all workers have some."""
     return min(most, max(_LEAST_ROWS, -(-total // _PARTS)))
+
+
+def rows_begun_with(output: str | Path) -> int | None:
+    """Rows of a part in the job that stands in a directory; None where there is none."""
+    try:
+        job = JobDescription.read(open_directory(output))
+    except (FileNotFoundError, BlissError):  # which the job itself will tell of
+        return None
+    attributes = job.settings.get("attributes")
+    rows = attributes.get("rows_per_shard") if isinstance(attributes, dict) else None
+    return rows if isinstance(rows, int) and rows > 0 else None
 
 
 def default_workers(devices: Sequence[str]) -> int:

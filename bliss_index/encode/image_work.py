@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -16,14 +18,17 @@ from bliss_index.encode.encode_work import (
     EncodeSummary,
     EncodeWork,
     LoadedEncoder,
+    rows_begun_with,
     rows_of_a_part,
     summed_up,
 )
 from bliss_index.encode.image_rows import ImageSource
+from bliss_index.encode.images import FolderSource, ObjectFolder, piece_of
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.pipeline import Batch, EncodedBatch, batch_rows, encode_batches
 from bliss_index.errors import InvalidInputError
-from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Record, run
+from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
+from bliss_index.jobs.part import Growth, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.store.keys import KeyRegistry
@@ -36,6 +41,8 @@ if TYPE_CHECKING:
     from bliss_index.encode.pipeline import PipelineOptions
 
 ROWS_PER_SHARD = 4096
+File = tuple[str, str, str]
+"""Key, name in the folder and stamp of an image."""
 
 
 def encode_image_store(
@@ -89,7 +96,7 @@ def encode_image_store(
         raise InvalidInputError(
             f"{source.name} holds no images; passed over: {passed_over or 'nothing'}"
         )
-    rows = rows_per_shard or rows_of_a_part(total, ROWS_PER_SHARD)
+    rows = rows_per_shard or rows_begun_with(output) or rows_of_a_part(total, ROWS_PER_SHARD)
     work = ImageWork(spec, device, dtype, rows, source, dict(pipeline))
     return summed_up(run(work, output, options, listener), output, options.task)
 
@@ -117,10 +124,66 @@ class ImageWork(EncodeWork):
             detail = json.dumps(piece.detail)
             yield Part(index, piece.name, piece.rows, piece.fingerprint, detail)
 
+    def grown(self, kept: Plan, now: Plan) -> Growth:
+        """Of a folder, find the files that came in; else the archives and tables."""
+        if not isinstance(self.source, FolderSource | ObjectFolder):
+            return grown(kept, now)
+        removed: list[str] = []
+        stale: list[str] = []
+        changed: list[str] = []
+        new = _new_files(kept, now, removed, stale)
+        return Growth(self._pieces(new, kept, removed, changed), removed, stale, changed)
+
+    def is_same(self, part: Part, record: Record) -> str:
+        if isinstance(self.source, FolderSource | ObjectFolder):
+            return ""  # files that have changed are named one by one
+        return super().is_same(part, record)
+
+    def _pieces(
+        self, files: Iterator[File], kept: Plan, removed: list[str], changed: list[str]
+    ) -> Iterator[Part]:
+        index, number = len(kept), kept.rows
+        while some := list(itertools.islice(files, self.rows_per_shard)):
+            piece = piece_of(some, self.source.name.rstrip("/").rpartition("/")[2], number)
+            detail = json.dumps(piece.detail)
+            yield Part(index, piece.name, piece.rows, piece.fingerprint, detail)
+            index, number = index + 1, number + len(some)
+        if len(removed) == kept.rows:  # they are other images altogether
+            changed.extend(removed)
+
     def open(
         self, directory: Directory, device: str, progress: Progress, notify: Notify
     ) -> ImageWorker:
         return ImageWorker(self, directory, self.on(device), progress)
+
+
+def _files(parts: Iterable[Part]) -> Iterator[File]:
+    for part in parts:
+        yield from map(tuple, json.loads(part.detail)["files"])
+
+
+def _new_files(kept: Plan, now: Plan, removed: list[str], stale: list[str]) -> Iterator[File]:
+    """Files that were not planned before; all listings are in order, so none is held in memory."""
+    listings, first = [], 0
+    for file in kept.files:
+        parts = sum(batch.num_rows for batch in file.batches())
+        listings.append(_files(kept[index] for index in range(first, first + parts)))
+        first += parts
+    before = heapq.merge(*listings)
+    old = next(before, None)
+    for found in _files(now):
+        while old is not None and old[0] < found[0]:
+            removed.append(old[0])
+            old = next(before, None)
+        if old is None or old[0] != found[0]:
+            yield found
+            continue
+        if old[2] != found[2]:
+            stale.append(found[0])
+        old = next(before, None)
+    while old is not None:
+        removed.append(old[0])
+        old = next(before, None)
 
 
 class ImageWorker:

@@ -18,6 +18,7 @@ from bliss_index.encode.encode_work import (
     EncodeSummary,
     EncodeWork,
     LoadedEncoder,
+    rows_begun_with,
     rows_of_a_part,
     summed_up,
 )
@@ -83,7 +84,7 @@ def encode_text_store(
         require_template(template)
     options = options or JobOptions()
     device = options.devices[0] if options.devices else "auto"
-    rows = rows_per_shard or rows_of_a_part(len(entries), ROWS_PER_SHARD)
+    rows = rows_per_shard or rows_begun_with(output) or rows_of_a_part(len(entries), ROWS_PER_SHARD)
     spec = LoadedEncoder(encoder) if isinstance(encoder, Encoder) else encoder
     work = TextWork(spec, device, dtype, rows, tuple(templates), _entries_sha256(entries), entries)
     return summed_up(run(work, output, options, listener), output, options.task)

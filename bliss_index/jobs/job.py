@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bliss_index.errors import CorruptStoreError, JobError, StoreError
+from bliss_index.errors import CorruptStoreError, JobError, StoreError, listed
 from bliss_index.jobs.description import (
     FORMAT_VERSION,
+    JOB_NAME,
     MANIFEST_NAME,
     JobDescription,
     begun_in,
@@ -23,7 +24,7 @@ from bliss_index.jobs.devices import require_devices
 from bliss_index.jobs.listener import JobListener
 from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.options import JobOptions
-from bliss_index.jobs.part import Part, Plan, first_difference
+from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
 from bliss_index.jobs.state import JobState, JobSummary, remove_leftovers
 from bliss_index.jobs.task import WorkerTask
@@ -87,10 +88,13 @@ def run(
             found = _begin(directory, work, settings, plan)
         if found is None or found.plan is None:
             raise JobError(f"{directory.uri} was not begun by a job; choose another output")
-        state = JobState(directory, kept := Plan.read(directory, found.plan), options, listener)
+        kept = Plan.read(directory, found.plan)
+        if plan is not None and plan.files[0].name != kept.files[0].name:
+            kept = _extended(directory, work, kept, plan, listener)
+        state = JobState(directory, kept, options, listener)
         state.find_done()
-        if plan is not None and plan.name != kept.name:
-            _require_unchanged(directory, work, kept, plan, state)
+        if plan is not None:
+            _require_same_input(work, plan, kept, state)
         memory = work.memory(options.processes, options.memory)
         listener.planned(memory, kept.rows, state.rows)
         state.require_few_bad()
@@ -132,10 +136,14 @@ def find_job(directory: Directory, kind: str, command: str) -> JobDescription | 
         raise
     except FileNotFoundError:
         names = directory.names()
+        if JOB_NAME in names:  # another runner has begun it since
+            return find_job(directory, kind, command)
         if MANIFEST_NAME in names:  # a calibration, or of an earlier format
             values = parse_json(directory.read(MANIFEST_NAME), f"{directory.uri}/{MANIFEST_NAME}")
             require_format(f"{directory.uri}/{MANIFEST_NAME}", values, f"bliss_index.{kind}")
         others = sorted(name for name in directory.everything() if not _may_stay(name))
+        if JOB_NAME in others:
+            return find_job(directory, kind, command)
         if others:
             what = "a store" if kind == "store" else f"a {kind} directory"
             raise StoreError(
@@ -158,9 +166,9 @@ def _may_stay(name: str) -> bool:
 def _begin(
     directory: Directory, work: Work, settings: dict[str, Any], plan: Plan
 ) -> JobDescription:
-    plan.write(directory)
+    plan.files[0].write(directory)
     wanted = JobDescription(
-        work.kind, settings, plan.name, work.facts(), library_versions(), begun_in()
+        work.kind, settings, plan.files[0].name, work.facts(), library_versions(), begun_in()
     )
     if wanted.create(directory):
         return wanted
@@ -171,20 +179,48 @@ def _begin(
     return found
 
 
-def _require_unchanged(
-    directory: Directory, work: Work, kept: Plan, now: Plan, state: JobState
-) -> None:
-    """Refuse an input that is another than was planned; touched files may stay the same."""
-    if difference := first_difference(kept, now, "planned"):
+def _extended(
+    directory: Directory, work: Work, kept: Plan, now: Plan, listener: JobListener
+) -> Plan:
+    """Put parts that came in behind the others; name what is gone.
+
+    Raises
+    ------
+    JobError
+        Something is not what was planned.
+    """
+    growth = work.grown(kept, now)
+    more = Plan.of(growth.parts, getattr(directory, "path", None), first=len(kept))
+    for names, what in ((growth.removed, "are gone"), (growth.stale, "have changed")):
+        if names:
+            listener.notice(
+                f"{len(names)} of what was planned {what} since, their rows stay as they were: "
+                f"{listed(names)}"
+            )
+    if growth.changed:
         raise JobError(
-            f"{directory.uri} was begun with other input: {difference}; continue with what it was "
-            "begun with, or choose another output"
+            f"{directory.uri} was begun with other input: {len(growth.changed)} have changed since "
+            f"they were planned: {listed(growth.changed)}; restore them, or choose another output"
         )
-    for before, after in zip(kept, now, strict=True):
-        record = state.records.get(before.index)
-        if record is None or before.fingerprint == after.fingerprint:
+    if not len(more):
+        return kept
+    if not kept.add(directory, more):
+        raise JobError(f"{directory.uri} was extended by another job; run the same command again")
+    listener.notice(f"the input has grown by {more.rows} rows in {len(more)} parts")
+    return Plan([*kept.files, *more.files])
+
+
+def _require_same_input(work: Work, now: Plan, kept: Plan, state: JobState) -> None:
+    """Refuse parts that were done and are not what they were; touched files may stay the same."""
+    if now.files[0].name == kept.files[0].name and len(kept.files) == 1:
+        return
+    planned = {part.name: part for part in kept}
+    for part in now:
+        before = planned.get(part.name)
+        record = None if before is None else state.records.get(before.index)
+        if before is None or record is None or before.fingerprint == part.fingerprint:
             continue
-        if reason := work.is_same(after, record):
+        if reason := work.is_same(replace(part, index=before.index), record):
             raise JobError(f"{reason}; choose another output, or restore it")
 
 
@@ -222,11 +258,17 @@ def _outcomes(
 
 
 def finish(directory: Directory, work: Work, records: dict[int, Record]) -> None:
-    """Write the manifest from all records; does nothing where it stands already."""
+    """Write the manifest from all records; does nothing where it stands already.
+
+    That of a source that has grown is replaced: until then, readers see what was whole before.
+    """
     ordered = [records[index] for index in sorted(records)]
     remove_leftovers(directory, records)
-    if work.manifest_name not in directory.names():
-        write_manifest(directory, work.manifest_name, ordered, work.manifest(directory, ordered))
+    if work.manifest_name in directory.names():
+        stands = parse_json(directory.read(work.manifest_name), work.manifest_name)
+        if stands.get("parts") == [asdict(PartFile.of(record)) for record in ordered]:
+            return
+    write_manifest(directory, work.manifest_name, ordered, work.manifest(directory, ordered))
 
 
 def write_manifest(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import hashlib
 import mmap
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, JobError
 from bliss_index.storage import Directory
-from bliss_index.storage.files import HashingFile, output_error
+from bliss_index.storage.files import HashingFile, json_bytes, output_error, parse_json
 
 PLAN_FOLDER = "_plan"
 _BATCH_PARTS = 4096
@@ -58,37 +59,29 @@ class Part:
 class Plan(Sequence[Part]):
     """All parts of a job, in order. Made once and stored; parts are read when they are asked for.
 
+    A source that grows adds a second file behind the first, and so on.
+
     Attributes
     ----------
     rows : int
-        Of all parts.
-    name : str
-        File name, which says the content.
-    data : pyarrow.Buffer
-        The file's content.
+        Of all parts whose number is known.
+    files : list of PlanFile
     """
 
-    def __init__(self, data: pa.Buffer, name: str) -> None:
-        self.data = data
-        self.name = name
-        try:
-            reader = pa.ipc.open_file(pa.BufferReader(data))
-            if not reader.schema.equals(_SCHEMA):
-                raise ValueError(f"its columns are {reader.schema.names}")
-            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            for batch in self._batches:
-                batch.validate(full=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise CorruptStoreError(f"the plan {name} is damaged: {error}") from error
+    def __init__(self, files: Sequence[PlanFile]) -> None:
+        self.files = list(files)
+        self._batches: list[pa.RecordBatch] = []
         self._starts = [0]
         self.rows = 0
-        for batch in self._batches:
-            self._starts.append(self._starts[-1] + batch.num_rows)
-            self.rows += sum(batch.column("rows").to_pylist())
+        for file in self.files:
+            for batch in file.batches():
+                self._batches.append(batch)
+                self._starts.append(self._starts[-1] + batch.num_rows)
+                self.rows += sum(rows for rows in batch.column("rows").to_pylist() if rows > 0)
 
     @classmethod
-    def of(cls, parts: Iterable[Part], folder: Path | None = None) -> Plan:
-        """Make a plan of parts, which are numbered from 0 on.
+    def of(cls, parts: Iterable[Part], folder: Path | None = None, first: int = 0) -> Plan:
+        """Make a plan of parts, which are numbered from `first` on.
 
         It is written to a temporary file without a name, as near to `folder` as there is a
         directory, and read from there.
@@ -96,11 +89,12 @@ class Plan(Sequence[Part]):
         place = None
         if folder is not None:
             place = next(d for d in (folder, *folder.absolute().parents) if d.is_dir())
+            place = place if os.access(place, os.W_OK) else None
         try:
             with tempfile.TemporaryFile(dir=place, prefix=".bliss-plan-") as file:
                 sink = HashingFile(file)
                 with pa.ipc.new_file(sink, _SCHEMA) as writer:
-                    for batch in _batches(parts):
+                    for batch in _batches(parts, first):
                         columns = [
                             pa.array([getattr(part, field.name) for part in batch], field.type)
                             for field in _SCHEMA
@@ -110,40 +104,30 @@ class Plan(Sequence[Part]):
                 data = pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except OSError as error:
             raise output_error(str(place or tempfile.gettempdir()), error) from error
-        return cls(data, f"{PLAN_FOLDER}/{sink.sha256[:16]}.arrow")
+        return cls([PlanFile(f"{PLAN_FOLDER}/{sink.sha256[:16]}.arrow", data)])
 
     @classmethod
     def read(cls, directory: Directory, name: str) -> Plan:
-        """Read a stored plan.
+        """Read the stored plan of a job whose first file is named, with all that was added.
 
         Raises
         ------
         CorruptStoreError
-            It is missing, or not what its name says.
+            A file is missing, or not what its name says.
         """
-        try:
-            data = directory.mapped(name)
-        except FileNotFoundError as error:
-            raise CorruptStoreError(f"{directory.uri}/{name} is missing") from error
-        digest = hashlib.sha256(data).hexdigest()[:16]
-        if name != f"{PLAN_FOLDER}/{digest}.arrow":
-            raise CorruptStoreError(
-                f"{directory.uri}/{name} has SHA-256 {digest}..., not that of its name: altered"
-            )
-        return cls(data, name)
+        names = [name]
+        added = directory.names(PLAN_FOLDER)
+        while (more := _added_name(len(names))).rpartition("/")[2] in added:
+            values = parse_json(directory.read(more), f"{directory.uri}/{more}")
+            names.append(str(values.get("plan")))
+        return cls([PlanFile.read(directory, name) for name in names])
 
-    def write(self, directory: Directory) -> None:
-        """Store it; does nothing where it is stored already."""
-        content = directory.new_file(PLAN_FOLDER)
-        try:
-            for start in range(0, self.data.size, _COPY_BYTES):
-                size = min(_COPY_BYTES, self.data.size - start)
-                content.sink.write(self.data.slice(start, size))
-            content.commit(self.name.removeprefix(f"{PLAN_FOLDER}/"))
-        except OSError as error:
-            raise output_error(f"{directory.uri}/{self.name}", error) from error
-        finally:
-            content.discard()
+    def add(self, directory: Directory, more: Plan) -> bool:
+        """Store a plan behind this one; False where another runner has added one meanwhile."""
+        (file,) = more.files
+        file.write(directory)
+        name = _added_name(len(self.files))
+        return directory.create(name, json_bytes({"plan": file.name}))
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -170,10 +154,70 @@ class Plan(Sequence[Part]):
                 yield Part(start + row, *values)
 
 
-def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+@dataclass(frozen=True)
+class PlanFile:
+    """A file of a plan.
+
+    Attributes
+    ----------
+    name : str
+        Says the content.
+    data : pyarrow.Buffer
+        The content.
+    """
+
+    name: str
+    data: pa.Buffer
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """Its parts as they are stored; CorruptStoreError where it is damaged."""
+        try:
+            reader = pa.ipc.open_file(pa.BufferReader(self.data))
+            if not reader.schema.equals(_SCHEMA):
+                raise ValueError(f"its columns are {reader.schema.names}")
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate(full=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise CorruptStoreError(f"the plan {self.name} is damaged: {error}") from error
+        return batches
+
+    @classmethod
+    def read(cls, directory: Directory, name: str) -> PlanFile:
+        """Read a stored file; CorruptStoreError where it is missing or not what its name says."""
+        try:
+            data = directory.mapped(name)
+        except FileNotFoundError as error:
+            raise CorruptStoreError(f"{directory.uri}/{name} is missing") from error
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        if name != f"{PLAN_FOLDER}/{digest}.arrow":
+            raise CorruptStoreError(
+                f"{directory.uri}/{name} has SHA-256 {digest}..., not that of its name: altered"
+            )
+        return cls(name, data)
+
+    def write(self, directory: Directory) -> None:
+        """Store it; does nothing where it is stored already."""
+        content = directory.new_file(PLAN_FOLDER)
+        try:
+            for start in range(0, self.data.size, _COPY_BYTES):
+                size = min(_COPY_BYTES, self.data.size - start)
+                content.sink.write(self.data.slice(start, size))
+            content.commit(self.name.removeprefix(f"{PLAN_FOLDER}/"))
+        except OSError as error:
+            raise output_error(f"{directory.uri}/{self.name}", error) from error
+        finally:
+            content.discard()
+
+
+def _added_name(number: int) -> str:
+    return f"{PLAN_FOLDER}/added-{number:08d}.json"
+
+
+def _batches(parts: Iterable[Part], first: int) -> Iterator[list[Part]]:
     batch: list[Part] = []
     size = 0
-    for number, part in enumerate(parts):
+    for number, part in enumerate(parts, first):
         if part.index != number:
             raise JobError(f"part {part.name} has number {part.index}, it is the {number}th")
         batch.append(part)
@@ -185,19 +229,50 @@ def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield batch
 
 
-def first_difference(before: Iterable[Part], now: Iterable[Part], done: str) -> str:
-    """Name the first part in which two plans differ in name or rows; '' where they do not.
+@dataclass(frozen=True)
+class Growth:
+    """How a source differs from the plan that was made of it.
 
-    `done` says what was done with the first plan's, such as "scored".
+    Attributes
+    ----------
+    parts : iterable of Part
+        What came in, numbered behind the plan's.
+    removed, stale : list of str
+        Names of what is gone, and of what has changed; their rows stay as they were. Filled by
+        the time the parts are listed.
+    changed : list of str
+        Names of what has changed so that its rows cannot stay.
     """
-    first, second = iter(before), iter(now)
-    while True:
-        old, new = next(first, None), next(second, None)
-        if old is None and new is None:
-            return ""
-        if old is None or new is None or (old.name, old.rows) != (new.name, new.rows):
-            return f"{_described(old)} was {done}, {_described(new)} is there"
+
+    parts: Iterable[Part]
+    removed: list[str]
+    stale: list[str]
+    changed: list[str]
 
 
-def _described(part: Part | None) -> str:
-    return "no further part" if part is None else f"{part.name} with {part.rows} rows"
+def grown(kept: Plan, now: Iterable[Part]) -> Growth:
+    """Find the parts that came in, by their names: those of one file are named by it.
+
+    A part of rows ``a`` to ``b`` of a file is named ``file[a:b]``. A file of which other rows are
+    there than were planned has changed.
+    """
+    before = {part.name: part for part in kept}
+    files = {_file_of(name) for name in before}
+    new: list[Part] = []
+    changed: dict[str, None] = {}
+    for part in now:
+        planned = before.pop(part.name, None)
+        if planned is None and _file_of(part.name) in files:
+            changed[_file_of(part.name)] = None
+        elif planned is None:
+            new.append(replace(part, index=len(kept) + len(new)))
+        elif part.rows != planned.rows and min(part.rows, planned.rows) >= 0:
+            changed[part.name] = None
+    removed = [name for name in before if _file_of(name) not in changed]
+    if len(removed) == len(kept):  # it is another input altogether
+        return Growth(new, [], [], removed)
+    return Growth(new, removed, [], list(changed))
+
+
+def _file_of(name: str) -> str:
+    return name.rpartition("[")[0] or name

@@ -224,9 +224,14 @@ def _worker_main(
             return
         while True:
             first = ask()
-            if first is not None:
+            if first is None:
+                continue
+            try:
                 for outcome in worker.run(given(first)):
                     send(outcome)
+            except BlissError as error:  # of the job: others would fare no better
+                send(error)
+                return
 
 
 def _die_with(parent: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from bliss_index.errors import BlissError, OutputError
 from bliss_index.jobs.memory import MemoryPlan
-from bliss_index.jobs.part import Part
+from bliss_index.jobs.part import Growth, Part, Plan
 from bliss_index.jobs.record import Record
 from bliss_index.storage import Directory
 
@@ -99,6 +99,10 @@ class Work(Protocol):
 
     def parts(self) -> Iterator[Part]:
         """List the parts of the input as it is now, in order."""
+        ...
+
+    def grown(self, kept: Plan, now: Plan) -> Growth:
+        """Say how the input differs from what was planned; mostly :func:`jobs.part.grown`."""
         ...
 
     def is_same(self, part: Part, record: Record) -> str:

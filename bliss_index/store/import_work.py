@@ -7,7 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
-from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Record, run
+from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
+from bliss_index.jobs.part import Growth, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.storage.hashing import file_sha256
@@ -231,15 +232,24 @@ class ImportWork(StoreWork):
 
     def parts(self) -> Iterator[Part]:
         index = first_row = 0
-        for number, source in enumerate(self.source.parts):
+        for source in self.source.parts:
             cuts = source.cuts(self.rows_per_shard, CARRIED_BYTES)
             stamp = json.dumps(source.stamp())
             for start, end in itertools.pairwise(cuts):
-                detail = {"source": number, "start": start, "first_row": first_row + start}
+                detail = {"file": source.name, "start": start, "first_row": first_row + start}
                 name = source.name if len(cuts) == 2 else f"{source.name}[{start}:{end}]"
                 yield Part(index, name, end - start, stamp, json.dumps(detail))
                 index += 1
             first_row += source.rows
+
+    def grown(self, kept: Plan, now: Plan) -> Growth:
+        growth, row = grown(kept, now), kept.rows
+        parts = []
+        for part in growth.parts:
+            detail = json.loads(part.detail)
+            parts.append(replace(part, detail=json.dumps({**detail, "first_row": row})))
+            row += part.rows
+        return replace(growth, parts=parts)
 
     def is_same(self, part: Part, record: Record) -> str:
         found = hashlib.sha256()
@@ -348,7 +358,7 @@ class ImportWorker:
 
 
 def _source_of(source: EmbeddingSource, part: Part) -> SourcePart:
-    return source.parts[int(json.loads(part.detail)["source"])]
+    return source.named(str(json.loads(part.detail)["file"]))
 
 
 def _read(source: EmbeddingSource, part: Part) -> Iterator[EmbeddingBatch]:

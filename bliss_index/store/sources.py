@@ -7,11 +7,12 @@ pyarrow or fsspec know (``s3://``, ``gs://``, ``hf://``, ``memory://``, ...).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import CorruptStoreError, InvalidInputError
 from bliss_index.store.source_file import SourceFile, list_files, resolve
 from bliss_index.store.source_npy import NpyPart, read_npz
 from bliss_index.store.source_parquet import MetadataTable, ParquetPart
@@ -49,6 +50,17 @@ class EmbeddingSource:
     def dim(self) -> int:
         """Length of an embedding."""
         return self.parts[0].dim
+
+    def named(self, name: str) -> SourcePart:
+        """The part of that name; CorruptStoreError where it is gone."""
+        part = self._by_name.get(name)
+        if part is None:
+            raise CorruptStoreError(f"{self.location} has no {name} any more")
+        return part
+
+    @cached_property
+    def _by_name(self) -> dict[str, SourcePart]:
+        return {part.name: part for part in self.parts}
 
     @property
     def carries(self) -> bool:

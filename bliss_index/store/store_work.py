@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from bliss_index.errors import InvalidInputError, listed
-from bliss_index.jobs import Part, Record, Work, Worker
+from bliss_index.jobs import Part, Plan, Record, Work, Worker
 from bliss_index.jobs.description import MANIFEST_NAME, library_versions
 from bliss_index.jobs.memory import MemoryPlan
+from bliss_index.jobs.part import Growth, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.store.keys import repeated_keys
@@ -55,6 +56,9 @@ class StoreWork(ABC):
 
     def facts(self) -> dict[str, Any]:
         return {}
+
+    def grown(self, kept: Plan, now: Plan) -> Growth:
+        return grown(kept, now)
 
     def is_same(self, part: Part, record: Record) -> str:
         return f"{part.name} is not what it was: its size or time of modification has changed"
