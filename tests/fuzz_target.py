@@ -80,7 +80,7 @@ TARGETS = {
     "labels npy": ("labels.npy", Labels.read, "labels.npy"),
     "labels parquet": ("labels.parquet", Labels.read, "labels.parquet"),
     "normal scores": ("normal.parquet", NormalScores.read, "normal.parquet"),
-    "index": ("corpus/index/index.json", read_index, "corpus"),
+    "index": ("corpus/index/flat.json", read_index, "corpus"),
 }
 
 

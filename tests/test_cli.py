@@ -333,9 +333,9 @@ def test_a_stale_index_is_refused(chain, tmp_path):
     run("import", "vocabulary.npy", "--kind", "text", "--texts", "vocabulary.txt", *MODEL,
         "--out", tmp_path / "corpus", cwd=folder)  # fmt: skip
     run("build", tmp_path / "corpus", cwd=folder)
-    index = tmp_path / "corpus" / "index" / "index.json"
+    index = tmp_path / "corpus" / "index" / "flat.json"
     values = json.loads(index.read_text())
-    values["indexes"][0]["content_hash"] = "0" * 64
+    values["content_hash"] = "0" * 64
     index.write_text(json.dumps(values))
     arguments = ["--corpus", tmp_path / "corpus", "--calibration", "calibration"]
     _, err = run("score", "test", *arguments, "--search", "flat", "--out", tmp_path / "s",

@@ -127,7 +127,7 @@ class JobInput:
                 f"gone from {self.location}; restore it, or choose another output"
             )
         if isinstance(part, ForeignPart):
-            return replace(part, start=int(json.loads(planned.detail)["start"]))
+            return replace(part, start=json.loads(planned.detail)["start"])
         return part
 
     @cached_property
@@ -155,10 +155,10 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
         return JobInput(str(location), parts, store.dim, store.model)
     if "://" not in str(location) and not Path(location).exists():
         raise StoreError(f"{location} does not exist")
-    source = open_source(location, kind="image", columns=columns)
-    starts = np.cumsum([0, *(part.rows for part in source.parts)]).tolist()
+    source = open_source(location, kind="image", columns=columns, lenient=True)
+    starts = np.cumsum([0, *(max(part.rows, 0) for part in source.parts)]).tolist()
     pairs = zip(source.parts, starts, strict=False)
-    foreign = tuple(ForeignPart(part, start) for part, start in pairs)
+    foreign = tuple(ForeignPart(part, None if part.rows < 0 else start) for part, start in pairs)
     return JobInput(str(location), foreign, source.dim, None)
 
 
@@ -187,11 +187,10 @@ class StorePart:
         return self.store.shards[self.index].rows
 
     def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
-        shard = self.store.shard(self.index, check_hash=checked)
+        shard = self.store.shard(self.index, check_hash=checked, in_memory=True)
         for start in range(0, shard.rows, rows):
             keys, status, error = (
-                _copied(shard.batch.column(name).slice(start, rows))
-                for name in ("key", "status", "error")
+                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
             )
             good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
             yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
@@ -215,7 +214,7 @@ class ForeignPart:
     """
 
     part: SourcePart
-    start: int
+    start: int | None
 
     @property
     def name(self) -> str:
@@ -225,18 +224,24 @@ class ForeignPart:
     def rows(self) -> int:
         return self.part.rows
 
+    def _numbers(self, row: int, count: int) -> list[str | None]:
+        """Row numbers as keys; None where those of the file were not known when it was planned."""
+        if self.start is None:
+            return [None] * count
+        return [str(self.start + row + i) for i in range(count)]
+
     def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
         seen: list[list[str]] = []
         registry = KeyRegistry(lambda: seen)
         row = 0
         try:
-            for batch in self.part.batches(rows):
+            for batch in self.part.batches(rows, carried=False):
                 count = batch.embeddings.shape[0]
                 unit, status = unit_rows(batch.embeddings, self.part.dtype)
                 error = reasons_of(status)
                 for bad, (code, reason) in batch.errors.items():
                     status[bad], error[bad] = code, reason
-                given = batch.keys or [str(self.start + row + i) for i in range(count)]
+                given = batch.keys or self._numbers(row, count)
                 keys = [
                     f"{self.name}:{row + i}" if key is None else key for i, key in enumerate(given)
                 ]
@@ -265,11 +270,3 @@ class ForeignPart:
 
 def _texts(values: Any) -> pa.Array:
     return pa.array(values, pa.string())
-
-
-def _copied(column: pa.Array) -> pa.Array:
-    """Copy out of the memory map: a file that is cut off while it is scored ends no process later.
-
-    What is written of a part is written long after it was read.
-    """
-    return column.take(pa.array(np.arange(len(column))))

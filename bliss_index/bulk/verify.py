@@ -78,7 +78,8 @@ def verify_scores(
         if progress is not None:
             progress(part.rows)
     add_leftovers(directory, named, report)
-    if report.rows != plan.rows and report.ok:
+    known = all(part.rows >= 0 for part in plan)
+    if known and report.rows != plan.rows and report.ok:
         report.add(f"{report.rows} rows are scored, the input has {plan.rows}")
     if MANIFEST_NAME not in directory.names() and report.ok:
         report.add(f"it has no {MANIFEST_NAME}: run the command that makes it again, to its end")
@@ -115,7 +116,7 @@ def _input(
         return None
     parts = [part_of(index, source) for index, source in enumerate(images.parts)]
     there = {(part.name, part.rows) for part in parts}
-    if any((part.name, part.rows) not in there for part in plan):
+    if any((part.name, part.rows) not in there for part in plan if part.rows >= 0):
         difference = _first_difference(plan, parts)
         report.add(f"{location} is not what was scored: {difference}")
         return None
@@ -158,9 +159,9 @@ def _check_part(
             f"{output.name} has SHA-256 {digest}, its record says {record.sha256}: altered; "
             "remove it and run the job again"
         )
-    if record.rows != part.rows:
+    if part.rows >= 0 and record.rows != part.rows:
         raise CorruptStoreError(f"{record.rows} rows are scored, the input has {part.rows}")
-    table = read_scores(output, part.rows, ["key", "anomaly_score", "status"])
+    table = read_scores(output, record.rows, ["key", "anomaly_score", "status"])
     good = pc.equal(table.column("status"), OK)
     if not good.equals(pc.is_valid(table.column("anomaly_score"))):
         raise CorruptStoreError(f"{output.name}: rows with a score are not those of status 'ok'")

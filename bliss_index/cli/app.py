@@ -26,6 +26,7 @@ from bliss_index.cli import (
     threshold,
 )
 from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, drop_output, say
+from bliss_index.cli.interrupt import INTERRUPTED, end_when_interrupted
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of "s3://bucket", a path keeps one slash
 
@@ -74,6 +75,8 @@ def run() -> None:
     """Run a command; print an error's message alone and exit with its code."""
     from bliss_index.errors import BlissError
 
+    end_when_interrupted()
+
     # Names may hold letters that the terminal's encoding has not, and keys no letters at all.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -84,7 +87,7 @@ def run() -> None:
         sys.exit(EXIT_ERROR)
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:  # which Typer makes of Ctrl-C
-            say("interrupted; what is done is kept, run the same command again to continue")
+            say(INTERRUPTED)
         raise
     except BrokenPipeError:
         # Whoever read our output had enough of it. Nothing more can be written there.

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.encode.decode import EXTENSIONS
+from bliss_index.encode.decode import EXTENSIONS, MAX_BYTES
 from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
 from bliss_index.encode.places import Place, file_stamp, place_of
 from bliss_index.errors import InvalidInputError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TEXT_PARTS = ("txt", "json", "cls")
+MAX_TEXT_BYTES = 1 << 20  # a longer text beside an image is left out
 _BLOCK = 512
 
 
@@ -147,9 +148,14 @@ class TarSource(SourceBase):
         metadata: dict[str, Any] = {
             part: _content(archive, member).decode("utf-8", "replace").strip()
             for part, member in texts
+            if member.size <= MAX_TEXT_BYTES
         }
+        reason = None
+        if image.size > MAX_BYTES:  # a sparse member takes no room in the archive
+            reason = f"too_large: {image.size} bytes, more than the {MAX_BYTES} allowed"
         clean = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        return ImageRow(clean, _content(archive, image), metadata)
+        content = b"" if reason else _content(archive, image)
+        return ImageRow(clean, content, metadata, reason)
 
     def _check_end(self) -> None:
         """tarfile takes a cut header for the end of the archive; whole ones fill their blocks."""

@@ -43,6 +43,7 @@ class Part:
     name : str
         For people.
     rows : int
+        Negative where they are not known before it is read.
     fingerprint : str
         What tells that its input did not change: a hash, or sizes and modification times.
     detail : str, default=''

@@ -12,7 +12,6 @@ from bliss_index.storage.files import NewFile, make_directory
 
 MANIFEST_NAME = "manifest.json"
 _FOLDERS = ("", "index")
-_ALWAYS = ("index.json",)  # changes while its directory stays the same
 
 
 def cache_folder() -> Path:
@@ -55,7 +54,12 @@ def local_copy(location: str | Path) -> Path:
 
 def _fetch(directory: Directory, copy: Path, folder: str, name: str, size: int) -> None:
     target = copy / folder / name
-    if name not in _ALWAYS and target.is_file() and target.stat().st_size == size:
+    # Records of indexes change while their directory stays the same.
+    if (
+        not (folder and name.endswith(".json"))
+        and target.is_file()
+        and (target.stat().st_size == size)
+    ):
         return
     make_directory(target.parent)
     file = NewFile(target.parent)

@@ -200,7 +200,7 @@ class EmbeddingStore:
         """Say in a few words what it holds, for messages."""
         return f"{self.kind} store {self.path}"
 
-    def shard(self, index: int, *, check_hash: bool = True) -> Shard:
+    def shard(self, index: int, *, check_hash: bool = True, in_memory: bool = False) -> Shard:
         """Map one shard.
 
         Parameters
@@ -210,6 +210,9 @@ class EmbeddingStore:
         check_hash : bool, default=True
             Compare its SHA-256 with the manifest's, unless that was done before by this object.
             Who turns it off calls :meth:`check_hash` before anything that was read counts.
+        in_memory : bool, default=False
+            Read the file rather than map it: where another process may cut it off in place, which
+            ends every process that has it mapped. Costs the shard's bytes.
 
         Raises
         ------
@@ -220,7 +223,10 @@ class EmbeddingStore:
         if check_hash and index not in self._checked:
             self.check_hash(index)
         name = f"{self.path}/{record.file}"
-        batch = open_batch(self._content(index), name)
+        content = self._content(index)
+        if in_memory and isinstance(self._directory, LocalDirectory):
+            content = pa.py_buffer(self._directory.read(record.file))
+        batch = open_batch(content, name)
         require_columns(batch, shard_schema(self.kind, self.dim, self.dtype), name)
         if batch.num_rows != record.rows:
             raise CorruptStoreError(

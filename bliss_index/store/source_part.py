@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.storage.hashing import Between
+from bliss_index.store.source_file import SourceFile
 
 BATCH_ROWS = 8192
 
@@ -113,3 +114,38 @@ def as_float(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 def even_cuts(total: int, rows: int) -> list[int]:
     """Starts of pieces of `rows` rows, and the end."""
     return [*range(0, total, max(1, rows)), total]
+
+
+@dataclass(frozen=True)
+class BrokenPart:
+    """A file of a folder that cannot be opened: it fails alone, whenever it is read."""
+
+    file: SourceFile
+    reason: str
+    rows: int = -1
+    dim: int = 0
+    dtype: str = "float32"
+    held: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        return [0, 0]
+
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        raise InvalidInputError(self.reason)
+
+    def sha256(self, between: Between | None = None) -> str:
+        return self.file.sha256(between)
+
+    def stamp(self) -> list[Any]:
+        return self.file.stamp()
