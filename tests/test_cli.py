@@ -442,3 +442,41 @@ def test_a_protocol_over_stores(chain, tmp_path):
     assert "--protocol needs --normal, --normal-labels, --classes" in err
     _, err = run(*command[:-1], "cifar10-6-vs-4", *arguments, cwd=folder, code=1)
     assert "protocol 'cifar10-6-vs-4' is for 10 classes, there are 3" in err
+
+
+@pytest.mark.parametrize("hidden", [".notes.tmp", ".draft.77.tmp"])
+def test_a_refused_output_keeps_every_file(chain, tmp_path, hidden):
+    """Also those that look like temporary ones of ours."""
+    folder, _ = chain
+    for name in (hidden, "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    commands = [
+        ("score", "test", *SCORE),
+        ("import", "test.npy", "--kind", "image", *MODEL),
+        ("calibrate", "test", "--classes", "classes", "--assign"),
+    ]
+    for command in commands:
+        _, err = run(*command, "--out", tmp_path, cwd=folder, code=1)
+        assert "is not empty and not a" in err
+        assert {p.name for p in tmp_path.iterdir()} == {hidden, "thesis.tex"}
+
+
+def test_an_address_is_never_taken_for_a_path(chain, tmp_path):
+    folder, _ = chain
+    (tmp_path / "e.npy").write_bytes((folder / "test.npy").read_bytes())
+    for command in (
+        ("score", folder / "test", "--corpus", folder / "corpus", "--calibration",
+         folder / "calibration", "--out", "ftp://host/x"),
+        ("import", "e.npy", "--kind", "image", *MODEL, "--out", "ftp://host/x"),
+    ):  # fmt: skip
+        _, err = run(*command, cwd=tmp_path, code=1)
+        assert "ftp://host/x cannot be written" in err
+    for command in (
+        ("build", "s3://bucket/corpus"),
+        ("verify", "s3://bucket/x"),
+        ("threshold", folder / "test", "--corpus", folder / "corpus", "--calibration",
+         folder / "calibration", "--out", "s3://bucket/n.parquet"),
+    ):  # fmt: skip
+        _, err = run(*command, cwd=tmp_path, code=2)
+        assert "looks like an address" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]

@@ -221,6 +221,26 @@ def test_a_plan_is_what_its_name_says(tmp_path):
     assert Plan.read(directory, file.name).rows == plan.rows
 
 
+def test_fewer_workers_where_memory_does_not_suffice(tmp_path):
+    class Hungry(TrivialWork):
+        def memory(self, workers, budget):
+            if workers > 2:
+                raise JobError(f"{workers} workers need more")
+            return super().memory(workers, budget)
+
+    class Plan(JobListener):
+        def planned(self, plan, rows, rows_done):
+            self.workers = plan.workers
+
+    with pytest.raises(JobError, match="5 workers need more"):
+        run(Hungry(3), tmp_path / "a", JobOptions(workers=5))
+    hears = Plan()
+    try:
+        run(Hungry(0), tmp_path / "b", JobOptions(workers=5, fewer_workers=True), hears)
+    finally:
+        assert hears.workers == 2
+
+
 # Files
 
 

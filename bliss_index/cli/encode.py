@@ -213,9 +213,10 @@ def _options(
     from bliss_index.encode.model import device_name
 
     named = tuple(device_name(name) for name in device_names(devices or device))
-    if workers is None and engine == "local":
+    chosen = workers is None and engine == "local"
+    if chosen:
         workers = default_workers(named)
-    return job_options(workers, named, engine, task, memory)
+    return job_options(workers, named, engine, task, memory, fewer_workers=chosen)
 
 
 def _tag(model: str, pretrained: str | None) -> str | None:

@@ -28,6 +28,8 @@ class JobOptions:
         Budget in bytes for all processes; None for 80 % of what is available.
     max_bad_fraction
         Share of bad rows above which the job stops.
+    fewer_workers : bool, default=False
+        Whether fewer processes will do where memory does not suffice; else that is an error.
     """
 
     workers: int = 1
@@ -36,6 +38,7 @@ class JobOptions:
     task: str | None = None
     memory: int | None = None
     max_bad_fraction: float = 1.0
+    fewer_workers: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:
