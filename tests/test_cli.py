@@ -453,7 +453,7 @@ def test_a_refused_output_keeps_every_file(chain, tmp_path, hidden):
     commands = [
         ("score", "test", *SCORE),
         ("import", "test.npy", "--kind", "image", *MODEL),
-        ("calibrate", "test", "--classes", "classes", "--assign"),
+        ("calibrate", "normal", "--labels", "labels.txt", "--classes", "classes"),
     ]
     for command in commands:
         _, err = run(*command, "--out", tmp_path, cwd=folder, code=1)
