@@ -65,19 +65,20 @@ def pair_shards(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
 
     Every round prepares everything anew, as a job does.
     """
-    from bliss_index.bulk.blas import one_blas_thread
-    from bliss_index.bulk.inputs import open_input
-    from bliss_index.bulk.records import RECORD_FOLDER
+    from bliss_index.bulk.inputs import open_input, part_of
     from bliss_index.bulk.score_part import PartScorer
     from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
+    from bliss_index.jobs.blas import one_blas_thread
+    from bliss_index.storage import open_directory
 
     settings = ScoreSettings(
         str(folder / "corpus"), str(folder / "calibration"), search="native", threads=threads
     )
     out = folder / "paired-scores"
     shutil.rmtree(out, ignore_errors=True)
-    (out / RECORD_FOLDER).mkdir(parents=True)
-    parts = list(enumerate(open_input(folder / "many").parts))
+    directory = open_directory(out)
+    sources = open_input(folder / "many").parts
+    parts = [(part_of(index, source), source) for index, source in enumerate(sources)]
     groups = [
         [parts[index] for index in numbers]
         for numbers in np.array_split(np.arange(len(parts)), max(1, len(parts) // SHARDS_AT_ONCE))
@@ -85,7 +86,9 @@ def pair_shards(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
     checks, searches, jobs, images = [], [], [], []
     for _ in range(rounds):
         scorer = ScoringInputs.open(settings).make_scorer()
-        part_scorer = PartScorer(scorer, out, batch_rows=8192)
+        shutil.rmtree(out, ignore_errors=True)  # or a part is found to be done already
+        directory.make()
+        part_scorer = PartScorer(scorer, directory, batch_rows=8192)
         for group in groups:
             images.append(sum(part.rows for _, part in group))
             began = time.perf_counter()

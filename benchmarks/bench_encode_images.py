@@ -67,7 +67,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     import torch
 
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_image_store
+    from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.pipeline import PipelineTimes
     from bliss_index.store import EmbeddingStore
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     def ours(folder: Path) -> np.ndarray:
         out = folder.with_name(f"{folder.name}-store")
         encode_image_store(
-            encoder, open_images(folder), out, workers=arguments.workers, times=times
+            encoder, open_images(folder), out, decoders=arguments.workers, times=times
         )
         return EmbeddingStore.open(out).embeddings("float32")
 

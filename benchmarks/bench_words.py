@@ -38,8 +38,8 @@ def measure(given: argparse.Namespace, corpus: Path) -> dict[str, Any]:
     import torch
 
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_text_store
     from bliss_index.encode.scenes import draw_scene
+    from bliss_index.encode.text_work import encode_text_store
     from bliss_index.search import exact_search
     from bliss_index.search.faiss_build import build_index
     from bliss_index.search.faiss_index import open_index, save_index

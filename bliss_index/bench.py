@@ -14,17 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.bulk import JobOptions, ScoreSettings, run_job
-from bliss_index.bulk.blas import one_blas_thread
-from bliss_index.bulk.listener import JobListener
-from bliss_index.bulk.records import PartRecord
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.jobs import JobListener, Record
+from bliss_index.jobs.blas import one_blas_thread
 from bliss_index.scoring import BlissScorer
 from bliss_index.search.choice import make_exact
 from bliss_index.search.exact import available_backends
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.storage.files import make_directory
 from bliss_index.store import ModelIdentity, StoreWriter
-from bliss_index.store.files import make_directory
 from bliss_index.synthetic import clip_like
 
 MODEL = ModelIdentity("synthetic", None)
@@ -282,7 +281,7 @@ def measure_encoding(folder: Path, model: str, pretrained: str | None) -> dict[s
     from PIL import Image
 
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_image_store
+    from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.random_weights import save_random_model
     from bliss_index.vocabulary import load_vocabulary, render_prompts
@@ -314,7 +313,7 @@ class _Clock(JobListener):
 
     seconds = 0.0
 
-    def finished_part(self, record: PartRecord) -> None:
+    def finished_part(self, record: Record) -> None:
         self.seconds += record.seconds
 
 

@@ -18,16 +18,17 @@ from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.from_store import calibrate_store
 from bliss_index.calibration.labels import Labels
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import encode_image_store, encode_text_store
+from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.scenes import OBJECT_KINDS, draw_scene, scene_vocabulary
+from bliss_index.encode.text_work import encode_text_store
 from bliss_index.errors import MissingDependencyError, OutputError
 from bliss_index.evaluation.metrics import evaluate_scores
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.scoring import label_scores, raw_scores
+from bliss_index.storage.files import atomic_file, make_directory, read_json, write_json
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.files import atomic_file, make_directory, read_json, write_json
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary
 
 MODEL = "bliss-tiny"
@@ -195,7 +196,7 @@ def _write_report(folder: Path, scores: Path, say: Callable[[str], None]) -> Pat
 
 def _encode(encoder: Encoder, folder: Path, split: str) -> EmbeddingStore:
     output = folder / f"{split}-embeddings"
-    encode_image_store(encoder, open_images(folder / "images" / split), output, workers=0)
+    encode_image_store(encoder, open_images(folder / "images" / split), output, decoders=0)
     return EmbeddingStore.open(output, kind="image")
 
 

@@ -351,7 +351,7 @@ class _StoreRows:
 
     def batches(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
         """Yield the first row, the rows, and which of them are good."""
-        for shard in self.store.iter_shards(check_hash=True):
+        for shard in self.store.iter_shards():
             yield shard.start, shard.embeddings, shard.good
 
 

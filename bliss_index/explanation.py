@@ -12,10 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.bulk.inputs import InputPart, open_input
-from bliss_index.bulk.records import output_name
 from bliss_index.bulk.scores import ScoresDirectory, read_scores
 from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
-from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.errors import InvalidInputError, JobError, StoreError
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
@@ -131,7 +130,7 @@ def explain_image(
     inputs = _open_inputs(directory, embedding)
     scorer = inputs.make_scorer()
     result = scorer.score(embedding)
-    _require_same_score(found, float(result.anomaly[0]), images or directory.manifest.location)
+    _require_same_score(found, float(result.anomaly[0]), images or directory.location)
     return Explanation(
         **_common(directory, found),
         anomaly_score=float(result.anomaly[0]),
@@ -147,7 +146,7 @@ def _common(directory: ScoresDirectory, found: dict[str, Any]) -> dict[str, Any]
     """What an explanation says of every image, whether it has a score or not."""
     return {
         "key": found["key"], "status": found["status"], "error": found["error"],
-        "lam": float(directory.manifest.settings["lam"]),
+        "lam": float(directory.job.settings["lam"]),
         "flag": found.get("flag"), "p_value": found.get("p_value"),
     }  # fmt: skip
 
@@ -200,13 +199,13 @@ def _entry_pulls(scorer: BlissScorer, result: Scores, texts: list[str]) -> tuple
 
 def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any]]:
     """Return the part and row of a key, and its row in the scores."""
-    for part, record in enumerate(directory.records):
-        path = directory.path / output_name(part)
-        keys = read_scores(path, record.rows, ["key"]).column("key")
+    for part, file in enumerate(directory.files):
+        path = directory.path / file.file
+        keys = read_scores(path, file.rows, ["key"]).column("key")
         row = pc.index(keys, key).as_py()
         if row >= 0:
             names = [name for name in pq.read_schema(path).names if name not in _LISTS]
-            return part, row, read_scores(path, record.rows, names).slice(row, 1).to_pylist()[0]
+            return part, row, read_scores(path, file.rows, names).slice(row, 1).to_pylist()[0]
     raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
 
 
@@ -219,16 +218,20 @@ def _read_embedding(
     columns: ColumnNames | None,
 ) -> npt.NDArray[Any]:
     """Read the embedding of an image from where the images are now: (1, d)."""
-    manifest = directory.manifest
-    source = open_input(images or manifest.find(manifest.location), columns)
-    name = manifest.parts[part][0]
-    for one in source.parts:
-        if one.name == name:
-            return _read_row(one, row, key)
-    raise StoreError(
-        f"{source.location} has no part {name}, from which {key!r} was scored; say where the "
-        "images are with --images"
-    )
+    if images is None and "://" in directory.location:
+        raise InvalidInputError(
+            f"the images are at {directory.location}, says {directory.path}; what a file names is "
+            f"not contacted: name it yourself with --images {directory.location}"
+        )
+    source = open_input(images or directory.job.find(directory.location), columns)
+    planned = directory.plan[part]
+    try:
+        return _read_row(source.find(planned), row, key)
+    except JobError as error:
+        raise StoreError(
+            f"{source.location} has no part {planned.name}, from which {key!r} was scored: it is "
+            "not what was scored; give the original with --images"
+        ) from error
 
 
 def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
@@ -250,12 +253,11 @@ def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
 
 def _open_inputs(directory: ScoresDirectory, queries: npt.NDArray[Any]) -> ScoringInputs:
     """Open the job's corpus and calibration, and check that they are still the same."""
-    manifest = directory.manifest
-    recorded = manifest.settings
+    recorded = directory.job.settings
     search = "auto" if recorded["search"] == "exact" else recorded["search"]
     settings = ScoreSettings(
-        manifest.find(manifest.paths["corpus"]),
-        manifest.find(manifest.paths["calibration"]),
+        directory.job.find(directory.job.facts["corpus"]),
+        directory.job.find(directory.job.facts["calibration"]),
         recorded["k"],
         recorded["lam"],
         search,

@@ -7,10 +7,14 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from bliss_index.bulk.records import JobManifest, PartRecord, record_path
+from bliss_index.bulk.scores import read_job, read_plan
 from bliss_index.calibration import Calibration
-from bliss_index.store.files import read_json
-from bliss_index.store.manifest import MANIFEST_NAME, StoreManifest, library_versions
+from bliss_index.jobs import JobListener, JobOptions
+from bliss_index.jobs.description import MANIFEST_NAME, library_versions
+from bliss_index.jobs.state import JobState
+from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.files import read_json
+from bliss_index.store.manifest import StoreManifest, read_unfinished
 from bliss_index.verification import directory_kind
 
 _CLIP_DIM = 512
@@ -76,10 +80,11 @@ def _describe_calibration(path: Path) -> dict[str, Any]:
 
 
 def _describe_store(path: Path) -> dict[str, Any]:
-    manifest = StoreManifest.read(path)
+    complete = (path / MANIFEST_NAME).is_file()
+    manifest = StoreManifest.read(path) if complete else read_unfinished(LocalDirectory(path))
     facts: dict[str, Any] = {
         "kind": f"{manifest.kind} store",
-        "complete": manifest.complete,
+        "complete": complete,
         "rows": manifest.rows,
         "bad_rows": manifest.bad_rows,
         "shards": len(manifest.shards),
@@ -92,28 +97,28 @@ def _describe_store(path: Path) -> dict[str, Any]:
         "content_hash": manifest.content_hash,
         "versions": manifest.versions,
     }
-    if manifest.complete and manifest.kind == "text":
+    if complete and manifest.kind == "text":
         facts["indexes"] = _indexes(path, manifest)
     return facts
 
 
 def _describe_scores(path: Path) -> dict[str, Any]:
-    manifest = JobManifest.read(path)
-    files = [record_path(path, index) for index in range(len(manifest.parts))]
-    records = [PartRecord.read(file) for file in files if file.exists()]
+    directory = LocalDirectory(path)
+    job = read_job(directory)
+    plan = read_plan(directory, job)
+    state = JobState(directory, plan, JobOptions(), JobListener())
+    state.find_done(repair=False)
     return {
         "kind": "scores",
-        "complete": len(records) == len(manifest.parts),
-        "rows": sum(record.rows for record in records),
-        "rows_in_all": manifest.rows,
-        "bad_rows": sum(record.bad_rows for record in records),
-        "parts": len(manifest.parts),
-        "parts_done": len(records),
-        "images": manifest.location,
-        **manifest.paths,
-        "settings": manifest.settings,
-        "classes": list(manifest.classes),
-        "versions": manifest.versions,
+        "complete": state.complete,
+        "rows": state.rows,
+        "rows_in_all": plan.rows,
+        "bad_rows": state.bad_rows,
+        "parts": len(plan),
+        "parts_done": len(state.records),
+        **job.facts,
+        "settings": job.settings,
+        "versions": job.versions,
     }
 
 

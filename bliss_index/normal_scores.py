@@ -18,8 +18,8 @@ from bliss_index.calibration.from_store import numbers_of_rows
 from bliss_index.calibration.labels import NO_CLASS, Labels
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.storage.files import atomic_file, make_directory
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.files import atomic_file, make_directory
 from bliss_index.thresholds import held_out_scores
 
 _METADATA = b"bliss_index.normal_scores"

@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.store.files import output_error
+from bliss_index.storage.files import output_error
 from bliss_index.vocabulary import (
     clean_entry,
     describe_counts,
@@ -122,7 +122,7 @@ def spool_vocabulary(
     """
     listed = list_sources(sources)
     unwanted = excluded_names(exclude)
-    place = _existing(Path(directory))
+    place = _existing(directory)
     counts = dict.fromkeys(("read", "empty", "duplicate", "excluded"), 0)
     try:
         with contextlib.ExitStack() as stack:
@@ -224,7 +224,10 @@ def _decoded(line: bytes) -> str:
     return line[:-1].decode("utf-8", "surrogatepass")
 
 
-def _existing(directory: Path) -> Path:
+def _existing(directory: str | Path) -> Path:
+    if "://" in str(directory):
+        return Path(tempfile.gettempdir())
+    directory = Path(directory)
     return next(d for d in (directory, *directory.absolute().parents) if d.is_dir())
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from bliss_index.bulk.records import JOB_NAME
 from bliss_index.bulk.verify import verify_scores
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.files import CALIBRATION_FORMAT
 from bliss_index.errors import BlissError, InvalidInputError, StoreError
+from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, JobDescription
+from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.files import read_json
 from bliss_index.store import EmbeddingStore, VerificationReport, verify_store
-from bliss_index.store.files import read_json
-from bliss_index.store.manifest import MANIFEST_NAME
 from bliss_index.store.source_part import ColumnNames
 
 
@@ -25,7 +25,10 @@ def directory_kind(path: Path) -> str:
         It is none of these.
     """
     if (path / JOB_NAME).is_file():
-        return "scores"
+        kind = JobDescription.read(LocalDirectory(path)).kind
+        if kind not in ("scores", "store"):
+            raise StoreError(f"{path} holds {kind!r}, which this version does not know")
+        return kind
     if (path / MANIFEST_NAME).is_file():
         manifest = read_json(path / MANIFEST_NAME)
         return "calibration" if manifest.get("format") == CALIBRATION_FORMAT else "store"

@@ -15,7 +15,7 @@ from bliss_reference import clip_like
 
 from bliss_index.bulk import ScoreSettings
 from bliss_index.calibration import calibrate
-from bliss_index.store import ModelIdentity, StoreWriter
+from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
 DIM = 16
@@ -67,10 +67,28 @@ def outputs(folder: Path) -> dict[str, bytes]:
     """The Parquet files of a scores directory; anything left over is an error."""
     names = {p.name for p in folder.iterdir()}
     files = {name for name in names if name.endswith(".parquet")}
-    assert names - files == {"_job.json", "_records", "_statistics.json"}, names
+    assert names - files - {"_deaths"} == {
+        "_job.json", "_plan", "_records", "_statistics.json", "_manifest.json",
+    }, names  # fmt: skip
     records = {p.name for p in (folder / "_records").iterdir()}
-    assert records == {name.replace(".parquet", ".json") for name in files}
+    assert records == {f"{name[:13]}.json" for name in files}
     return {name: (folder / name).read_bytes() for name in sorted(files)}
+
+
+def scored(folder: Path, index: int = 0) -> Path:
+    """The file of scores of a part."""
+    (path,) = folder.glob(f"part-{index:08d}.*.parquet")
+    return path
+
+
+def record(folder: Path, index: int = 0) -> Path:
+    """The record of a part."""
+    return folder / "_records" / f"part-{index:08d}.json"
+
+
+def shard(folder: Path, index: int = 0) -> Path:
+    """The file of a shard of a store."""
+    return folder / EmbeddingStore.open(folder).shards[index].file
 
 
 def score_command(job: Job, out: Path, *more) -> list[str]:
@@ -139,7 +157,7 @@ def _start(command: list[str]) -> subprocess.Popen:
 
 def parts_done(out: Path) -> int:
     """How many parts of a job have their record."""
-    return len(list(out.glob("_records/shard-*.json")))
+    return len(list(out.glob("_records/part-*.json")))
 
 
 def wait_for(condition, seconds=60.0):

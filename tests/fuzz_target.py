@@ -14,13 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from bulk_fixtures import make_job
+from bulk_fixtures import shard as shard_of
 
 from bliss_index.bulk import ScoresDirectory, run_job, verify_scores
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.labels import Labels
 from bliss_index.errors import BlissError
+from bliss_index.jobs import Record
 from bliss_index.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.search.faiss_index import index_records
+from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, verify_store
 from bliss_index.store.sources import open_source
 
@@ -44,6 +47,15 @@ def read_source(path: Path) -> None:
             batch.embeddings.sum()
 
 
+def read_plan(path: Path) -> None:
+    verify_scores(path)
+
+
+def read_record(path: Path) -> None:
+    verify_scores(path)
+    Record.read(open_directory(path), 0)
+
+
 def read_index(path: Path) -> None:
     index_records(EmbeddingStore.open(path))
 
@@ -51,13 +63,15 @@ def read_index(path: Path) -> None:
 # What is mutated, below the folder, and what is read then.
 TARGETS = {
     "store manifest": ("images/manifest.json", read_store, "images"),
-    "store shard": ("images/shard-00001.arrow", read_store, "images"),
-    "store shard, unchecked": ("images/shard-00001.arrow", None, "images"),
+    "store shard": ("images/*-*1.*arrow", read_store, "images"),
+    "store shard, unchecked": ("images/*-*1.*arrow", None, "images"),
     "calibration manifest": ("calibration/manifest.json", Calibration.load, "calibration"),
-    "calibration classes": ("calibration/classes.arrow", None, "calibration"),
+    "calibration classes": ("calibration/classes.*arrow", None, "calibration"),
     "job": ("scores/_job.json", read_scores, "scores"),
-    "record": ("scores/_records/shard-00000.json", read_scores, "scores"),
-    "scores": ("scores/shard-00000.parquet", read_scores, "scores"),
+    "record": ("scores/_records/part-00000000.json", read_record, "scores"),
+    "scores manifest": ("scores/_manifest.json", read_scores, "scores"),
+    "plan": ("scores/_plan/*.arrow", read_plan, "scores"),
+    "scores": ("scores/part-00000000.*.parquet", read_scores, "scores"),
     "parquet": ("t.parquet", read_source, "t.parquet"),
     "npy": ("t.npy", read_source, "t.npy"),
     "npz": ("t.npz", read_source, "t.npz"),
@@ -66,7 +80,7 @@ TARGETS = {
     "labels npy": ("labels.npy", Labels.read, "labels.npy"),
     "labels parquet": ("labels.parquet", Labels.read, "labels.parquet"),
     "normal scores": ("normal.parquet", NormalScores.read, "normal.parquet"),
-    "index": ("corpus/index/index.json", read_index, "corpus"),
+    "index": ("corpus/index/flat.json", read_index, "corpus"),
 }
 
 
@@ -124,7 +138,7 @@ def reader_of(target: str, path: Path):
         from bliss_index.store.schema import read_shard, shard_schema
 
         def read(folder: Path) -> None:
-            batch = read_shard(folder / "shard-00001.arrow", shard_schema("image", 16, "float16"))
+            batch = read_shard(shard_of(folder, 1), shard_schema("image", 16, "float16"))
             for name in batch.schema.names:
                 batch.column(name).to_pylist()
 
@@ -146,7 +160,7 @@ _HASHES: dict[str, str] = {}
 def main() -> None:
     folder, target, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     file, _, location = TARGETS[target]
-    path = folder / file
+    (path,) = folder.glob(file)
     reader = reader_of(target, folder / location)
     content = path.read_bytes()
     refused = 0

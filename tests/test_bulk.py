@@ -21,16 +21,19 @@ from bulk_fixtures import (
     make_job,
     outputs,
     score_command,
+    scored,
+    shard,
     wait_for,
     write_images,
 )
 
 from bliss_index.bulk import JobOptions, ScoresDirectory, part_output, run_job, verify_scores
-from bliss_index.bulk.listener import JobListener
-from bliss_index.bulk.memory import MemoryPlan, parse_bytes, plan_memory
-from bliss_index.bulk.records import PartRecord
+from bliss_index.bulk.memory import plan_memory
 from bliss_index.errors import InvalidInputError, JobError, OutputError, StoreError
+from bliss_index.jobs import JobListener, Record
+from bliss_index.jobs.memory import MemoryPlan, parse_bytes
 from bliss_index.search import ExactSearch
+from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.source_part import ColumnNames
 
@@ -87,7 +90,7 @@ def test_batches_do_not_matter(job, tmp_path, monkeypatch, batch_rows):
     monkeypatch.setattr("bliss_index.bulk.memory.MOST_BATCH_ROWS", 8192)
     run_job(job.images, tmp_path / "b", job.settings())
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
-    assert pq.ParquetFile(tmp_path / "a" / "shard-00000.parquet").num_row_groups == 4
+    assert pq.ParquetFile(scored(tmp_path / "a")).num_row_groups == 4
 
 
 def test_two_workers_write_the_same(job, whole, tmp_path):
@@ -99,7 +102,8 @@ def test_two_workers_write_the_same(job, whole, tmp_path):
 def test_the_tasks_of_an_array_write_the_same(job, whole, tmp_path):
     first = run_job(job.images, tmp_path / "s", job.settings(), JobOptions(task="0/2"))
     assert (first.parts_done, first.complete) == (3, False)
-    with pytest.raises(StoreError, match="is not complete: part shard-00001.arrow is not scored"):
+    name = shard(job.images, 1).name
+    with pytest.raises(StoreError, match=f"is not complete: part {name} is not scored"):
         ScoresDirectory.open(tmp_path / "s")
     second = run_job(job.images, tmp_path / "s", job.settings(), JobOptions(task="1/2"))
     assert second.complete
@@ -138,17 +142,17 @@ def test_a_damaged_part_fails_alone_on_ray(job, whole, tmp_path):
     pytest.importorskip("ray")
     shutil.copytree(job.images, tmp_path / "images")
     mine = type(job)(job.folder, job.corpus, job.calibration, tmp_path / "images")
-    shard = mine.images / "shard-00002.arrow"
-    good = shard.read_bytes()
-    shard.write_bytes(good[:-9])
+    damaged = shard(mine.images, 2)
+    good = damaged.read_bytes()
+    damaged.write_bytes(good[:-9])
     command = score_command(mine, tmp_path / "s", "--engine", "ray", "--workers", 2, "--json")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["parts_done"], summary["complete"]) == (5, False)
     ((name, reason),) = summary["failed"]
-    assert (name, "CorruptStoreError" in reason) == ("shard-00002.arrow", True)
-    shard.write_bytes(good)
+    assert (name, "CorruptStoreError" in reason) == (damaged.name, True)
+    damaged.write_bytes(good)
     subprocess.run(command, capture_output=True, check=True, timeout=300)
     assert outputs(tmp_path / "s") == whole
 
@@ -188,7 +192,7 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path):
     process = subprocess.Popen(
         score_command(slow, tmp_path / "b", "--workers", 2), stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: list((tmp_path / "b").glob("shard*.parquet")))
+    wait_for(lambda: list((tmp_path / "b").glob("part-*.parquet")))
     victims = [
         pid for pid in children_of(process.pid)
         if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -207,7 +211,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
         process = subprocess.Popen(
             score_command(slow, out, "--workers", workers), stderr=subprocess.PIPE, text=True
         )
-        wait_for(lambda out=out: list(out.glob("_records/shard*.json")))
+        wait_for(lambda out=out: list(out.glob("_records/part-*.json")))
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
@@ -226,7 +230,7 @@ def test_a_second_job_is_refused_while_the_first_lives(tmp_path):
     slow = make_job(tmp_path, shards=30, rows=4000, entries=4000, dim=64)
     process = subprocess.Popen(score_command(slow, tmp_path / "s"), stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: list((tmp_path / "s").glob("shard*.parquet")))
+        wait_for(lambda: list((tmp_path / "s").glob("part-*.parquet")))
         with pytest.raises(OutputError, match=f"in use by another job .process {process.pid} on"):
             run_job(slow.images, tmp_path / "s", slow.settings())
         with pytest.raises(OutputError, match="in use by another job"):
@@ -254,7 +258,7 @@ def test_other_settings_are_refused(job, tmp_path):
         run_job(job.images, tmp_path / "s", type(job)(
             job.folder, other.corpus, job.calibration, job.images
         ).settings())  # fmt: skip
-    with pytest.raises(JobError, match="begun with images .*content hash"):
+    with pytest.raises(JobError, match="begun with other input: .* changed since|gone since"):
         run_job(other.images, tmp_path / "s", job.settings())
     (tmp_path / "stranger").mkdir()
     (tmp_path / "stranger" / "thesis.tex").write_text("x")
@@ -379,10 +383,10 @@ def test_named_columns(job, tmp_path):
     lists = pa.array(list(rows.astype(np.float32)))
     table = pa.table({"a": lists, "b": lists, "name": [f"n{i}" for i in range(300)]})
     pq.write_table(table, tmp_path / "t.parquet")
-    options = JobOptions(columns=ColumnNames("b", "name"))
-    run_job(tmp_path / "t.parquet", tmp_path / "s", job.settings(), options)
+    columns = ColumnNames("b", "name")
+    run_job(tmp_path / "t.parquet", tmp_path / "s", job.settings(), columns=columns)
     assert ScoresDirectory.open(tmp_path / "s").table().column("key")[7].as_py() == "n7"
-    assert verify_scores(tmp_path / "s", options.columns).ok
+    assert verify_scores(tmp_path / "s", columns).ok
 
 
 def test_the_output_opens_anywhere(job, whole):
@@ -401,9 +405,10 @@ def test_the_output_opens_anywhere(job, whole):
 
 def test_records_are_what_verify_compares(job, tmp_path):
     run_job(job.images, tmp_path / "s", job.settings())
-    record = PartRecord.read(tmp_path / "s" / "_records" / "shard-00003.json")
-    assert (record.part, record.rows, record.status) == ("shard-00003.arrow", 50, {"ok": 50})
-    assert record.input_sha256 == EmbeddingStore.open(job.images).shards[3].sha256
+    record = Record.read(open_directory(tmp_path / "s"), 3)
+    name = shard(job.images, 3).name
+    assert (record.part, record.rows, record.status) == (name, 50, {"ok": 50})
+    assert record.input == EmbeddingStore.open(job.images).shards[3].sha256
 
 
 def test_empty_and_single_rows(job, tmp_path):
@@ -415,6 +420,6 @@ def test_empty_and_single_rows(job, tmp_path):
     assert (summary.rows, summary.complete) == (0, True)
     np.save(tmp_path / "empty.npy", rows[:0])
     run_job(tmp_path / "empty.npy", tmp_path / "s2", job.settings())
-    assert pq.read_table(tmp_path / "s2" / "shard-00000.parquet").num_rows == 0
+    assert pq.read_table(scored(tmp_path / "s2")).num_rows == 0
     for name in ("s0", "s1", "s2"):
         assert verify_scores(tmp_path / name).ok

@@ -19,7 +19,10 @@ import pytest
 from bulk_fixtures import (
     children_of,
     outputs,
+    record,
     score_command,
+    scored,
+    shard,
     wait_for,
     write_images,
     write_text,
@@ -27,12 +30,13 @@ from bulk_fixtures import (
 
 from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.bulk.inputs import open_input
-from bliss_index.bulk.listener import JobListener
-from bliss_index.bulk.records import RECORD_FOLDER
 from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
+from bliss_index.jobs import JobListener
+from bliss_index.jobs.record import RECORD_FOLDER
 from bliss_index.search import ExactSearch
+from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore
 
 
@@ -66,14 +70,14 @@ def test_a_small_disk_that_fills_up(job, whole, small_disk, workers):
     """A real one: one clear error, no file left half, what was done kept; space, and it goes on."""
     place, remount = small_disk
     options = JobOptions(workers=workers)
-    message = "cannot write .*shard.*No space left on device; free some space and run the same"
+    message = "cannot write .*s.*No space left on device; free some space and run the same"
     with pytest.raises(OutputError, match=message):
         run_job(job.images, place / "s", job.settings(), options)
-    done = {p.name: p.read_bytes() for p in (place / "s").glob("shard-*.parquet")}
+    done = {p.name: p.read_bytes() for p in (place / "s").glob("part-*.parquet")}
     records = {p.stem for p in (place / "s" / "_records").iterdir()}
     assert 0 < len(done) < 6
-    assert records <= {name.removesuffix(".parquet") for name in done}
-    assert not list((place / "s").rglob(".*.tmp"))
+    assert records <= {name[:13] for name in done}
+    assert not list((place / "s").rglob("*.tmp"))
     assert all(whole[name] == content for name, content in done.items())
     (place / "filler").write_bytes(b"")
     with pytest.raises(OutputError, match="No space left on device"):  # still full
@@ -207,7 +211,7 @@ def test_what_is_replaced_while_the_job_runs_is_noticed(job, tmp_path, replaced)
     # One worker fails while it opens, of two each does in its own process.
     with pytest.raises(JobError, match=f"was begun with {replaced} .*now it is"):
         run_job(mine.images, tmp_path / "s1", mine.settings(), listener=Replacing())
-    assert not list((tmp_path / "s1").glob("shard-*"))
+    assert not list((tmp_path / "s1").glob("part-*"))
     for name in ("corpus", "images"):
         shutil.rmtree(tmp_path / name)
         shutil.copytree(job.folder / name, tmp_path / name)
@@ -248,27 +252,27 @@ def test_a_part_whose_process_dies_twice_is_given_up(job, tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "missing", "other bytes"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_damaged_shard_fails_alone(copy, whole, tmp_path, damage, workers):
-    shard = copy.images / "shard-00002.arrow"
-    content = bytearray(shard.read_bytes())
+    target = shard(copy.images, 2)
+    content = bytearray(target.read_bytes())
     good = bytes(content)
     if damage == "truncated":
-        shard.write_bytes(good[:-17])
+        target.write_bytes(good[:-17])
     elif damage == "one bit":
         content[len(content) // 2] ^= 4
-        shard.write_bytes(content)
+        target.write_bytes(content)
     elif damage == "missing":
-        shard.unlink()
+        target.unlink()
     else:
-        shard.write_bytes(os.urandom(len(good)))
+        target.write_bytes(os.urandom(len(good)))
     options = JobOptions(workers=workers)
     summary = run_job(copy.images, tmp_path / "s", copy.settings(), options)
     assert (summary.parts_done, summary.complete, summary.rows) == (5, False, 250)
     ((name, reason),) = summary.failed
-    assert name == "shard-00002.arrow"
+    assert name == target.name
     assert "CorruptStoreError" in reason
     report = verify_scores(tmp_path / "s")
-    assert any("shard-00002.arrow" in problem for problem in report.problems)
-    shard.write_bytes(good)
+    assert any(target.name in problem for problem in report.problems)
+    target.write_bytes(good)
     summary = run_job(copy.images, tmp_path / "s", copy.settings(), options)
     assert (summary.complete, summary.parts_earlier) == (True, 5)
     assert outputs(tmp_path / "s") == whole
@@ -278,44 +282,44 @@ def test_no_flipped_bit_is_ever_scored(job, copy, tmp_path):
     """Wherever it is, and whatever it makes of the rows: nothing gets a file name."""
     scorer = ScoringInputs.open(job.settings()).make_scorer()
     (tmp_path / "s" / RECORD_FOLDER).mkdir(parents=True)
-    parts = PartScorer(scorer, tmp_path / "s", batch_rows=16)
+    parts = PartScorer(scorer, open_directory(tmp_path / "s"), batch_rows=16)
     part = open_input(copy.images).parts[1]
-    shard = copy.images / part.name
-    good = shard.read_bytes()
+    target = copy.images / part.name
+    good = target.read_bytes()
     matrix = EmbeddingStore.open(job.images).shard(1).embeddings
     first = good.index(matrix[0].tobytes())
     places = np.random.default_rng(0).integers(0, len(good), 100).tolist()
     for place in [*places, *range(first, first + 40)]:
         content = bytearray(good)
         content[place] ^= 0x40
-        shard.write_bytes(content)
-        with pytest.raises(CorruptStoreError, match="shard-00001"):
+        target.write_bytes(content)
+        with pytest.raises(CorruptStoreError, match=part.name):
             parts.score_part(part, 1)
     content = bytearray(good)
     content[first : first + 2] = np.float16("nan").tobytes()  # the search refuses such rows
-    shard.write_bytes(content)
+    target.write_bytes(content)
     with pytest.raises(CorruptStoreError, match="has SHA-256 .* altered"):
         parts.score_part(part, 1)
     assert [path.name for path in (tmp_path / "s").rglob("*")] == [RECORD_FOLDER]
-    shard.write_bytes(good)
+    target.write_bytes(good)
     assert parts.score_part(part, 1).rows == 50
 
 
 def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypatch):
     """The hash is slow; every row is scored by then, and the file still has no name."""
-    content = bytearray((copy.images / "shard-00000.arrow").read_bytes())
+    content = bytearray(shard(copy.images, 0).read_bytes())
     content[-600] ^= 1
     scored: list[int] = []
     every_row = threading.Event()
     check = EmbeddingStore.check_hash
 
     def late(store, index, between=None):
-        if index == 0:
+        if index == 0 and store.kind == "image":
             assert every_row.wait(60)
             assert not list((tmp_path / "s").glob("*.parquet"))
             (tmp_path / "altered").write_bytes(content)
             # At once: a file that is cut off in place ends the process that has it mapped.
-            (tmp_path / "altered").replace(copy.images / "shard-00000.arrow")
+            (tmp_path / "altered").replace(shard(copy.images, 0))
         return check(store, index, between)
 
     class Listening(JobListener):
@@ -324,11 +328,11 @@ def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypat
             if sum(scored) == 50:
                 every_row.set()
 
-    monkeypatch.setattr("bliss_index.bulk.job._sample", lambda part: np.empty((0, 0)))
+    monkeypatch.setattr("bliss_index.bulk.score_work._sample", lambda part: np.empty((0, 0)))
     monkeypatch.setattr(EmbeddingStore, "check_hash", late)
     summary = run_job(copy.images, tmp_path / "s", copy.settings(), listener=Listening())
-    assert [name for name, _ in summary.failed] == ["shard-00000.arrow"]
-    assert not (tmp_path / "s" / "shard-00000.parquet").exists()
+    assert [name for name, _ in summary.failed] == [shard(copy.images, 0).name]
+    assert not list((tmp_path / "s").glob("part-00000000.*"))
 
 
 def test_a_file_that_is_replaced_while_it_is_scored(job, tmp_path, monkeypatch):
@@ -401,7 +405,7 @@ def test_every_kind_of_bad_row_100000_times(job, tmp_path):
         "ok": 20_001, "zero_embedding": 20_000, "nonfinite_embedding": 40_000,
         "duplicate_key": 19_999,
     }  # fmt: skip
-    table = pq.read_table(tmp_path / "s" / "shard-00000.parquet")
+    table = pq.read_table(scored(tmp_path / "s"))
     assert table.num_rows == count
     assert table.column("anomaly_score").null_count == 79_999
     report = verify_scores(tmp_path / "s")
@@ -418,7 +422,7 @@ def test_lists_that_are_null_short_or_hold_nulls(job, tmp_path):
     table = pa.table({"embedding": pa.array(lists, pa.list_(pa.float32())), "key": keys})
     pq.write_table(table, tmp_path / "t.parquet")
     run_job(tmp_path / "t.parquet", tmp_path / "s", job.settings())
-    found = pq.read_table(tmp_path / "s" / "shard-00000.parquet").to_pylist()
+    found = pq.read_table(scored(tmp_path / "s")).to_pylist()
     bad = {row: found[row]["status"] for row in range(20) if found[row]["status"] != "ok"}
     assert bad == {
         3: "missing_embedding", 5: "wrong_dimension", 7: "nonfinite_embedding", 9: "missing_key",
@@ -436,7 +440,7 @@ def test_too_many_bad_rows_stop_the_job(job, tmp_path):
     settings = job.settings()
     with pytest.raises(JobError, match=r"5 of 50 rows are bad \(10.00%\), .* allows 5.00%"):
         run_job(tmp_path / "images", tmp_path / "s", settings, JobOptions(max_bad_fraction=0.05))
-    assert (tmp_path / "s" / "shard-00000.parquet").exists()
+    assert scored(tmp_path / "s").exists()
     summary = run_job(
         tmp_path / "images", tmp_path / "s", settings, JobOptions(max_bad_fraction=0.1)
     )
@@ -450,15 +454,15 @@ def test_records_and_outputs_that_were_damaged_are_made_again(job, whole, tmp_pa
         return summary.parts_earlier
 
     again()
-    (tmp_path / "s" / "_records" / "shard-00001.json").write_text("{")
-    (tmp_path / "s" / "shard-00003.parquet").write_bytes(b"PAR1")
-    (tmp_path / "s" / "shard-00004.parquet").unlink()
+    record(tmp_path / "s", 1).write_text("{")
+    scored(tmp_path / "s", 3).write_bytes(b"PAR1")
+    scored(tmp_path / "s", 4).unlink()
     assert again() == 3
 
 
 def test_verify_finds_what_was_changed(job, tmp_path):
     run_job(job.images, tmp_path / "s", job.settings())
-    output = tmp_path / "s" / "shard-00002.parquet"
+    output = scored(tmp_path / "s", 2)
     good = output.read_bytes()
 
     def problems():
@@ -474,20 +478,20 @@ def test_verify_finds_what_was_changed(job, tmp_path):
     pq.write_table(table.slice(1), output)
     assert "altered" in problems()
     output.write_bytes(good)
-    record = tmp_path / "s" / "_records" / "shard-00002.json"
-    kept = record.read_text()
-    record.write_text(json.dumps({**json.loads(kept), "rows": 49}))
+    written = record(tmp_path / "s", 2)
+    kept = written.read_text()
+    written.write_text(json.dumps({**json.loads(kept), "rows": 49}))
     assert "49 rows are scored, the input has 50" in problems()
-    record.unlink()
+    written.unlink()
     assert "it is not scored; run the job again" in problems()
-    record.write_text(kept)
-    (tmp_path / "s" / ".shard-00002.parquet.9.tmp").write_bytes(b"x")
+    written.write_text(kept)
+    (tmp_path / "s" / ".bliss-0123456789abcdef.tmp").write_bytes(b"x")
     assert "is a temporary file of a job that was killed" in problems()
 
 
 def test_scores_that_lack_a_column(job, tmp_path):
     run_job(job.images, tmp_path / "s", job.settings())
-    path = tmp_path / "s" / "shard-00001.parquet"
+    path = scored(tmp_path / "s", 1)
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["status"]), path)
     with pytest.raises(CorruptStoreError, match="has no column 'status'; it has .*'key'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +20,19 @@ from bulk_fixtures import wait_for
 
 from bliss_index.bulk import run_job
 from bliss_index.bulk.finishing import Finishing
-from bliss_index.bulk.inputs import open_input
-from bliss_index.bulk.listener import JobListener
+from bliss_index.bulk.inputs import open_input, part_of
 from bliss_index.bulk.part_output import PartOutput
-from bliss_index.bulk.part_worker import PartResult
-from bliss_index.bulk.records import RECORD_FOLDER
 from bliss_index.bulk.score_part import PartScorer
 from bliss_index.bulk.settings import ScoringInputs
-from bliss_index.bulk.workers import _after_death, _hand_out, _Question, _Worker
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
+from bliss_index.jobs import JobListener, Outcome
+from bliss_index.jobs.processes import _after_death, _hand_out, _Question, _Worker
+from bliss_index.jobs.record import RECORD_FOLDER
 from bliss_index.search import ExactSearch
+from bliss_index.storage import files, open_directory
+from bliss_index.storage.files import NewFile
+from bliss_index.storage.hashing import file_sha256
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.files import AtomicFile
-from bliss_index.store.hashing import file_sha256
 
 
 @pytest.fixture
@@ -39,13 +41,20 @@ def scorer(job, tmp_path):
     directory = tmp_path / "s"
     (directory / RECORD_FOLDER).mkdir(parents=True)
     parts = PartScorer(
-        ScoringInputs.open(job.settings()).make_scorer(), directory, batch_rows=16
-    )  # fmt: skip
-    return parts, list(enumerate(open_input(job.images).parts)), directory
+        ScoringInputs.open(job.settings()).make_scorer(), open_directory(directory), batch_rows=16
+    )
+    sources = open_input(job.images).parts
+    return parts, [(part_of(i, source), source) for i, source in enumerate(sources)], directory
 
 
 def named(directory: Path) -> list[str]:
     return sorted(p.name for p in directory.rglob("*") if p.is_file())
+
+
+def kinds(directory: Path) -> list[str]:
+    """Names without the hash of their content."""
+    plan = [re.sub(r"^[0-9a-f]{16}\.arrow$", "plan.arrow", name) for name in named(directory)]
+    return sorted(re.sub(r"\.[0-9a-f]{16}\.", ".", name) for name in plan)
 
 
 def test_a_part_is_committed_while_the_next_one_is_searched(scorer, monkeypatch):
@@ -53,7 +62,7 @@ def test_a_part_is_committed_while_the_next_one_is_searched(scorer, monkeypatch)
     parts, numbered, directory = scorer
     searches = []
     second = threading.Event()
-    true_search, true_commit = ExactSearch.search, AtomicFile.commit
+    true_search, true_commit = ExactSearch.search, NewFile.commit
 
     def search(self, images):
         searches.append(len(images))
@@ -62,12 +71,12 @@ def test_a_part_is_committed_while_the_next_one_is_searched(scorer, monkeypatch)
             second.set()
         return true_search(self, images)
 
-    def commit(self):
+    def commit(self, name, **more):
         assert second.wait(60)
-        true_commit(self)
+        return true_commit(self, name, **more)
 
     monkeypatch.setattr(ExactSearch, "search", search)
-    monkeypatch.setattr(AtomicFile, "commit", commit)
+    monkeypatch.setattr(NewFile, "commit", commit)
     outcomes = parts.score_parts(numbered[:2])
     assert next(outcomes).index == 0
     monkeypatch.setattr(ExactSearch, "search", true_search)
@@ -77,17 +86,17 @@ def test_a_part_is_committed_while_the_next_one_is_searched(scorer, monkeypatch)
 def test_parts_get_their_names_in_order(scorer, whole, monkeypatch):
     """File, then record, then the next part's file: whatever is there is whole."""
     parts, numbered, directory = scorer
-    renamed = []
-    replace = os.replace
+    linked = []
+    link = files.os.link
 
-    def noted(source, target):
-        renamed.append(Path(target).name)
-        replace(source, target)
+    def noted(source, target, **more):
+        linked.append(Path(target).name)
+        link(source, target, **more)
 
-    monkeypatch.setattr("os.replace", noted)
+    monkeypatch.setattr("os.link", noted)
     outcomes = list(parts.score_parts(numbered))
     assert [outcome.index for outcome in outcomes] == list(range(6))
-    assert renamed == [f"shard-{i:05d}.{kind}" for i in range(6) for kind in ("parquet", "json")]
+    assert linked == [name for file in sorted(whole) for name in (file, f"{file[:13]}.json")]
     assert {p.name: p.read_bytes() for p in directory.glob("*.parquet")} == whole
 
 
@@ -106,19 +115,19 @@ def test_a_part_that_fails_leaves_its_neighbours_alone(scorer, whole, monkeypatc
         "shard 1 is damaged", "shard 4 is damaged",
     ]  # fmt: skip
     left = {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file()}
-    failed = ("shard-00001.parquet", "shard-00004.parquet")
-    assert left == {name: content for name, content in whole.items() if name not in failed}
+    failed = ("part-00000001", "part-00000004")
+    assert left == {name: content for name, content in whole.items() if name[:13] not in failed}
 
 
 def test_an_output_that_cannot_be_written_is_told_at_once(scorer, monkeypatch):
     """Before the next part, which may take hours, is through; its hash is not waited for."""
     parts, numbered, directory = scorer
 
-    def full(self):
+    def full(self, name, **more):
         self.discard()
         raise OutputError("no space left")
 
-    monkeypatch.setattr(AtomicFile, "commit", full)
+    monkeypatch.setattr(NewFile, "commit", full)
     finished = threading.Event()
     hashed = EmbeddingStore.check_hash
 
@@ -151,7 +160,7 @@ def test_who_stops_asking_waits_for_no_hash_and_leaves_no_file(scorer, monkeypat
     assert next(outcomes).index == 0
     assert begun.wait(60)
     outcomes.close()
-    assert named(directory) == ["shard-00000.json", "shard-00000.parquet"]
+    assert kinds(directory) == ["part-00000000.json", "part-00000000.parquet"]
 
 
 def test_too_many_bad_rows_stop_what_was_begun(job, tmp_path):
@@ -163,7 +172,9 @@ def test_too_many_bad_rows_stop_what_was_begun(job, tmp_path):
 
     with pytest.raises(JobError, match="enough"):
         run_job(job.images, tmp_path / "s", job.settings(), listener=Stopping())
-    assert named(tmp_path / "s") == ["_job.json", "shard-00000.json", "shard-00000.parquet"]
+    assert kinds(tmp_path / "s") == [
+        "_job.json", "part-00000000.json", "part-00000000.parquet", "plan.arrow",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("behind", [1, 5])
@@ -197,7 +208,7 @@ def test_an_unforeseen_error_is_no_part_failure(job, tmp_path, monkeypatch):
     monkeypatch.setattr(ExactSearch, "search", broken)
     with pytest.raises(ZeroDivisionError, match="a mistake"):
         run_job(job.images, tmp_path / "s", job.settings())
-    assert named(tmp_path / "s") == ["_job.json"]
+    assert kinds(tmp_path / "s") == ["_job.json", "plan.arrow"]
 
 
 def test_a_hash_can_be_ended(tmp_path):
@@ -245,15 +256,24 @@ def test_ctrl_c_does_not_wait_for_a_hash(job, tmp_path):
     try:
         # Nothing is written before a group of rows is full, or the part is at its end.
         wait_for(lambda: (tmp_path / "s" / "_job.json").exists())
-        wait_for(lambda: list((tmp_path / "s").glob(".shard-00000.parquet.*.tmp")))
+        wait_for(lambda: opened_below(process.pid, tmp_path / "s"))
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 130, errors
     assert "interrupted; what is done is kept" in errors
-    assert named(tmp_path / "s") == ["_job.json"]
+    assert kinds(tmp_path / "s") == ["_job.json", "plan.arrow"]
     assert run_job(tmp_path / "rows.npy", tmp_path / "s", job.settings()).complete
+
+
+def opened_below(pid: int, folder: Path) -> list[str]:
+    """Files without a name that a process writes in a folder."""
+    links = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            links.append(os.readlink(path))
+    return [link for link in links if link.startswith(f"{folder}/") and "(deleted)" in link]
 
 
 class Process:
@@ -272,6 +292,10 @@ class Process:
             self.parts[index] = deaths
 
 
+def no_note(index, reason):
+    """Deaths are not remembered here."""
+
+
 def test_parts_go_first_to_those_that_have_none():
     waiting = deque([(7, 0), (8, 0)])
     busy, idle, silent = Process({3: 0}), Process(), Process(asks=False)
@@ -288,7 +312,7 @@ def test_parts_go_first_to_those_that_have_none():
 def test_a_part_that_may_be_deadly_is_tried_alone():
     """Both parts of a process that died are suspects, and neither may take others with it."""
     waiting, notes = deque([(9, 0)]), []
-    assert list(_after_death(Process({5: 0, 6: 0}), waiting, notes.append)) == []
+    assert list(_after_death(Process({5: 0, 6: 0}), waiting, notes.append, no_note)) == []
     assert list(waiting) == [(5, 1), (6, 1), (9, 0)]
     assert notes == [f"part {i}: its process ended (SIGKILL)" for i in (6, 5)]
     busy, idle = Process({4: 0}), Process()
@@ -299,8 +323,8 @@ def test_a_part_that_may_be_deadly_is_tried_alone():
     idle.asks = True  # it asks for another while it commits the suspect
     _hand_out(waiting, [idle])
     assert idle.told == [5, None]
-    given_up = list(_after_death(idle, waiting, notes.append))
-    assert given_up == [PartResult(5, None, "its process ended twice (SIGKILL)")]
+    given_up = list(_after_death(idle, waiting, notes.append, no_note))
+    assert given_up == [Outcome(5, None, "its process ended twice (SIGKILL)")]
     assert list(waiting) == [(6, 1), (9, 0)]
 
 
@@ -308,16 +332,16 @@ def test_a_process_that_dies_while_it_starts_counts_against_the_next_part():
     """Else it would be started for ever; one that waits for work has nothing to do with any."""
     waiting = deque([(5, 0)])
     starting = Process(asks=False)
-    assert list(_after_death(starting, waiting, lambda text: None)) == []
+    assert list(_after_death(starting, waiting, lambda text: None, no_note)) == []
     assert list(waiting) == [(5, 1)]
-    assert [r.index for r in _after_death(starting, waiting, lambda text: None)] == [5]
-    assert list(_after_death(starting, waiting, lambda text: None)) == []
+    assert [r.index for r in _after_death(starting, waiting, lambda text: None, no_note)] == [5]
+    assert list(_after_death(starting, waiting, lambda text: None, no_note)) == []
 
 
 def test_messages_of_a_process():
     worker = _Worker.__new__(_Worker)
     worker.parts, worker.asks = {3: 0, 4: 0}, False
-    messages = iter([10, _Question(), PartResult(3, None, "why"), "a notice", PartResult(4, None)])
+    messages = iter([10, _Question(), Outcome(3, None, "why"), "a notice", Outcome(4, None)])
 
     class Connection:
         recv = staticmethod(lambda: next(messages))
@@ -340,4 +364,4 @@ def test_no_part_is_committed_before_the_last_outcome_was_taken(scorer, monkeypa
         time.sleep(0.05)
         assert len(list(directory.glob("*.parquet"))) == index + 1
     outcomes.close()
-    assert named(directory) == [f"shard-{i:05d}.{k}" for i in range(3) for k in ("json", "parquet")]
+    assert kinds(directory) == [f"part-{i:08d}.{k}" for i in range(3) for k in ("json", "parquet")]

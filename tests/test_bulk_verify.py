@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from bulk_fixtures import scored, shard
 
 from bliss_index.bulk import run_job, verify_scores
 from bliss_index.errors import InvalidInputError
@@ -47,7 +48,7 @@ def test_whole_scores_without_their_input_are_well(moved):
 
 def test_the_scores_themselves_are_checked_all_the_same(moved):
     scores, _, _ = moved
-    output = scores / "shard-00001.parquet"
+    output = scored(scores, 1)
     content = bytearray(output.read_bytes())
     content[len(content) // 2] ^= 1
     output.write_bytes(content)
@@ -86,26 +87,45 @@ def test_a_part_that_is_missing_is_a_problem_of_the_input(moved):
     """The input is there, but not as it was: that is told, whatever the scores are."""
     scores, before, now = moved
     now.rename(before)
-    second = "b.npy" if (before / "b.npy").exists() else "shard-00001.arrow"
-    (before / second).unlink()
+    ((before / "b.npy") if (before / "b.npy").exists() else shard(before, 1)).unlink()
     report = verify_scores(scores)
     assert not report.ok
     assert report.unchecked == []
 
 
-def test_an_input_by_uri_that_has_gone(job, tmp_path):
+def test_an_input_by_uri_is_contacted_only_where_it_is_named(job, tmp_path):
+    """What a file names is not opened: a directory of somebody else's may name any address."""
     fsspec = pytest.importorskip("fsspec")
     with fsspec.open("memory://moved/rows.npy", "wb") as file:
         np.save(file, EmbeddingStore.open(job.images).embeddings())
     run_job("memory://moved/rows.npy", tmp_path / "s", job.settings())
-    assert verify_scores(tmp_path / "s").unchecked == []
+    (line,) = verify_scores(tmp_path / "s").unchecked
+    assert "the input is at memory://moved/rows.npy" in line
+    assert "is not contacted" in line
+    report = verify_scores(tmp_path / "s", images="memory://moved/rows.npy")
+    assert (report.ok, report.unchecked) == (True, [])
     files = fsspec.filesystem("memory")
     files.mv("moved/rows.npy", "elsewhere/rows.npy")
-    report = verify_scores(tmp_path / "s")
-    assert report.ok
-    assert "not at memory://moved/rows.npy any more" in report.unchecked[0]
     report = verify_scores(tmp_path / "s", images="memory://elsewhere/rows.npy")
     assert (report.ok, report.unchecked) == (True, [])
+
+
+@pytest.mark.parametrize("address", ["reference::", "http://127.0.0.1:9/x", "s3://bucket/x"])
+def test_no_address_of_a_foreign_directory_is_contacted(job, tmp_path, monkeypatch, address):
+    run_job(job.images, tmp_path / "s", job.settings())
+    description = tmp_path / "s" / "_job.json"
+    values = json.loads(description.read_text())
+    values["facts"].update(images=address, corpus=address, calibration=address)
+    description.write_text(json.dumps(values))
+
+    def contacted(*values, **more):
+        raise AssertionError(f"{values} was contacted")
+
+    monkeypatch.setattr("bliss_index.store.source_file.resolve", contacted)
+    monkeypatch.setattr("socket.socket.connect", contacted)
+    report = verify_scores(tmp_path / "s")
+    assert report.ok
+    assert len(report.unchecked) == 1
 
 
 def test_the_command(moved):

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like, reference_scores
+from bulk_fixtures import scored, shard
 
 from bliss_index.calibration.labels import Labels
 from bliss_index.cli import console, options
@@ -76,9 +77,9 @@ def test_the_chain_ends_in_the_formulas(chain, tmp_path):
         summary = json.loads(out)
         assert (summary["rows"], summary["bad_rows"], summary["complete"]) == (100, 0, True)
         assert "memory: at most" in err
-    files = [(tmp_path / s / "shard-00000.parquet").read_bytes() for s in ("auto", "torch", "flat")]
+    files = [scored(tmp_path / s).read_bytes() for s in ("auto", "torch", "flat")]
     assert files[0] == files[1] == files[2]
-    table = pq.read_table(tmp_path / "auto" / "shard-00000.parquet")
+    table = pq.read_table(scored(tmp_path / "auto"))
     stored = {
         name: EmbeddingStore.open(folder / name).embeddings("float64")
         for name in ("test", "corpus", "classes", "normal")
@@ -101,11 +102,11 @@ def test_the_chain_ends_in_the_formulas(chain, tmp_path):
 def test_scoring_again_is_harmless(chain, tmp_path):
     folder, _ = chain
     run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)
-    before = (tmp_path / "s" / "shard-00000.parquet").stat().st_mtime_ns
+    before = scored(tmp_path / "s").stat().st_mtime_ns
     out, err = run("score", "test", *SCORE, "--out", tmp_path / "s", "--json", cwd=folder)
     assert json.loads(out)["rows_now"] == 0
     assert "continuing: 100 of 100 rows are scored already" in err
-    assert (tmp_path / "s" / "shard-00000.parquet").stat().st_mtime_ns == before
+    assert scored(tmp_path / "s").stat().st_mtime_ns == before
     _, err = run("score", "test", *SCORE, "--out", tmp_path / "s", "-k", 5, cwd=folder, code=1)
     assert "was begun with k 10, now it is 5" in err
 
@@ -115,7 +116,7 @@ def test_quarantined_rows_end_in_exit_code_3(chain, tmp_path):
     out, err = run("score", "holes", *SCORE, "--out", tmp_path / "s", "--json", cwd=folder, code=3)
     assert json.loads(out)["status"] == {"ok": 99, "zero_embedding": 1}
     assert "1 of 100 rows have no score" in err
-    table = pq.read_table(tmp_path / "s" / "shard-00000.parquet")
+    table = pq.read_table(scored(tmp_path / "s"))
     row = table.slice(7, 1).to_pylist()[0]
     assert row["anomaly_score"] is row["nearest_class"] is None
     assert (row["status"], row["error"]) == ("zero_embedding", "the embedding is zero")
@@ -127,9 +128,7 @@ def test_evaluate(chain, tmp_path):
     folder, _ = chain
     pytest.importorskip("sklearn")
     run("score", "test", *SCORE, "--out", tmp_path / "s", cwd=folder)
-    scores = (
-        pq.read_table(tmp_path / "s" / "shard-00000.parquet").column("anomaly_score").to_numpy()
-    )
+    scores = pq.read_table(scored(tmp_path / "s")).column("anomaly_score").to_numpy()
     anomaly = (scores > np.median(scores)).astype(int)
     np.save(tmp_path / "perfect.npy", anomaly)
     out, _ = run("evaluate", tmp_path / "s", "--labels", tmp_path / "perfect.npy", "--json")
@@ -299,9 +298,9 @@ def test_values_that_an_option_does_not_take_are_usage_errors(chain, tmp_path, a
 
 
 def test_the_words_of_options_are_those_of_the_rooms():
-    from bliss_index.bulk import options as job_options
     from bliss_index.bulk import settings
     from bliss_index.encode import model
+    from bliss_index.jobs import options as job_options
     from bliss_index.search import faiss_search
     from bliss_index.store import manifest
 
@@ -317,13 +316,13 @@ def test_the_words_of_options_are_those_of_the_rooms():
 def test_a_truncated_shard_fails_alone_and_is_tried_again(chain, tmp_path):
     folder, _ = chain
     run("import", "test.npy", "--kind", "image", *MODEL, "--out", tmp_path / "t", cwd=folder)
-    shard = tmp_path / "t" / "shard-00000.arrow"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-9])
+    damaged = shard(tmp_path / "t")
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:-9])
     _, err = run("score", tmp_path / "t", *SCORE, "--out", tmp_path / "s", cwd=folder, code=1)
     assert f"has {len(whole) - 9} bytes, the manifest says {len(whole)}" in err
-    assert "1 of 1 parts failed; run the same command again" in err
-    shard.write_bytes(whole)
+    assert "1 part failed; run the same command again" in err
+    damaged.write_bytes(whole)
     run("score", tmp_path / "t", *SCORE, "--out", tmp_path / "s", cwd=folder)
     run("verify", tmp_path / "s")
 
@@ -334,9 +333,9 @@ def test_a_stale_index_is_refused(chain, tmp_path):
     run("import", "vocabulary.npy", "--kind", "text", "--texts", "vocabulary.txt", *MODEL,
         "--out", tmp_path / "corpus", cwd=folder)  # fmt: skip
     run("build", tmp_path / "corpus", cwd=folder)
-    index = tmp_path / "corpus" / "index" / "index.json"
+    index = tmp_path / "corpus" / "index" / "flat.json"
     values = json.loads(index.read_text())
-    values["indexes"][0]["content_hash"] = "0" * 64
+    values["content_hash"] = "0" * 64
     index.write_text(json.dumps(values))
     arguments = ["--corpus", tmp_path / "corpus", "--calibration", "calibration"]
     _, err = run("score", "test", *arguments, "--search", "flat", "--out", tmp_path / "s",
@@ -443,3 +442,41 @@ def test_a_protocol_over_stores(chain, tmp_path):
     assert "--protocol needs --normal, --normal-labels, --classes" in err
     _, err = run(*command[:-1], "cifar10-6-vs-4", *arguments, cwd=folder, code=1)
     assert "protocol 'cifar10-6-vs-4' is for 10 classes, there are 3" in err
+
+
+@pytest.mark.parametrize("hidden", [".notes.tmp", ".draft.77.tmp"])
+def test_a_refused_output_keeps_every_file(chain, tmp_path, hidden):
+    """Also those that look like temporary ones of ours."""
+    folder, _ = chain
+    for name in (hidden, "thesis.tex"):
+        (tmp_path / name).write_text("mine")
+    commands = [
+        ("score", "test", *SCORE),
+        ("import", "test.npy", "--kind", "image", *MODEL),
+        ("calibrate", "normal", "--labels", "labels.txt", "--classes", "classes"),
+    ]
+    for command in commands:
+        _, err = run(*command, "--out", tmp_path, cwd=folder, code=1)
+        assert "is not empty and not a" in err
+        assert {p.name for p in tmp_path.iterdir()} == {hidden, "thesis.tex"}
+
+
+def test_an_address_is_never_taken_for_a_path(chain, tmp_path):
+    folder, _ = chain
+    (tmp_path / "e.npy").write_bytes((folder / "test.npy").read_bytes())
+    for command in (
+        ("score", folder / "test", "--corpus", folder / "corpus", "--calibration",
+         folder / "calibration", "--out", "ftp://host/x"),
+        ("import", "e.npy", "--kind", "image", *MODEL, "--out", "ftp://host/x"),
+    ):  # fmt: skip
+        _, err = run(*command, cwd=tmp_path, code=1)
+        assert "ftp://host/x cannot be written" in err
+    for command in (
+        ("build", "s3://bucket/corpus"),
+        ("verify", "s3://bucket/x"),
+        ("threshold", folder / "test", "--corpus", folder / "corpus", "--calibration",
+         folder / "calibration", "--out", "s3://bucket/n.parquet"),
+    ):  # fmt: skip
+        _, err = run(*command, cwd=tmp_path, code=2)
+        assert "looks like an address" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]

@@ -140,13 +140,15 @@ def test_every_process_of_a_job_takes_the_same_device(
 ) -> None:
     """ "auto" is decided where the job starts: Ray's actors see only the GPUs they ask for."""
     job = make_job(tmp_path)
-    given = []
+    given: list[Any] = []
+    devices: list[str] = []
 
-    def score_with_ray(task: Any, pending: Any, **more: Any) -> Any:
-        given.append(task.settings)
+    def run_on_ray(task: Any, plan: Any, pending: Any, **more: Any) -> Any:
+        given.append(task.work.scoring)
+        devices.append(more["device"])
         return iter(())
 
-    monkeypatch.setattr("bliss_index.bulk.ray_engine.score_with_ray", score_with_ray)
+    monkeypatch.setattr("bliss_index.jobs.ray_engine.run_on_ray", run_on_ray)
     options = JobOptions(engine="ray", devices=("auto",))
     for number, device in enumerate(("cuda", None)):
         monkeypatch.setattr(
@@ -155,4 +157,5 @@ def test_every_process_of_a_job_takes_the_same_device(
         out = tmp_path / f"scores {number}"
         run_job(job.images, out, job.settings(device="auto", search="auto"), options)
     assert [settings.device for settings in given] == ["cuda", "cpu"]
+    assert devices == ["cuda", "cpu"]
     assert [settings.on_gpu for settings in given] == [True, False]

@@ -17,7 +17,7 @@ from slow_path import SlowPath
 
 from bliss_index.encode import load_encoder
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings
-from bliss_index.encode.encode_store import encode_image_store
+from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
 from bliss_index.encode.pipeline import PipelineTimes, iter_encoded
 from bliss_index.encode.preprocess import Preprocess
@@ -104,11 +104,11 @@ def collect(batches):
     }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_rows_out_equal_rows_in(encoder, folder, workers):
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_rows_out_equal_rows_in(encoder, folder, decoders):
     times = PipelineTimes()
     source = open_images(folder)
-    result = collect(iter_encoded(encoder, source, workers=workers, times=times))
+    result = collect(iter_encoded(encoder, source, decoders=decoders, times=times))
     assert result["keys"] == sorted(NAMES)
     assert source.skipped == {"hidden": 2, "no image extension": 1, "link to a directory": 1}
     assert source.rows() == len(NAMES)
@@ -135,7 +135,7 @@ def test_folder_tar_and_parquet_give_the_same(encoder, folder, tar, parquet, tmp
     names = [f"images/{name}" for name in sorted(NAMES)]
     pq.write_table(pa.table({"path": names, "key": [f"k{n}" for n in range(7)]}), paths)
     results = {
-        path.name: collect(iter_encoded(encoder, open_images(path), workers=0))
+        path.name: collect(iter_encoded(encoder, open_images(path), decoders=0))
         for path in (folder, tar, parquet, table, paths)
     }
     for result in results.values():
@@ -171,16 +171,16 @@ def test_every_source_resumes_at_any_row(kind, request, tmp_path):
 
 
 def test_batches_do_not_cross_shards_and_resume_alike(encoder, folder):
-    whole = collect(iter_encoded(encoder, open_images(folder), workers=0, align=4))
+    whole = collect(iter_encoded(encoder, open_images(folder), decoders=0, align=4))
     assert whole["sizes"] == [3, 1, 3]
-    rest = collect(iter_encoded(encoder, open_images(folder), workers=1, align=4, start=4))
+    rest = collect(iter_encoded(encoder, open_images(folder), decoders=1, align=4, start=4))
     assert rest["sizes"] == [3]
     np.testing.assert_array_equal(rest["embeddings"], whole["embeddings"][4:])
-    assert [b.start for b in iter_encoded(encoder, open_images(folder), workers=0, start=5)] == [5]
+    assert [b.start for b in iter_encoded(encoder, open_images(folder), decoders=0, start=5)] == [5]
 
 
 def test_the_consumer_may_stop_early(encoder, folder):
-    batches = iter_encoded(encoder, open_images(folder), workers=1, batch_size=1)
+    batches = iter_encoded(encoder, open_images(folder), decoders=1, batch_size=1)
     assert len(next(batches)) == 1
     batches.close()
 
@@ -219,7 +219,7 @@ def test_a_dying_process_costs_its_image_only():
 def test_processes_that_never_start(monkeypatch):
     monkeypatch.setattr("bliss_index.encode.decode_pool._serve", None)
     with (
-        pytest.raises(JobError, match="__name__ == '__main__'.*workers=0"),
+        pytest.raises(JobError, match="__name__ == '__main__'.*decoders=0"),
         DecodePool(settings(), 1) as pool,
     ):
         list(pool.map([[b""]]))
@@ -266,7 +266,7 @@ def test_keys_may_be_numbers_and_columns_named_like_a_stores(encoder, tmp_path):
     table = tmp_path / "x.parquet"
     columns = {"image": [content_of(0), content_of(1)], "key": [7, None], "text": ["a", "b"]}
     pq.write_table(pa.table({**columns, "status": [1, 2]}), table)
-    encode_image_store(encoder, open_images(table), tmp_path / "s", workers=0)
+    encode_image_store(encoder, open_images(table), tmp_path / "s", decoders=0)
     shard = EmbeddingStore.open(tmp_path / "s").shard(0)
     assert (shard.keys, shard.status) == (["7", "x.parquet:1"], ["ok", "ok"])
     assert shard.metadata().to_pylist() == [
@@ -292,7 +292,7 @@ def test_missing_content_is_a_row_with_a_reason(encoder, tmp_path):
     cells = [{"bytes": None, "path": None}, None, {"bytes": None, "path": "gone.png"}]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     pq.write_table(pa.table({"image": pa.array(cells, kind)}), table)
-    result = collect(iter_encoded(encoder, open_images(table), workers=0))
+    result = collect(iter_encoded(encoder, open_images(table), decoders=0))
     assert result["status"] == ["undecodable_image"] * 3
     assert result["error"][0] == result["error"][1]
     assert result["error"][0].startswith("empty: the row has neither bytes nor a path")
@@ -301,7 +301,7 @@ def test_missing_content_is_a_row_with_a_reason(encoder, tmp_path):
 
 def test_bad_options(encoder, folder):
     for options, part in [
-        ({"workers": -1}, "workers is -1"),
+        ({"decoders": -1}, "decoders is -1"),
         ({"batch_size": -2}, "batch_size is -2"),
         ({"start": -1}, "start is -1"),
         ({"align": 0}, "align is 0"),

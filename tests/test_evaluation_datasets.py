@@ -18,7 +18,7 @@ if not all(map(find_spec, ("open_clip", "PIL"))):
 from PIL import Image
 
 from bliss_index.cli.app import app
-from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.errors import CorruptStoreError, InvalidInputError, JobError
 from bliss_index.evaluation.datasets import dataset_of_protocol, open_dataset
 from bliss_index.evaluation.protocols import PROTOCOLS
 
@@ -126,9 +126,9 @@ def test_the_command_encodes_once_and_evaluates(root, tmp_path, capsys):
     before = (encoded / "test" / "manifest.json").stat().st_mtime_ns
     assert json.loads(here(*command, "cifar10-6-vs-4"))["per_run"] == report["per_run"]
     assert (encoded / "test" / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(StoreError, match="complete store with preprocess"):
+    with pytest.raises(JobError, match="was begun with model preprocess"):
         here(*command, "cifar10-6-vs-4", "--preprocess", "authors")
-    with pytest.raises(StoreError, match="complete store with source"):
+    with pytest.raises(JobError, match="was begun with attributes source"):
         here(*command, "cifar100-20-vs-80")
     command[5] = tmp_path / "hundred"
     assert json.loads(here(*command, "cifar100-20-vs-80"))["images"] == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,7 +184,8 @@ def test_a_saved_index_finds_what_it_found_before(kind: str, tmp_path: Path) -> 
     assert again.effort == search.effort and again.kind == kind
     np.testing.assert_array_equal(again.search(queries)[1], search.search(queries)[1])
     assert record.recall == {"value": 0.5} and index_records(corpus) == [record]
-    assert {p.name for p in (tmp_path / "index").iterdir()} == {f"{kind}.faiss", "index.json"}
+    names = {p.name for p in (tmp_path / "index").iterdir()}
+    assert names == {record.file, f"{kind}.json"}
 
 
 def test_several_kinds_side_by_side_the_last_is_the_default(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_an_index_of_another_content_is_stale(tmp_path: Path) -> None:
 def test_a_harmed_file_is_never_read(harm: str, tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, clip_like(22, 100, 16))
     record = save_index(build_index(corpus, "flat", threads=1), corpus)
-    path = tmp_path / "index" / "flat.faiss"
+    path = tmp_path / "index" / record.file
     data = bytearray(path.read_bytes())
     if harm == "missing":
         path.unlink()
@@ -220,21 +222,21 @@ def test_a_harmed_file_is_never_read(harm: str, tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind_or_metric_is_refused(tmp_path: Path) -> None:
     corpus = Corpus(tmp_path, clip_like(23, 100, 16))
-    save_index(build_index(corpus, "flat", threads=1), corpus)
-    path = tmp_path / "index" / "flat.faiss"
+    record = save_index(build_index(corpus, "flat", threads=1), corpus)
+    path = tmp_path / "index" / record.file
     other = faiss.IndexFlatL2(16)
     other.add(corpus.matrix.astype(np.float32))
     faiss.write_index(other, str(path))
-    manifest = tmp_path / "index" / "index.json"
+    manifest = tmp_path / "index" / "flat.json"
     data = json.loads(manifest.read_text())
     import hashlib
 
-    data["indexes"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    data["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(data))
     with pytest.raises(CorruptStoreError, match="holds a IndexFlat.* of metric 1"):
         open_index(corpus)
     manifest.write_text(json.dumps({**data, "format_version": 99}))
-    with pytest.raises(CorruptStoreError, match="format version 99.*reads 1"):
+    with pytest.raises(CorruptStoreError, match="format version 99.*reads 2"):
         open_index(corpus)
     manifest.write_text("{")
     with pytest.raises(CorruptStoreError, match="cannot be read"):
@@ -249,7 +251,7 @@ def test_an_unwritable_corpus_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
         save_index(search, corpus)
     (tmp_path / "index").unlink()
     (tmp_path / "index").mkdir()
-    monkeypatch.setattr("bliss_index.store.files.os.access", lambda *_: False)
+    monkeypatch.setattr("bliss_index.storage.files.os.access", lambda *_: False)
     with pytest.raises(OutputError, match="cannot write into .*index: it is read-only for this"):
         save_index(search, corpus)
     assert list((tmp_path / "index").iterdir()) == []
@@ -303,3 +305,20 @@ def test_two_distributions_of_faiss_are_a_conflict(monkeypatch: pytest.MonkeyPat
     assert text is not None
     assert "faiss-cpu 1.15.1 and faiss-gpu 1.14.0" in text
     assert "pip uninstall -y faiss-cpu faiss-gpu" in text
+
+
+def test_builds_of_several_kinds_at_once_lose_no_record(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, clip_like(26, 200, 16))
+    found = {kind: build_index(corpus, kind, threads=1) for kind in ("flat", "ivf", "hnsw")}
+    for _ in range(5):
+        threads = [
+            threading.Thread(target=save_index, args=(search, corpus)) for search in found.values()
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert {record.kind for record in index_records(corpus)} == set(found)
+        for kind in found:
+            assert open_index(corpus, kind=kind).size == 200
+    assert len(list((tmp_path / "index").iterdir())) == 6

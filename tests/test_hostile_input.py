@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from bulk_fixtures import make_job, write_images
+from bulk_fixtures import make_job, shard, write_images
 
 from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.cli.app import app
@@ -178,7 +178,8 @@ def test_the_summary_says_what_failed(job, tmp_path, capsys):
     from click.exceptions import Exit
 
     shutil.copytree(job.images, tmp_path / "i")
-    (tmp_path / "i" / "shard-00001.arrow").unlink()
+    second = shard(tmp_path / "i", 1)
+    second.unlink()
     command = ["score", tmp_path / "i", "--corpus", job.corpus, "--calibration", job.calibration,
                "-k", 5, "--search", "native", "--out", tmp_path / "s", "--json"]  # fmt: skip
     try:
@@ -188,4 +189,4 @@ def test_the_summary_says_what_failed(job, tmp_path, capsys):
     assert code == 1
     summary = json.loads(capsys.readouterr().out)
     assert (summary["complete"], summary["parts_done"], summary["rows"]) == (False, 2, 100)
-    assert summary["failed"][0][0] == "shard-00001.arrow"
+    assert summary["failed"][0][0] == second.name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import io
 import json
@@ -23,20 +22,19 @@ if not all(map(find_spec, ("jinja2", "matplotlib", "PIL"))):
 
 from PIL import Image
 
-from bliss_index.bulk.records import (
-    RECORD_FOLDER,
-    PartRecord,
-    new_manifest,
-    output_name,
-    record_path,
-)
 from bliss_index.bulk.score_table import scores_schema
+from bliss_index.bulk.score_work import MANIFEST_NAME
 from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
+from bliss_index.jobs import Part, Plan
+from bliss_index.jobs.description import JobDescription
+from bliss_index.jobs.job import write_manifest
+from bliss_index.jobs.record import commit
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.gallery import PictureFolder
 from bliss_index.report.make import percent
+from bliss_index.storage import open_directory
 
 HOSTILE = "<script>alert('x')</script>\u202e\x00"
 
@@ -45,12 +43,14 @@ def write_scores(
     path: Path, parts, classes, *, threshold: float | None = None, explain=True
 ) -> Path:
     """Write a scores directory of the rows given: lists of (key, score or None, class)."""
-    (path / RECORD_FOLDER).mkdir(parents=True)
+    directory = open_directory(path)
+    directory.make()
     settings = {"k": 2, "lam": 0.5, "search": "exact", "threshold": threshold}
-    listed = tuple((f"part-{index}", len(rows)) for index, rows in enumerate(parts))
-    new_manifest(settings, "images", listed, {"corpus": "c", "calibration": "n"}, classes).write(
-        path
-    )
+    plan = Plan.of(Part(i, f"part-{i}", len(rows), "x") for i, rows in enumerate(parts))
+    plan.files[0].write(directory)
+    facts = {"images": "images", "corpus": "c", "calibration": "n", "classes": list(classes)}
+    JobDescription("scores", settings, plan.files[0].name, facts, {"python": "3"}).create(directory)
+    records = []
     for index, rows in enumerate(parts):
         scores = [score for _, score, _ in rows]
         good = [score is not None for score in scores]
@@ -69,15 +69,14 @@ def write_scores(
         }
         schema = scores_schema(explain=explain, flag=threshold is not None)
         table = pa.table({name: values[name] for name in schema.names}, schema=schema)
-        pq.write_table(table, path / output_name(index))
-        content = (path / output_name(index)).read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
+        content = directory.new_file()
+        pq.write_table(table, content.sink)
         status = {"ok": sum(good), "zero_embedding": len(good) - sum(good)}
-        record = PartRecord(
-            f"part-{index}", len(rows), len(good) - sum(good), "x", [1], len(content), digest, 1.0,
-            {name: count for name, count in status.items() if count},
-        )  # fmt: skip
-        record.write(record_path(path, index))
+        records.append(commit(
+            directory, plan[index], content, "parquet",
+            status={name: count for name, count in status.items() if count}, given="x", seconds=1.0,
+        ))  # fmt: skip
+    write_manifest(directory, MANIFEST_NAME, records, {"format": "bliss_index.scores"})
     return path
 
 

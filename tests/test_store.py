@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from bliss_reference import unit
+from bulk_fixtures import shard as shard_of
 
 from bliss_index import EmbeddingStore, StoreWriter
 from bliss_index.errors import (
@@ -48,7 +50,9 @@ def write(path, count=250, *, kind="image", dtype="float16", step=70, rows_per_s
 
 
 def bytes_of(folder):
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+    """All files but the job's description, which says where it was begun."""
+    files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "_job.json")
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -70,8 +74,10 @@ def test_written_and_read(tmp_path, kind, dtype):
     report = verify_store(tmp_path / "s")
     assert report.ok
     assert (report.rows, report.files) == (250, 3)
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == [
-        "manifest.json", "shard-00000.arrow", "shard-00001.arrow", "shard-00002.arrow",
+    names = [re.sub(r"\.[0-9a-f]{16}\.", ".", p.name) for p in (tmp_path / "s").iterdir()]
+    assert sorted(names) == [
+        "_job.json", "_records", "manifest.json", "part-00000000.arrow", "part-00000001.arrow",
+        "part-00000002.arrow",
     ]  # fmt: skip
 
 
@@ -144,8 +150,9 @@ def test_an_interrupted_writer_continues(tmp_path):
     with pytest.raises(StoreError, match="is not complete: 100 rows are written so far"):
         EmbeddingStore.open(tmp_path / "s")
     assert not verify_store(tmp_path / "s").ok
-    (tmp_path / "s" / "shard-00001.arrow").write_bytes(b"written, but not in the manifest")
-    (tmp_path / "s" / ".shard-00001.arrow.77.tmp").write_bytes(b"half a shard")
+    orphan = "part-00000001.0123456789abcdef.arrow"
+    (tmp_path / "s" / orphan).write_bytes(b"written, but no record names it")
+    (tmp_path / "s" / ".bliss-0123456789abcdef.tmp").write_bytes(b"half a shard")
     with StoreWriter(
         tmp_path / "s", kind="image", model=MODEL, dim=12, rows_per_shard=100
     ) as writer:
@@ -268,8 +275,8 @@ def test_a_full_disk_leaves_what_was_committed(tmp_path):
         [sys.executable, "-c", script, str(tmp_path / "s")],
         env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    assert "shard-00000.arrow: File too large" in done.stdout
-    assert [p.name for p in (tmp_path / "s").iterdir()] == ["manifest.json"]
+    assert "part-00000000.arrow: File too large" in done.stdout
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["_job.json"]
 
 
 def test_what_a_writer_refuses(tmp_path):
@@ -310,7 +317,7 @@ def test_what_a_writer_refuses(tmp_path):
 
 def test_damaged_stores(tmp_path):
     write(tmp_path / "s")
-    shard = tmp_path / "s" / "shard-00001.arrow"
+    shard = shard_of(tmp_path / "s", 1)
     whole = shard.read_bytes()
     store = EmbeddingStore.open(tmp_path / "s")
 
@@ -323,34 +330,34 @@ def test_damaged_stores(tmp_path):
     flipped[len(whole) // 2] ^= 1
     shard.write_bytes(flipped)
     with pytest.raises(CorruptStoreError, match=r"has SHA-256 .*: altered; restore it"):
-        list(store.iter_shards(check_hash=True))
+        list(store.iter_shards())
     assert "altered" in verify_store(tmp_path / "s").problems[0]
     shard.write_bytes(bytes(len(whole)))
     with pytest.raises(CorruptStoreError, match="not readable as Arrow IPC"):
-        store.embeddings()
+        store.shard(1, check_hash=False)
     shard.unlink()
     with pytest.raises(CorruptStoreError, match="cannot be read: No such file"):
         store.embeddings()
     shard.write_bytes(whole)
-    (tmp_path / "s" / "shard-00009.arrow").write_bytes(whole)
+    (tmp_path / "s" / "part-00000009.0123456789abcdef.arrow").write_bytes(whole)
     assert verify_store(tmp_path / "s").problems == [
-        "shard-00009.arrow is not in the manifest: a leftover, safe to remove"
+        "part-00000009.0123456789abcdef.arrow is an orphan: no record names it; safe to remove"
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rows": 251}, "251 rows, but 250 in its shards"),
+        ({"rows": 251}, "251 rows, but 250 in its parts"),
         (
             {"format": "photo_album"},
-            "has format 'photo_album', expected 'bliss_index.embedding_store'",
+            "has format 'photo_album', expected 'bliss_index.store'",
         ),
-        ({"format_version": 2}, "format version 2, this version reads up to 1; written by a newer"),
+        ({"format_version": 3}, "format version 3, this version reads 2; written by a newer"),
         ({"dim": "12"}, "'dim' is '12', expected a whole number"),
         ({"dtype": "int8"}, "'dtype' is 'int8', expected one of float16, float32"),
         ({"model": {"pretrained": "x"}}, "model identity needs a 'name'"),
-        ({"shards": [{}]}, "damaged: KeyError"),
+        ({"parts": [{}]}, "damaged: part 0 is {}"),
     ],
 )
 def test_damaged_manifests(tmp_path, change, message):
@@ -374,7 +381,7 @@ def test_no_store_at_all(tmp_path):
 
 def test_verify_reads_norms_and_keys(tmp_path):
     write(tmp_path / "s", 50)
-    path = tmp_path / "s" / "shard-00000.arrow"
+    path = shard_of(tmp_path / "s")
     batch = pa.ipc.open_file(path).get_batch(0)
     matrix = batch.column("embedding").flatten().to_numpy().reshape(50, 12).copy()
     matrix[4] *= 2
@@ -388,9 +395,9 @@ def test_verify_reads_norms_and_keys(tmp_path):
     with pa.ipc.new_file(path, batch.schema) as writer:
         writer.write_batch(pa.record_batch(list(columns.values()), schema=batch.schema))
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    from bliss_index.store.hashing import file_sha256
+    from bliss_index.storage.hashing import file_sha256
 
-    manifest["shards"][0].update(bytes=path.stat().st_size, sha256=file_sha256(path))
+    manifest["parts"][0].update(bytes=path.stat().st_size, sha256=file_sha256(path))
     (tmp_path / "s" / "manifest.json").write_text(json.dumps(manifest))
     problems = verify_store(tmp_path / "s").problems
     assert "1 embeddings are not of unit norm, the first in row 4" in problems[0]

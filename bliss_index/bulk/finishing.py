@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from bliss_index.bulk.part_output import PartOutput
-from bliss_index.bulk.records import PartRecord
+from bliss_index.jobs.record import Record
 
 _BATCHES_BEHIND = 2
 _PARTS_BEHIND = 2
@@ -20,10 +20,10 @@ _CHECKS_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class PartOutcome:
-    """What became of a part: its record, or the error that befell it."""
+    """What became of a part: its record, or its error."""
 
     index: int
-    record: PartRecord | None
+    record: Record | None
     error: Exception | None = None
 
 

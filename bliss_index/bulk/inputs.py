@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.errors import CorruptStoreError, InvalidInputError, JobError, StoreError
+from bliss_index.jobs import Part
+from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME
+from bliss_index.storage import open_directory
+from bliss_index.storage.hashing import Between
+from bliss_index.storage.objects import is_object_store
 from bliss_index.store import EmbeddingStore, ModelIdentity
-from bliss_index.store.hashing import Between
 from bliss_index.store.keys import KeyRegistry
-from bliss_index.store.manifest import MANIFEST_NAME
 from bliss_index.store.normalise import reasons_of, unit_rows
 from bliss_index.store.schema import DUPLICATE_KEY, OK
 from bliss_index.store.source_part import ColumnNames, SourcePart
@@ -95,20 +100,45 @@ class JobInput:
         Length of an embedding.
     model
         The model that made the embeddings; None where the input does not say.
-    identity
-        What must stay the same between the runs of a job.
     """
 
     location: str
     parts: tuple[InputPart, ...]
     dim: int
     model: ModelIdentity | None
-    identity: dict[str, Any]
 
     @property
-    def rows(self) -> int:
-        """Rows of all parts."""
-        return sum(part.rows for part in self.parts)
+    def identity(self) -> dict[str, Any]:
+        """What must stay the same between the runs of a job, besides the parts."""
+        return {"dim": self.dim, "model": None if self.model is None else self.model.describe()}
+
+    def find(self, planned: Part) -> InputPart:
+        """Return the input of a part.
+
+        Raises
+        ------
+        JobError
+            It is not there any more.
+        """
+        part = self._by_name.get(planned.name)
+        if part is None:
+            raise JobError(
+                f"the job was begun with images of which {planned.name} was a part, now it is "
+                f"gone from {self.location}; restore it, or choose another output"
+            )
+        if isinstance(part, ForeignPart):
+            return replace(part, start=json.loads(planned.detail)["start"])
+        return part
+
+    @cached_property
+    def _by_name(self) -> dict[str, InputPart]:
+        return {part.name: part for part in self.parts}
+
+
+def part_of(index: int, source: InputPart) -> Part:
+    """Describe an input part for the plan."""
+    detail = {"start": source.start} if isinstance(source, ForeignPart) else {}
+    return Part(index, source.name, source.rows, json.dumps(source.stamp()), json.dumps(detail))
 
 
 def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobInput:
@@ -119,22 +149,26 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
     StoreError, InvalidInputError
         Nothing there can be read as images.
     """
-    if "://" not in str(location) and (Path(location) / MANIFEST_NAME).is_file():
+    if _is_store(location):
         store = EmbeddingStore.open(location, kind="image")
         parts = tuple(StorePart(store, index) for index in range(len(store.shards)))
-        identity = {"content hash": store.content_hash}
-        return JobInput(str(location), parts, store.dim, store.model, identity)
+        return JobInput(str(location), parts, store.dim, store.model)
     if "://" not in str(location) and not Path(location).exists():
         raise StoreError(f"{location} does not exist")
-    source = open_source(location, kind="image", columns=columns)
-    starts = np.cumsum([0, *(part.rows for part in source.parts)]).tolist()
+    source = open_source(location, kind="image", columns=columns, lenient=True)
+    starts = np.cumsum([0, *(max(part.rows, 0) for part in source.parts)]).tolist()
     pairs = zip(source.parts, starts, strict=False)
-    foreign = tuple(ForeignPart(part, start) for part, start in pairs)
-    layout: dict[str, Any] = {
-        "parts": [[part.name, part.rows] for part in source.parts],
-        "dim": source.dim,
-    }
-    return JobInput(str(location), foreign, source.dim, None, layout)
+    foreign = tuple(ForeignPart(part, None if part.rows < 0 else start) for part, start in pairs)
+    return JobInput(str(location), foreign, source.dim, None)
+
+
+def _is_store(location: str | Path) -> bool:
+    """Whether a store of ours is there, complete or not."""
+    text = str(location)
+    if "://" in text and not is_object_store(text):
+        return False
+    names = open_directory(text).names()
+    return MANIFEST_NAME in names or JOB_NAME in names
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,11 +187,10 @@ class StorePart:
         return self.store.shards[self.index].rows
 
     def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
-        shard = self.store.shard(self.index, check_hash=checked)
+        shard = self.store.shard(self.index, check_hash=checked, in_memory=True)
         for start in range(0, shard.rows, rows):
             keys, status, error = (
-                _copied(shard.batch.column(name).slice(start, rows))
-                for name in ("key", "status", "error")
+                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
             )
             good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
             yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
@@ -181,7 +214,7 @@ class ForeignPart:
     """
 
     part: SourcePart
-    start: int
+    start: int | None
 
     @property
     def name(self) -> str:
@@ -191,18 +224,24 @@ class ForeignPart:
     def rows(self) -> int:
         return self.part.rows
 
+    def _numbers(self, row: int, count: int) -> list[str | None]:
+        """Row numbers as keys; None where those of the file were not known when it was planned."""
+        if self.start is None:
+            return [None] * count
+        return [str(self.start + row + i) for i in range(count)]
+
     def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
         seen: list[list[str]] = []
         registry = KeyRegistry(lambda: seen)
         row = 0
         try:
-            for batch in self.part.batches(rows):
+            for batch in self.part.batches(rows, carried=False):
                 count = batch.embeddings.shape[0]
                 unit, status = unit_rows(batch.embeddings, self.part.dtype)
                 error = reasons_of(status)
                 for bad, (code, reason) in batch.errors.items():
                     status[bad], error[bad] = code, reason
-                given = batch.keys or [str(self.start + row + i) for i in range(count)]
+                given = batch.keys or self._numbers(row, count)
                 keys = [
                     f"{self.name}:{row + i}" if key is None else key for i, key in enumerate(given)
                 ]
@@ -231,11 +270,3 @@ class ForeignPart:
 
 def _texts(values: Any) -> pa.Array:
     return pa.array(values, pa.string())
-
-
-def _copied(column: pa.Array) -> pa.Array:
-    """Copy out of the memory map: a file that is cut off while it is scored ends no process later.
-
-    What is written of a part is written long after it was read.
-    """
-    return column.take(pa.array(np.arange(len(column))))

@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections import Counter
 from concurrent.futures import Executor, Future
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,11 +13,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.bulk.inputs import InputPart
-from bliss_index.bulk.records import PartRecord, output_name, record_path
 from bliss_index.errors import CorruptStoreError, OutputError
-from bliss_index.store.files import AtomicFile, output_error
-from bliss_index.store.hashing import Between
-from bliss_index.store.schema import OK
+from bliss_index.jobs.part import Part
+from bliss_index.jobs.record import Record, commit
+from bliss_index.storage import Directory
+from bliss_index.storage.directory import NewContent
+from bliss_index.storage.files import output_error
+from bliss_index.storage.hashing import Between
 
 ROW_GROUP_ROWS = 16384
 # Columns of few different values; a dictionary of keys or scores only costs time and space.
@@ -28,7 +29,7 @@ _REPEATING = ["nearest_class", "status", "error", "entries.list.element"]
 class PartOutput:
     """Writes the scores of one part, and commits them: the file, then its record.
 
-    The first error that befalls the part is kept, whoever meets it; what is added afterwards is
+    The first error of the part is kept, whoever meets it; what is added afterwards is
     not written, and :meth:`commit` raises it. :meth:`add`, :meth:`commit` and :meth:`discard` are
     called by one thread, which alone touches the file.
 
@@ -36,23 +37,25 @@ class PartOutput:
     ----------
     directory
         The job's output.
-    index, part
-        Number of the part, and the part.
+    part, source
+        The part, and its input.
     schema
         Columns of the output.
     """
 
-    def __init__(self, directory: Path, index: int, part: InputPart, schema: pa.Schema) -> None:
-        self.index = index
+    def __init__(
+        self, directory: Directory, part: Part, source: InputPart, schema: pa.Schema
+    ) -> None:
+        self.index = part.index
         self._part = part
-        self._path = directory / output_name(index)
-        self._record_path = record_path(directory, index)
+        self._source = source
+        self._directory = directory
         self._schema = schema
         self._began = time.perf_counter()
         self._stamp: list[Any] = []
         self._check: Future[str] | None = None
         self._error: Exception | None = None
-        self._file: AtomicFile | None = None
+        self._file: NewContent | None = None
         self._writer: pq.ParquetWriter | None = None
         self._status: Counter[str] = Counter()
         self._waiting: list[pa.Table] = []
@@ -70,9 +73,9 @@ class PartOutput:
         """
 
         def check() -> str:
-            return self._part.check(lambda: self._go_on(between))
+            return self._source.check(lambda: self._go_on(between))
 
-        self._stamp = self._part.stamp()
+        self._stamp = self._source.stamp()
         self._check = checks.submit(check)
 
     def _go_on(self, between: Between) -> None:
@@ -111,7 +114,7 @@ class PartOutput:
         self._waiting = [whole.slice(full)]
         self._rows -= full
 
-    def commit(self, since: float) -> PartRecord:
+    def commit(self, since: float) -> Record:
         """Give the file its name once the part is known to be right, then write the record.
 
         Parameters
@@ -134,7 +137,7 @@ class PartOutput:
         finally:
             self.discard()
 
-    def _commit(self, since: float) -> PartRecord:
+    def _commit(self, since: float) -> Record:
         if self._error is not None:
             if self._check is not None and not isinstance(self._error, OutputError):
                 self._check.result()  # where the part is damaged, that is the reason
@@ -145,27 +148,21 @@ class PartOutput:
                 self._write(pa.concat_tables(self._waiting))
             writer.close()
         except OSError as error:
-            raise output_error(self._path, error) from error
+            raise self._failure(error) from error
         if self._check is None:
             raise RuntimeError(f"part {self._part.name} was not begun")
         digest = self._check.result()  # before the file gets its name
-        if self._part.stamp() != self._stamp:
+        if self._source.stamp() != self._stamp:
             raise CorruptStoreError(f"{self._part.name} was replaced while it was scored")
-        file.commit()
-        total = sum(self._status.values())
-        record = PartRecord(
-            part=self._part.name,
-            rows=total,
-            bad_rows=total - self._status[OK],
-            input_sha256=digest,
-            input_stamp=self._stamp,
-            bytes=file.sink.size,
-            sha256=file.sink.sha256,
-            seconds=round(time.perf_counter() - max(self._began, since), 6),
-            status=dict(sorted(self._status.items())),
+        return commit(
+            self._directory,
+            self._part,
+            file,
+            "parquet",
+            status=self._status,
+            given=digest,
+            seconds=time.perf_counter() - max(self._began, since),
         )
-        record.write(self._record_path)
-        return record
 
     def discard(self) -> None:
         """Leave nothing behind that has no name yet."""
@@ -176,9 +173,9 @@ class PartOutput:
         if self._file is not None:
             self._file.discard()
 
-    def _opened(self) -> tuple[AtomicFile, pq.ParquetWriter]:
+    def _opened(self) -> tuple[NewContent, pq.ParquetWriter]:
         if self._file is None:
-            self._file = AtomicFile(self._path)
+            self._file = self._directory.new_file()
         if self._writer is None:
             self._writer = pq.ParquetWriter(
                 self._file.sink, self._schema, compression="zstd", use_dictionary=_REPEATING
@@ -190,4 +187,7 @@ class PartOutput:
         try:
             writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP_ROWS)
         except OSError as error:
-            raise output_error(self._path, error) from error
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> OutputError:
+        return output_error(f"{self._directory.uri}/part-{self.index:08d}.parquet", error)

@@ -6,20 +6,21 @@ import contextlib
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.bulk.finishing import Finishing, PartOutcome
-from bliss_index.bulk.inputs import InputPart, InputRows
-from bliss_index.bulk.memory import is_out_of_memory
+from bliss_index.bulk.inputs import InputPart, InputRows, part_of
 from bliss_index.bulk.part_output import PartOutput
-from bliss_index.bulk.prefetch import prefetched
-from bliss_index.bulk.records import PartRecord
 from bliss_index.bulk.score_table import ScoreTable
+from bliss_index.jobs.memory import is_out_of_memory
+from bliss_index.jobs.part import Part
+from bliss_index.jobs.prefetch import prefetched
+from bliss_index.jobs.record import Record
 from bliss_index.scoring import Scorer
+from bliss_index.storage import Directory
 
 _LEAST_BATCH_ROWS = 16
 
@@ -61,7 +62,7 @@ class PartScorer:
     def __init__(
         self,
         scorer: Scorer,
-        directory: Path,
+        directory: Directory,
         *,
         batch_rows: int,
         entries: list[str] | None = None,
@@ -79,7 +80,7 @@ class PartScorer:
         self._progress = progress or (lambda rows: None)
         self._notify = notify or (lambda text: None)
 
-    def score_part(self, part: InputPart, index: int) -> PartRecord:
+    def score_part(self, source: InputPart, index: int) -> Record:
         """Score one part; see :meth:`score_parts`.
 
         Raises
@@ -90,13 +91,13 @@ class PartScorer:
         OutputError
             The output cannot be written; nothing was left behind.
         """
-        (outcome,) = self.score_parts([(index, part)])
+        (outcome,) = self.score_parts([(part_of(index, source), source)])
         if outcome.record is None:
-            raise outcome.error or RuntimeError(f"part {part.name} has neither record nor error")
+            raise outcome.error or RuntimeError(f"{source.name} has neither record nor error")
         return outcome.record
 
     def score_parts(
-        self, parts: Iterable[tuple[int, InputPart]]
+        self, parts: Iterable[tuple[Part, InputPart]]
     ) -> Generator[PartOutcome, None, None]:
         """Score parts and commit, one after another, the Parquet file and the record of each.
 
@@ -108,7 +109,7 @@ class PartScorer:
         Parameters
         ----------
         parts
-            Their numbers, and themselves. Asked for the next one by the reading thread, when all
+            They and their inputs. Asked for the next one by the reading thread, when all
             of the last one is read.
 
         Yields
@@ -129,14 +130,14 @@ class PartScorer:
             yield from finishing.outcomes(all_of_them=True)
 
     def _batches(
-        self, parts: Iterable[tuple[int, InputPart]], finishing: Finishing
+        self, parts: Iterable[tuple[Part, InputPart]], finishing: Finishing
     ) -> Iterator[_Batch | PartOutput]:
         """Read the batches of one part after another, and after its last one its output."""
-        for index, part in parts:
-            output = PartOutput(self._directory, index, part, self._table.schema)
+        for part, source in parts:
+            output = PartOutput(self._directory, part, source, self._table.schema)
             finishing.begin(output)
             try:
-                for rows in part.read(self._batch_rows, checked=False):
+                for rows in source.read(self._batch_rows, checked=False):
                     if output.failed:
                         break
                     yield _Batch(output, rows, self._scorer.stage(rows.good_embeddings))

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bliss_index.bulk.records import JobManifest, PartRecord, output_name, record_path
+from bliss_index.bulk.score_work import MANIFEST_NAME, SCORES_FORMAT
 from bliss_index.errors import CorruptStoreError, StoreError
+from bliss_index.jobs.description import JOB_NAME, JobDescription, require_format
+from bliss_index.jobs.job import missing_part
+from bliss_index.jobs.manifest import PartFile, read_files
+from bliss_index.jobs.part import Plan
+from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.files import parse_json
 
 SCORE_COLUMNS = (
     "key", "anomaly_score", "nearest_class", "internal_score", "external_score", "status", "error",
@@ -24,17 +32,20 @@ class ScoresDirectory:
 
     Attributes
     ----------
-    path
+    path : Path
         The directory.
-    manifest
-        Its job.
-    records
+    job : JobDescription
+        What it was begun with.
+    manifest : dict
+        What its manifest says.
+    files : tuple of PartFile
         One per part.
     """
 
     path: Path
-    manifest: JobManifest
-    records: tuple[PartRecord, ...]
+    job: JobDescription
+    manifest: dict[str, Any]
+    files: tuple[PartFile, ...]
 
     @classmethod
     def open(cls, path: str | Path) -> ScoresDirectory:
@@ -45,35 +56,48 @@ class ScoresDirectory:
         StoreError
             It holds no scores, or its job is not complete.
         CorruptStoreError
-            Its job or records are damaged.
+            Its job or manifest is damaged.
         """
-        directory = Path(path)
-        manifest = JobManifest.read(directory)
-        records = []
-        for index, (name, _) in enumerate(manifest.parts):
-            file = record_path(directory, index)
-            if not file.exists():
-                raise StoreError(
-                    f"{directory} is not complete: part {name} is not scored. Run the command "
-                    "that makes it again; it continues where it stopped."
-                )
-            records.append(PartRecord.read(file))
-        return cls(directory, manifest, tuple(records))
+        directory = LocalDirectory(path)
+        job = read_job(directory)
+        try:
+            data = directory.read(MANIFEST_NAME)
+        except FileNotFoundError:
+            part = missing_part(directory, read_plan(directory, job))
+            missing = "its end" if part is None else f"part {part.name}"
+            raise StoreError(
+                f"{directory.uri} is not complete: {missing} is not scored. Run the command "
+                "that makes it again; it continues where it stopped."
+            ) from None
+        name = f"{directory.uri}/{MANIFEST_NAME}"
+        manifest = parse_json(data, name)
+        require_format(name, manifest, SCORES_FORMAT)
+        return cls(directory.path, job, manifest, read_files(manifest, name))
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The parts of the input."""
+        return read_plan(LocalDirectory(self.path), self.job)
+
+    @property
+    def location(self) -> str:
+        """Where the images were when they were scored."""
+        return str(self.job.facts.get("images"))
 
     @property
     def rows(self) -> int:
         """Rows of all parts."""
-        return sum(record.rows for record in self.records)
+        return sum(file.rows for file in self.files)
 
     @property
     def bad_rows(self) -> int:
         """Rows without a score."""
-        return sum(record.bad_rows for record in self.records)
+        return sum(file.bad_rows for file in self.files)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the normal classes."""
-        return self.manifest.classes
+        return tuple(self.job.facts.get("classes", ()))
 
     def iter_tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Read one part after another.
@@ -83,8 +107,8 @@ class ScoresDirectory:
         CorruptStoreError
             A file is missing, damaged, or has other rows than its record says.
         """
-        for index, record in enumerate(self.records):
-            yield read_scores(self.path / output_name(index), record.rows, columns)
+        for file in self.files:
+            yield read_scores(self.path / file.file, file.rows, columns)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all parts into memory."""
@@ -92,6 +116,33 @@ class ScoresDirectory:
         if not tables:
             raise StoreError(f"{self.path} holds no parts")
         return pa.concat_tables(tables)
+
+
+def read_job(directory: LocalDirectory) -> JobDescription:
+    """Read the description of a scoring job.
+
+    Raises
+    ------
+    StoreError
+        There is none.
+    """
+    try:
+        job = JobDescription.read(directory)
+    except FileNotFoundError:
+        job = None
+    if job is None or job.kind != "scores":
+        raise StoreError(
+            f"{directory.uri} is not a scores directory: it has no {JOB_NAME} of one. "
+            "Make one with 'bliss-index score'."
+        )
+    return job
+
+
+def read_plan(directory: LocalDirectory, job: JobDescription) -> Plan:
+    """Read the parts of a scoring job."""
+    if job.plan is None:
+        raise CorruptStoreError(f"{directory.uri}/{JOB_NAME} names no plan")
+    return Plan.read(directory, job.plan)
 
 
 def read_scores(path: Path, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -103,7 +154,7 @@ def read_scores(path: Path, rows: int, columns: Sequence[str] | None = None) -> 
     except (pa.ArrowException, OSError, ValueError) as error:
         raise CorruptStoreError(f"{path} cannot be read: {error}") from error
     if table.num_rows != rows:
-        raise CorruptStoreError(f"{path} holds {table.num_rows} rows, its record says {rows}")
+        raise CorruptStoreError(f"{path} holds {table.num_rows} rows, its manifest says {rows}")
     missing = set(columns or SCORE_COLUMNS) - set(names)
     if missing:
         raise CorruptStoreError(f"{path} has no column {sorted(missing)[0]!r}; it has {names}")

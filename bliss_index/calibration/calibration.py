@@ -25,6 +25,7 @@ from bliss_index.calibration.files import (
 from bliss_index.calibration.moments import ClassMoments
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.search.isolation import isolated
+from bliss_index.storage.cache import local_copy
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
@@ -148,6 +149,12 @@ class Calibration:
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the moments, or of the images of small classes."""
+        arrays = [m.scatter if m.images is None else m.images for m in self.moments]
+        return sum(array.nbytes for array in arrays if array is not None)
+
     def save(self, path: str | Path) -> None:
         """Write the calibration as a directory; see :mod:`bliss_index.calibration.files`.
 
@@ -161,7 +168,7 @@ class Calibration:
         stored = StoredCalibration(
             self.classes, self.class_embeddings, self.moments, self.model, self.attributes
         )
-        write_calibration(stored, Path(path))
+        write_calibration(stored, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -174,7 +181,7 @@ class Calibration:
         CorruptStoreError
             It is damaged, or was written by a newer version.
         """
-        stored = read_calibration(Path(path))
+        stored = read_calibration(local_copy(path))
         try:
             return cls(*stored)
         except InvalidInputError as error:

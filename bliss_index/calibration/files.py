@@ -1,7 +1,8 @@
-"""A calibration on disk: ``manifest.json`` and ``classes.arrow``, one row per class."""
+"""A calibration on disk: ``manifest.json`` and ``classes.<hash>.arrow``, one row per class."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,26 +13,21 @@ import pyarrow as pa
 
 from bliss_index.calibration.moments import ClassMoments
 from bliss_index.errors import CorruptStoreError, StoreError
-from bliss_index.store.files import (
-    DirectoryLock,
-    atomic_file,
-    make_directory,
-    read_json,
-    remove_temporaries,
-    write_json,
-)
-from bliss_index.store.hashing import file_sha256
-from bliss_index.store.identity import ModelIdentity
-from bliss_index.store.manifest import (
+from bliss_index.jobs.description import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     library_versions,
     read_description,
     require_format,
 )
+from bliss_index.storage import Directory, open_directory
+from bliss_index.storage.directory import LocalDirectory, write_json
+from bliss_index.storage.files import output_error, parse_json
+from bliss_index.storage.hashing import file_sha256
+from bliss_index.store.identity import ModelIdentity
 
 CALIBRATION_FORMAT = "bliss_index.calibration"
-CLASSES_NAME = "classes.arrow"
+_CLASSES_NAME = re.compile(r"classes\.[0-9a-f]{16}\.arrow")
 _VECTOR = pa.large_list(pa.float64())
 _SCHEMA = pa.schema(
     [
@@ -57,7 +53,7 @@ class StoredCalibration(NamedTuple):
     attributes: Mapping[str, Any]
 
 
-def write_calibration(stored: StoredCalibration, directory: Path) -> None:
+def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
     """Write a calibration; one that is there already is replaced.
 
     Raises
@@ -67,36 +63,55 @@ def write_calibration(stored: StoredCalibration, directory: Path) -> None:
     StoreError
         It holds something else.
     """
-    make_directory(directory)
-    with DirectoryLock(directory):
-        remove_temporaries(directory)
-        manifest = directory / MANIFEST_NAME
-        if manifest.exists():
-            require_format(manifest, read_json(manifest), CALIBRATION_FORMAT, FORMAT_VERSION)
-        elif strangers := sorted(p.name for p in directory.iterdir() if not _may_stay(p.name)):
+    place = open_directory(directory)
+    before = _replaced(place)  # refused before anything is touched
+    place.make()
+    content = place.new_file()
+    try:
+        with pa.ipc.new_file(content.sink, _SCHEMA) as writer:
+            for row in zip(stored.classes, stored.class_embeddings, stored.moments, strict=True):
+                writer.write_batch(_class_row(*row))
+        digest = content.sink.sha256
+        name = f"classes.{digest[:16]}.arrow"
+        content.commit(name)
+    except OSError as error:
+        raise output_error(directory, error) from error
+    finally:
+        content.discard()
+    values = {
+        "format": CALIBRATION_FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": None if stored.model is None else stored.model.to_json(),
+        "dim": int(stored.class_embeddings.shape[1]),
+        "classes": len(stored.classes),
+        "images": sum(moments.count for moments in stored.moments),
+        "attributes": dict(stored.attributes),
+        "classes_file": name,
+        "classes_sha256": digest,
+        "versions": library_versions(),
+    }
+    write_json(place, MANIFEST_NAME, values)
+    if before is not None and before != name:  # no reader is without a whole calibration meanwhile
+        place.remove(before)
+
+
+def _replaced(directory: Directory) -> str | None:
+    """Name of the file of the calibration that stands there; None where there is none."""
+    try:
+        data = directory.read(MANIFEST_NAME)
+    except FileNotFoundError:
+        strangers = sorted(name for name in directory.everything() if not _may_stay(name))
+        if strangers:
             raise StoreError(
-                f"{directory} is not empty and not a calibration (it holds {strangers[0]!r}); "
+                f"{directory.uri} is not empty and not a calibration (it holds {strangers[0]!r}); "
                 "choose another output"
-            )
-        with atomic_file(directory / CLASSES_NAME) as sink:
-            with pa.ipc.new_file(sink, _SCHEMA) as writer:
-                for row in zip(
-                    stored.classes, stored.class_embeddings, stored.moments, strict=True
-                ):
-                    writer.write_batch(_class_row(*row))
-            digest = sink.sha256
-        values = {
-            "format": CALIBRATION_FORMAT,
-            "format_version": FORMAT_VERSION,
-            "model": None if stored.model is None else stored.model.to_json(),
-            "dim": int(stored.class_embeddings.shape[1]),
-            "classes": len(stored.classes),
-            "images": sum(moments.count for moments in stored.moments),
-            "attributes": dict(stored.attributes),
-            "classes_sha256": digest,
-            "versions": library_versions(),
-        }
-        write_json(manifest, values)
+            ) from None
+        return None
+    name = f"{directory.uri}/{MANIFEST_NAME}"
+    values = parse_json(data, name)
+    require_format(name, values, CALIBRATION_FORMAT)
+    file = values.get("classes_file")
+    return file if isinstance(file, str) and _CLASSES_NAME.fullmatch(file) else None
 
 
 def read_calibration(directory: Path) -> StoredCalibration:
@@ -111,9 +126,15 @@ def read_calibration(directory: Path) -> StoredCalibration:
     """
     path = directory / MANIFEST_NAME
     values = read_description(
-        path, CALIBRATION_FORMAT, what="a calibration", how="'bliss-index calibrate'"
+        LocalDirectory(directory),
+        CALIBRATION_FORMAT,
+        what="a calibration",
+        how="'bliss-index calibrate'",
     )
-    classes = directory / CLASSES_NAME
+    name = values.get("classes_file")
+    if not isinstance(name, str) or not _CLASSES_NAME.fullmatch(name):
+        raise CorruptStoreError(f"{path} is damaged: 'classes_file' is {name!r}")
+    classes = directory / name
     dim, attributes = values.get("dim"), values.get("attributes")
     if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path} is damaged: dim {dim!r}, attributes {attributes!r}")
@@ -186,4 +207,4 @@ def _read_vector(table: pa.Table, name: str, row: int, size: int) -> npt.NDArray
 
 
 def _may_stay(name: str) -> bool:
-    return name.startswith(".") or name == CLASSES_NAME
+    return name.startswith(".") or _CLASSES_NAME.fullmatch(name) is not None

@@ -111,7 +111,7 @@ def calibrate_store(
 
     def batches() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
         nonlocal bad
-        for shard in images.iter_shards(check_hash=True):
+        for shard in images.iter_shards():
             part = numbers[shard.start : shard.start + shard.rows]
             bad += int(((part != NO_CLASS) & ~shard.good).sum())
             yield shard.embeddings, np.where(shard.good, part, NO_CLASS)
@@ -207,7 +207,7 @@ def _assigned(
         wanted = np.array([label is None for label in given], dtype=bool)
     numbers = found.numbers.copy()
     assigned = 0
-    for shard in images.iter_shards(check_hash=True):
+    for shard in images.iter_shards():
         part = numbers[shard.start : shard.start + shard.rows]
         mine = wanted[shard.start : shard.start + shard.rows] & shard.good
         part[mine] = assign_labels(shard.embeddings[mine], class_embeddings)

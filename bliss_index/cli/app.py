@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import typer
+from typer.core import TyperCommand
 
 from bliss_index.cli import (
     bench,
@@ -22,6 +26,9 @@ from bliss_index.cli import (
     threshold,
 )
 from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, drop_output, say
+from bliss_index.cli.interrupt import INTERRUPTED, end_when_interrupted
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of "s3://bucket", a path keeps one slash
 
 app = typer.Typer(
     name="bliss-index",
@@ -30,25 +37,45 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.command("demo")(demo.demo)
-app.command("encode-text")(encode.encode_text)
-app.command("encode-images")(encode.encode_images)
-app.command("import")(importing.import_)
-app.command("build")(build.build)
-app.command("calibrate")(calibrate.calibrate)
-app.command("threshold")(threshold.threshold)
-app.command("score")(score.score)
-app.command("evaluate")(evaluate.evaluate)
-app.command("explain")(explain.explain)
-app.command("report")(report.report)
-app.command("verify")(inspect.verify)
-app.command("info")(inspect.info)
-app.command("bench")(bench.bench)
+
+
+class Command(TyperCommand):
+    """A command that takes no address for a path: the two would be the same after parsing."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for parameter in self.params:
+            values = ctx.params.get(str(parameter.name))
+            for value in values if isinstance(values, (list, tuple)) else [values]:
+                if isinstance(value, Path) and _ADDRESS.match(str(value)):
+                    raise typer.BadParameter(
+                        f"{value} looks like an address; a local path is needed here",
+                        ctx=ctx,
+                        param_hint=f"'{parameter.name}'",
+                    )
+        return super().invoke(ctx)
+
+
+app.command("demo", cls=Command)(demo.demo)
+app.command("encode-text", cls=Command)(encode.encode_text)
+app.command("encode-images", cls=Command)(encode.encode_images)
+app.command("import", cls=Command)(importing.import_)
+app.command("build", cls=Command)(build.build)
+app.command("calibrate", cls=Command)(calibrate.calibrate)
+app.command("threshold", cls=Command)(threshold.threshold)
+app.command("score", cls=Command)(score.score)
+app.command("evaluate", cls=Command)(evaluate.evaluate)
+app.command("explain", cls=Command)(explain.explain)
+app.command("report", cls=Command)(report.report)
+app.command("verify", cls=Command)(inspect.verify)
+app.command("info", cls=Command)(inspect.info)
+app.command("bench", cls=Command)(bench.bench)
 
 
 def run() -> None:
     """Run a command; print an error's message alone and exit with its code."""
     from bliss_index.errors import BlissError
+
+    end_when_interrupted()
 
     # Names may hold letters that the terminal's encoding has not, and keys no letters at all.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -60,7 +87,7 @@ def run() -> None:
         sys.exit(EXIT_ERROR)
     except SystemExit as end:
         if end.code == EXIT_INTERRUPTED:  # which Typer makes of Ctrl-C
-            say("interrupted; what is done is kept, run the same command again to continue")
+            say(INTERRUPTED)
         raise
     except BrokenPipeError:
         # Whoever read our output had enough of it. Nothing more can be written there.

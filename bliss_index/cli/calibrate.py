@@ -12,7 +12,7 @@ from bliss_index.cli.options import DeviceOption, JsonOption
 
 
 def calibrate(
-    images: Annotated[Path, typer.Argument(help="Image store of normal images.")],
+    images: Annotated[str, typer.Argument(help="Image store of normal images.")],
     classes: Annotated[
         Path,
         typer.Option(
@@ -21,7 +21,7 @@ def calibrate(
             "text store.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Directory of the calibration to make.")],
+    out: Annotated[str, typer.Option("--out", help="Directory of the calibration to make.")],
     labels: Annotated[
         Path | None,
         typer.Option(

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bliss_index.cli.console import (
-    EXIT_QUARANTINED,
     counts,
     print_facts,
     print_json,
     progress_line,
     say,
     timed,
+)
+from bliss_index.cli.jobs import (
+    EngineOption,
+    MemoryOption,
+    TaskOption,
+    device_names,
+    end,
+    job_options,
+    make_listener,
 )
 from bliss_index.cli.options import (
     PREPROCESSES,
@@ -28,6 +36,25 @@ from bliss_index.cli.options import (
     StoreOutput,
     one_of,
 )
+
+if TYPE_CHECKING:
+    from bliss_index.jobs import JobOptions
+
+EncodeDevicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--devices", help="GPUs such as '0,1', one process each.", show_default="--device"
+    ),
+]
+EncodeWorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that encode.",
+        show_default="one a GPU; on the processor, one a thread",
+    ),
+]
 
 
 def encode_text(
@@ -56,11 +83,16 @@ def encode_text(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    devices: EncodeDevicesOption = None,
+    workers: EncodeWorkersOption = None,
+    engine: EngineOption = "local",
+    task: TaskOption = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Encode a vocabulary into a corpus. Run again after an interruption, it continues."""
-    from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_text_store
+    from bliss_index.encode.encode_work import EncoderSpec
+    from bliss_index.encode.text_work import encode_text_store
     from bliss_index.spooled_vocabulary import spool_vocabulary
     from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, require_template
 
@@ -72,41 +104,34 @@ def encode_text(
         spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)
     with spooled as vocabulary:
         say(f"vocabulary: {vocabulary.describe()}")
-        encoder = load_encoder(
-            model,
-            _tag(model, pretrained),
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-        )
-        with timed() as seconds, progress_line("encoding text", len(vocabulary)) as progress:
+        spec = EncoderSpec(model, _tag(model, pretrained), precision, batch_size=batch_size)
+        options = _options(device, devices, workers, engine, task, memory)
+        with timed() as seconds, progress_line("encoding text") as progress:
             summary = encode_text_store(
-                encoder,
+                spec,
                 vocabulary,
                 out,
                 templates=templates,
                 dtype=dtype,
-                progress=progress,
+                options=options,
+                listener=make_listener(progress, "encoded"),
             )
             facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
     if not summary.rows_now:
         say(f"{out} was complete already: {summary.rows} entries")
     if summary.truncated:
-        say(
-            f"{summary.truncated} entries are longer than the model's {encoder.context_length} "
-            "tokens; their ends were cut off"
-        )
-    facts["model"] = encoder.identity.describe()
+        say(f"{summary.truncated} entries are longer than the model's context; their ends were cut")
     facts["vocabulary"] = vocabulary.describe()
     _report(out, facts, as_json)
+    end(summary.failed, summary.complete, 0, "")
 
 
 def encode_images(
     images: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="Folder of images (recursive), webdataset tars, Parquet with image bytes, or a "
-            "CSV of paths."
+            "CSV of paths; local or a URI."
         ),
     ],
     out: StoreOutput,
@@ -124,52 +149,74 @@ def encode_images(
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Decoding processes.")
+    devices: EncodeDevicesOption = None,
+    workers: EncodeWorkersOption = None,
+    decoders: Annotated[
+        int | None,
+        typer.Option("--decoders", min=0, help="Decoding processes of each worker."),
     ] = None,
+    engine: EngineOption = "local",
+    task: TaskOption = None,
+    memory: MemoryOption = None,
     timeout: Annotated[
         float, typer.Option("--timeout", help="Seconds after which an image is given up.")
     ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Encode images into a store. Images that cannot be decoded keep their row, with a reason."""
-    from bliss_index.encode import load_encoder
-    from bliss_index.encode.encode_store import encode_image_store
+    from bliss_index.encode.encode_work import EncoderSpec
+    from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.pipeline import PipelineTimes
 
     source = open_images(images)
-    encoder = load_encoder(
-        model,
-        _tag(model, pretrained),
-        device=device,
-        precision=precision,
-        preprocess=preprocess,
-        batch_size=batch_size,
-    )
+    spec = EncoderSpec(model, _tag(model, pretrained), precision, preprocess, batch_size)
+    options = _options(device, devices, workers, engine, task, memory)
     times = PipelineTimes()
-    with timed() as seconds, progress_line("encoding images", source.rows()) as progress:
+    with timed() as seconds, progress_line("encoding images") as progress:
         summary = encode_image_store(
-            encoder,
+            spec,
             source,
             out,
             dtype=dtype,
-            progress=progress,
-            workers=workers,
+            options=options,
+            listener=make_listener(progress, "encoded"),
+            decoders=decoders,
             timeout=timeout,
             times=times,
         )
         facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
     if not summary.rows_now:
         say(f"{out} was complete already: {summary.rows} images")
-    facts["encoder_busy"] = round(times.busy, 3)
-    facts["model"] = encoder.identity.describe()
+    if times.rows:  # where this process encoded
+        facts["encoder_busy"] = round(times.busy, 3)
     if source.skipped:
         facts["skipped_files"] = dict(source.skipped) if as_json else counts(source.skipped)
+    if summary.repeated_keys:
+        say(f"{summary.repeated_keys} keys occur in several parts; the manifest names the first")
     _report(out, facts, as_json)
-    if summary.bad_rows:
-        say(f"{summary.bad_rows} of {summary.rows} images have no embedding; see 'status', 'error'")
-        raise typer.Exit(EXIT_QUARANTINED)
+    bad, rows = summary.bad_rows, summary.rows
+    message = f"{bad} of {rows} images have no embedding; see 'status', 'error'"
+    end(summary.failed, summary.complete, bad, message)
+
+
+def _options(
+    device: str,
+    devices: str | None,
+    workers: int | None,
+    engine: str,
+    task: str | None,
+    memory: str | None,
+) -> JobOptions:
+    """Options of an encoding job; on a processor, one worker for each of its threads."""
+    from bliss_index.encode.encode_work import default_workers
+    from bliss_index.encode.model import device_name
+
+    named = tuple(device_name(name) for name in device_names(devices or device))
+    chosen = workers is None and engine == "local"
+    if chosen:
+        workers = default_workers(named)
+    return job_options(workers, named, engine, task, memory, fewer_workers=chosen)
 
 
 def _tag(model: str, pretrained: str | None) -> str | None:
@@ -184,7 +231,7 @@ def _rate(rows: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def _report(out: Path, facts: dict[str, Any], as_json: bool) -> None:
+def _report(out: str, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
     else:

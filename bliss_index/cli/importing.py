@@ -8,12 +8,20 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import (
-    EXIT_QUARANTINED,
     counts,
     print_facts,
     print_json,
     progress_line,
     say,
+)
+from bliss_index.cli.jobs import (
+    EngineOption,
+    MemoryOption,
+    TaskOption,
+    WorkersOption,
+    end,
+    job_options,
+    make_listener,
 )
 from bliss_index.cli.options import (
     KINDS,
@@ -61,11 +69,15 @@ def import_(
     text_column: Annotated[
         str | None, typer.Option("--text-column", help="Parquet column with the texts.")
     ] = None,
+    workers: WorkersOption = None,
+    engine: EngineOption = "local",
+    task: TaskOption = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Bring embeddings that exist already; they are normalised and checked row by row."""
     from bliss_index.store import ModelIdentity
-    from bliss_index.store.importing import import_embeddings
+    from bliss_index.store.import_work import import_embeddings
     from bliss_index.store.source_part import ColumnNames
 
     with progress_line("importing") as progress:
@@ -80,13 +92,16 @@ def import_(
             prompt=prompt,
             columns=ColumnNames(embedding_column, key_column, text_column),
             drop_bad_rows=drop_bad_rows,
-            progress=progress,
+            options=job_options(workers, ("cpu",), engine, task, memory),
+            listener=make_listener(progress, "imported"),
         )
     if as_json:
         print_json(summary.to_json())
     else:
         facts = {name.replace("_", " "): value for name, value in summary.to_json().items()}
         print_facts(str(out), {**facts, "status": counts(summary.status)})
-    if summary.bad_rows:
-        say(f"{summary.bad_rows} of {summary.rows} rows are bad; see 'status' and 'error'")
-        raise typer.Exit(EXIT_QUARANTINED)
+    if summary.repeated_keys:
+        say(f"{summary.repeated_keys} keys occur in several parts; the manifest names the first")
+    bad, rows = summary.bad_rows, summary.rows
+    message = f"{bad} of {rows} rows are bad; see 'status' and 'error'"
+    end(summary.failed, summary.complete, bad, message)

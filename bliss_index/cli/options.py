@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -63,7 +62,7 @@ DtypeOption = Annotated[
 LamOption = Annotated[
     float, typer.Option("--lam", min=0.0, help="Weight of the external score, lambda.")
 ]
-StoreOutput = Annotated[Path, typer.Option("--out", help="Directory of the store to make.")]
+StoreOutput = Annotated[str, typer.Option("--out", help="Directory or URI of the store to make.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads.", show_default="BLISS_INDEX_THREADS, or all"),

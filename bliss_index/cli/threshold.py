@@ -14,9 +14,9 @@ _RATES = (0.001, 0.01, 0.05, 0.1)
 
 
 def threshold(
-    images: Annotated[Path, typer.Argument(help="Image store that the calibration was made of.")],
-    calibration: Annotated[Path, typer.Option("--calibration", help="Calibration directory.")],
-    corpus: Annotated[Path, typer.Option("--corpus", help="Text store of the vocabulary.")],
+    images: Annotated[str, typer.Argument(help="Image store that the calibration was made of.")],
+    calibration: Annotated[str, typer.Option("--calibration", help="Calibration directory.")],
+    corpus: Annotated[str, typer.Option("--corpus", help="Text store of the vocabulary.")],
     out: Annotated[
         Path, typer.Option("--out", help="Parquet file for the scores of the held-out images.")
     ],

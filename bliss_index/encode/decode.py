@@ -29,6 +29,15 @@ EXTENSIONS = frozenset(
     + (".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm")
 )
 MAX_PIXELS = 128_000_000
+MAX_BYTES = 256 << 20
+"""Bytes of one encoded image at most."""
+
+MAX_DECODED_BYTES = 1 << 30
+"""Bytes that decoding one image may take at most, with its copies."""
+
+# Bytes a pixel while an image is decoded and converted, by Pillow's mode.
+_PIXEL_BYTES = {"1": 6, "L": 6, "P": 8, "RGB": 8, "YCbCr": 8, "CMYK": 8}
+_MOST_PIXEL_BYTES = 24  # transparency is composed, 16 bits and floats are scaled in float64
 
 
 class DecodeError(InvalidInputError):
@@ -69,6 +78,8 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
     content = source if isinstance(source, bytes) else _read(Path(source))
     if not content:
         raise DecodeError("empty", "0 bytes")
+    if len(content) > MAX_BYTES:
+        raise DecodeError("too_large", f"{len(content)} bytes, more than the {MAX_BYTES} allowed")
     from PIL import Image, UnidentifiedImageError
 
     Image.init()  # registers every format; does nothing the second time
@@ -79,6 +90,7 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
             with Image.open(io.BytesIO(content), formats=known) as image:
                 if image.width * image.height > max_pixels:
                     raise _too_large(f"{image.width} x {image.height} pixels", max_pixels)
+                _require_room(image)
                 image.load()
                 return to_rgb(image)
         except DecodeError:
@@ -112,11 +124,27 @@ def _read(path: Path) -> bytes:
         # A pipe would never end, and a device such as /dev/zero would fill the memory.
         if not stat.S_ISREG(path.stat().st_mode):
             raise DecodeError("unreadable_file", f"{path} is not a regular file")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise DecodeError("too_large", f"{size} bytes, more than the {MAX_BYTES} allowed")
         return path.read_bytes()
     except DecodeError:
         raise
     except (OSError, ValueError) as error:
         raise DecodeError("unreadable_file", f"{path}: {error}") from error
+
+
+def _require_room(image: Image) -> None:
+    """Refuse an image whose pixels and their copies would take too much memory."""
+    each = _PIXEL_BYTES.get(image.mode, _MOST_PIXEL_BYTES)
+    if image.has_transparency_data:
+        each = _MOST_PIXEL_BYTES
+    size = image.width * image.height * each
+    if size > MAX_DECODED_BYTES:
+        raise DecodeError(
+            "too_large",
+            f"{image.width} x {image.height} pixels of mode {image.mode} take {size} bytes to "
+            f"decode, more than the {MAX_DECODED_BYTES} allowed",
+        )
 
 
 def _upright(image: Image) -> Image:

@@ -117,7 +117,7 @@ class DecodePool:
 
     def __init__(self, settings: DecodeSettings, workers: int) -> None:
         if workers < 0:
-            raise InvalidInputError(f"workers is {workers}, must be 0 or more")
+            raise InvalidInputError(f"decoders is {workers}, must be 0 or more")
         self._settings = settings
         self._context = multiprocessing.get_context("spawn")
         self._stopped = False
@@ -230,7 +230,7 @@ class DecodePool:
             raise JobError(
                 f"a decoding process did not start (exit code {code}, waited up to "
                 f"{START_SECONDS:g} s); a script that encodes images needs "
-                "`if __name__ == '__main__':` around its code, or use workers=0"
+                "`if __name__ == '__main__':` around its code, or use decoders=0"
             )
         self._workers.append(self._start())
         self.replaced += 1

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from bliss_index.encode.places import file_stamp, place_of
+from bliss_index.storage.objects import is_object_store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,6 +35,27 @@ class ImageRow:
     content: bytes | str
     metadata: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a source.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    rows : int
+    fingerprint : str
+        What tells that they did not change: sizes and modification times.
+    detail : dict
+        What :meth:`ImageSource.read` needs to find them, JSON-ready.
+    """
+
+    name: str
+    rows: int
+    fingerprint: str
+    detail: dict[str, Any]
 
 
 class ImageSource(Protocol):
@@ -59,6 +85,14 @@ class ImageSource(Protocol):
         """Number of rows; may have to read through headers and names, never images."""
         ...
 
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        """Cut all rows, in order, into pieces of at most so many rows."""
+        ...
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        """Rows of a piece; nothing else of the source is looked at."""
+        ...
+
     def metadata_table(self, rows: Sequence[ImageRow]) -> pa.Table | None:
         """The metadata of some rows as a table of the schema."""
         ...
@@ -69,6 +103,7 @@ class SourceBase(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.path = place_of(name) if is_object_store(name) else Path(name)
         self.skipped: dict[str, int] = {}
 
     @property
@@ -82,6 +117,17 @@ class SourceBase(ABC):
     @abstractmethod
     def rows(self) -> int:
         """Number of rows."""
+
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        total = self.rows()
+        stamp = file_stamp(self.path)
+        for start in range(0, total, rows):
+            count = min(rows, total - start)
+            name = f"{self.path.name}[{start}:{start + count}]"
+            yield Piece(name, count, stamp, {"start": start, "rows": count})
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        return itertools.islice(self.iter(detail["start"]), detail["rows"])
 
     def metadata_table(self, rows: Sequence[ImageRow]) -> pa.Table | None:
         import pyarrow as pa

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
+import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.encode.image_rows import ImageRow, SourceBase
+from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
+from bliss_index.encode.places import Place, contents_of, file_stamp, place_of
 from bliss_index.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,7 +24,7 @@ PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path", "filepath
 _BATCH_ROWS = 256
 
 
-def table_source(path: Path) -> SourceBase:
+def table_source(path: Place) -> SourceBase:
     """The source for a Parquet, CSV or TSV file, by its columns."""
     if path.suffix.lower() == ".parquet":
         return ParquetSource(path)
@@ -34,9 +39,9 @@ class ParquetSource(SourceBase):
     one, else the path, else the file's name and the row. Other columns are metadata.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         super().__init__(str(path))
-        self._path = Path(path)
+        self._path = place_of(path)
         with self._open() as file:
             schema = file.schema_arrow
             self._rows = file.metadata.num_rows
@@ -55,6 +60,16 @@ class ParquetSource(SourceBase):
 
     def rows(self) -> int:
         return int(self._rows)
+
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        stamp = file_stamp(self._path)
+        with self._open() as file:
+            groups = [
+                file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)
+            ]
+        for start, end in itertools.pairwise(_cuts(groups, rows)):
+            name = f"{self.path.name}[{start}:{end}]"
+            yield Piece(name, end - start, stamp, {"start": start, "rows": end - start})
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         import pyarrow as pa
@@ -83,29 +98,32 @@ class ParquetSource(SourceBase):
 
     def _row(self, number: int, values: dict[str, Any]) -> ImageRow:
         cell = values.pop(self._column)
-        content: bytes | str | None
+        content: bytes | str | None = None
+        reason: str | None = None
         if self._kind == "struct":
             named = (cell or {}).get("path")
             content = (cell or {}).get("bytes")
             if content is None and named:
-                content = str(self._path.parent / named)
+                content, reason = _content(self._path.parent / named)
         elif self._kind == "binary":
             named, content = None, cell
         else:
-            named, content = cell, str(self._path.parent / cell) if cell else None
+            named = cell
+            if cell:
+                content, reason = _content(self._path.parent / cell)
         own = values.pop(self._key, None) if self._key is not None else None
         by_path = named if self._kind == "path" else None
         key = str(own) if own not in (None, "") else by_path or f"{self._path.name}:{number}"
         if content is None:
             return ImageRow(key, b"", values, "empty: the row has neither bytes nor a path")
-        return ImageRow(key, content, values)
+        return ImageRow(key, content, values, reason)
 
     def _open(self) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self._path)
+            return pq.ParquetFile(self._path if isinstance(self._path, Path) else self._path.open())
         except (pa.ArrowException, OSError) as error:
             raise InvalidInputError(
                 f"{self._path} is not a readable Parquet file: {error}"
@@ -119,10 +137,10 @@ class CsvSource(SourceBase):
     metadata, as strings.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Place) -> None:
         super().__init__(str(path))
-        self._path = Path(path)
-        header = next(self._read(), None)
+        self._path = place_of(path)
+        header = next(self._records(), None)
         if not header:
             raise InvalidInputError(f"{path} is empty; it needs a header with a column of paths")
         self._header = header
@@ -140,30 +158,48 @@ class CsvSource(SourceBase):
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         self.skipped = {}
-        records = self._read()
+        records = self._records()
         next(records)
         for number, record in enumerate(record for record in records if record):
-            if number < start:
-                continue
-            if len(record) != len(self._header):
-                raise InvalidInputError(
-                    f"{self._path}, row {number}: {len(record)} fields, the header has "
-                    f"{len(self._header)}"
-                )
-            values: dict[str, Any] = dict(zip(self._header, record, strict=True))
-            named = values.pop(self._column)
-            own = values.pop(self._key, None) if self._key is not None else None
-            content = str(self._path.parent / named)
-            missing = None if named else "empty: the row has no path"
-            yield ImageRow(own or named or f"{self._path.name}:{number}", content, values, missing)
+            if number >= start:
+                yield self._row(number, record)
+
+    def _row(self, number: int, record: list[str]) -> ImageRow:
+        if len(record) != len(self._header):
+            raise InvalidInputError(
+                f"{self._path}, row {number}: {len(record)} fields, the header has "
+                f"{len(self._header)}"
+            )
+        values: dict[str, Any] = dict(zip(self._header, record, strict=True))
+        named = values.pop(self._column)
+        own = values.pop(self._key, None) if self._key is not None else None
+        key = own or named or f"{self._path.name}:{number}"
+        if not named:
+            return ImageRow(key, b"", values, "empty: the row has no path")
+        content, reason = _content(self._path.parent / named)
+        return ImageRow(key, content, values, reason)
 
     def rows(self) -> int:
-        return sum(1 for record in self._read() if record) - 1
+        return sum(1 for record in self._records() if record) - 1
 
-    def _read(self) -> Iterator[list[str]]:
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        records = filter(None, self._records())
+        next(records, None)
+        number = 0
+        while listed := list(itertools.islice(records, rows)):
+            digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+            name = f"{self.path.name}[{number}:{number + len(listed)}]"
+            yield Piece(name, len(listed), digest, {"records": listed, "start": number})
+            number += len(listed)
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        for number, record in enumerate(detail["records"], detail["start"]):
+            yield self._row(number, record)
+
+    def _records(self) -> Iterator[list[str]]:
         separator = "\t" if self._path.suffix.lower() == ".tsv" else ","
         try:
-            with self._path.open(encoding="utf-8-sig", newline="") as stream:
+            with io.TextIOWrapper(self._path.open("rb"), "utf-8-sig", newline="") as stream:
                 yield from csv.reader(stream, delimiter=separator, strict=True)
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"{self._path} is not UTF-8: {error}") from error
@@ -171,7 +207,26 @@ class CsvSource(SourceBase):
             raise InvalidInputError(f"{self._path} cannot be read: {error}") from error
 
 
-def _image_column(path: Path, schema: pa.Schema) -> tuple[str, str]:
+def _content(place: Place) -> tuple[bytes | str, str | None]:
+    """Content of an object or the path of a file, and a reason where it cannot be read."""
+    (content,) = contents_of([place])
+    if isinstance(content, OSError):
+        return b"", f"unreadable_file: {place}: {content}"
+    return content, None
+
+
+def _cuts(groups: Sequence[int], rows: int) -> list[int]:
+    """Cut rows at row groups where these are not too large."""
+    cuts, at = [0], 0
+    for size in groups:
+        if at + size - cuts[-1] > rows and at > cuts[-1]:
+            cuts.append(at)
+        cuts.extend(range(cuts[-1] + rows, at + size, rows) if size > rows else ())
+        at += size
+    return [*cuts, at] if at > cuts[-1] else cuts
+
+
+def _image_column(path: Place, schema: pa.Schema) -> tuple[str, str]:
     """The column with the images, and whether it is a 'struct', 'binary' or a 'path'."""
     import pyarrow as pa
 
@@ -194,11 +249,11 @@ def _image_column(path: Path, schema: pa.Schema) -> tuple[str, str]:
     return _path_column(path, strings), "path"
 
 
-def _path_column(path: Path, names: Sequence[str]) -> str:
+def _path_column(path: Place, names: Sequence[str]) -> str:
     return _choose(path, [name for name in names if name not in KEY_COLUMNS], PATH_COLUMNS)
 
 
-def _choose(path: Path, names: Sequence[str], preferred: Sequence[str]) -> str:
+def _choose(path: Place, names: Sequence[str], preferred: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     lowered = {name.lower(): name for name in names}

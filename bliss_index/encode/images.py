@@ -6,16 +6,28 @@ it stopped. Image contents are read late and never all at once.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS
 from bliss_index.encode.image_archives import TarSource
-from bliss_index.encode.image_rows import ImageRow, ImageSource, SourceBase
+from bliss_index.encode.image_rows import ImageRow, ImageSource, Piece, SourceBase
 from bliss_index.encode.image_tables import table_source
+from bliss_index.encode.places import (
+    ObjectPath,
+    Place,
+    contents_of,
+    file_stamp,
+    place_of,
+)
 from bliss_index.errors import InvalidInputError
+from bliss_index.storage import open_directory
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,6 +58,22 @@ class FolderSource(SourceBase):
     def rows(self) -> int:
         return sum(1 for _ in self._walk(self._directory, ""))
 
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        self.skipped = {}
+        listed = self._walk(self._directory, "")
+        number = 0
+        while files := list(itertools.islice(listed, rows)):
+            stamped = [(key, self._name(path), file_stamp(Path(path))) for key, path in files]
+            yield piece_of(stamped, self.path.name, number)
+            number += len(files)
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        for key, name, _ in detail["files"]:
+            yield ImageRow(key, os.path.join(self._directory, name))
+
+    def _name(self, path: str) -> str:
+        return os.path.relpath(path, self._directory)
+
     def _walk(self, directory: Path, prefix: str) -> Iterator[tuple[str, str]]:
         try:
             with os.scandir(directory) as listing:
@@ -66,6 +94,50 @@ class FolderSource(SourceBase):
             else:
                 name = (prefix + entry.name).encode("utf-8", "surrogateescape")
                 yield name.decode("utf-8", "backslashreplace"), entry.path
+
+
+class ObjectFolder(SourceBase):
+    """All image files below a prefix of an object store, in the order of their names."""
+
+    def __init__(self, place: ObjectPath) -> None:
+        super().__init__(str(place))
+        self._place = place
+
+    def iter(self, start: int = 0) -> Iterator[ImageRow]:
+        names = itertools.islice((name for name, _ in self._listed()), start, None)
+        while some := list(itertools.islice(names, 256)):
+            yield from self._rows(some)
+
+    def rows(self) -> int:
+        return sum(1 for _ in self._listed())
+
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        listed = self._listed()
+        number = 0
+        while files := list(itertools.islice(listed, rows)):
+            yield piece_of([(name, name, stamp) for name, stamp in files], self.path.name, number)
+            number += len(files)
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        return self._rows([name for _, name, _ in detail["files"]])
+
+    def _rows(self, names: list[str]) -> Iterator[ImageRow]:
+        contents = contents_of([self._place / name for name in names])
+        for name, content in zip(names, contents, strict=True):
+            if isinstance(content, OSError):
+                yield ImageRow(name, b"", {}, f"unreadable_file: {name}: {content}")
+            else:
+                yield ImageRow(name, content)
+
+    def _listed(self) -> Iterator[tuple[str, str]]:
+        self.skipped = {}
+        for name, stamp in self._place.walk():
+            if any(part.startswith(".") for part in name.split("/")):
+                self._skip("hidden")
+            elif Path(name).suffix.lower() not in EXTENSIONS:
+                self._skip("no image extension")
+            else:
+                yield name, stamp
 
 
 class ChainSource(SourceBase):
@@ -103,6 +175,23 @@ class ChainSource(SourceBase):
     def rows(self) -> int:
         return sum(source.rows() for source in self._sources)
 
+    def pieces(self, rows: int) -> Iterator[Piece]:
+        self.skipped = {}
+        for number, source in enumerate(self._sources):
+            for piece in source.pieces(rows):
+                yield replace(piece, detail={**piece.detail, "source": number})
+            for reason, count in source.skipped.items():
+                self.skipped[reason] = self.skipped.get(reason, 0) + count
+
+    def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
+        yield from self._sources[detail["source"]].read(detail)
+
+
+def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> Piece:
+    """Put files, each a key, a name and a stamp, together; `number` rows came before."""
+    stamps = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return Piece(f"{folder}[{number}:{number + len(files)}]", len(files), stamps, {"files": files})
+
 
 def _columns(schema: pa.Schema | None) -> list[str]:
     return [] if schema is None else [f"{field.name} ({field.type})" for field in schema]
@@ -128,33 +217,50 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
     if not listed:
         raise InvalidInputError("no image source given; name a folder, tar, Parquet or CSV file")
     opened: list[Any] = []
-    for path in _expand_folders(listed):
-        if path.is_dir():
-            opened.append(FolderSource(path))
-        elif not path.exists():
-            raise InvalidInputError(f"image source '{path}' does not exist")
-        elif path.name.lower().endswith(TAR_SUFFIXES):
-            opened.append(TarSource(path))
-        elif path.suffix.lower() in TABLE_SUFFIXES:
-            opened.append(table_source(path))
+    for place in _expand_folders(listed):
+        name = place.name.lower()
+        if name.endswith(TAR_SUFFIXES) and not _is_folder(place):
+            opened.append(TarSource(place))
+        elif place.suffix.lower() in TABLE_SUFFIXES and not _is_folder(place):
+            opened.append(table_source(place))
+        elif isinstance(place, ObjectPath):
+            opened.append(ObjectFolder(place))
+        elif place.is_dir():
+            opened.append(FolderSource(place))
+        elif not place.exists():
+            raise InvalidInputError(f"image source '{place}' does not exist")
         else:
             raise InvalidInputError(
-                f"image source '{path}' is neither a folder nor one of "
+                f"image source '{place}' is neither a folder nor one of "
                 f"{', '.join((*TAR_SUFFIXES, *TABLE_SUFFIXES))}"
             )
     return opened[0] if len(opened) == 1 else ChainSource(opened)
 
 
-def _expand_folders(sources: Sequence[str | Path]) -> Iterator[Path]:
+def _is_folder(place: Place) -> bool:
+    if isinstance(place, Path):
+        if not place.exists():
+            raise InvalidInputError(f"image source '{place}' does not exist")
+        return place.is_dir()
+    return False
+
+
+def _expand_folders(sources: Sequence[str | Path]) -> Iterator[Place]:
     """Folders that hold archives only, replaced by their archives."""
-    for source in map(Path, sources):
-        if source.is_dir():
-            names = sorted(n for n in os.listdir(source) if not n.startswith("."))
-            for suffixes in (TAR_SUFFIXES, (".parquet",)):
-                if names and all(name.lower().endswith(suffixes) for name in names):
-                    yield from (source / name for name in names)
-                    break
-            else:
-                yield source
+    for place in map(place_of, sources):
+        names = sorted(name for name in _names(place) if not name.startswith("."))
+        for suffixes in (TAR_SUFFIXES, (".parquet",)):
+            if names and all(name.lower().endswith(suffixes) for name in names):
+                yield from (place / name for name in names)
+                break
         else:
-            yield source
+            yield place
+
+
+def _names(place: Place) -> list[str]:
+    """What a folder holds; nothing where it is none."""
+    if isinstance(place, Path):
+        return os.listdir(place) if place.is_dir() else []
+    if place.name.lower().endswith((*TAR_SUFFIXES, *TABLE_SUFFIXES)):
+        return []
+    return open_directory(str(place)).everything()

@@ -86,6 +86,11 @@ class Encoder:
         return f"Encoder({self.identity.name!r}{tag}, dim={self.dim}, device={self.device!r})"
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What changes an embedding's last digits but not its meaning; kept with a store."""
         return {
@@ -354,6 +359,11 @@ def _choose_device(device: str) -> torch.device:
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise EncoderError(f"device '{device}' asked for, {torch.cuda.device_count()} GPUs found")
     return place
+
+
+def device_name(device: str) -> str:
+    """Decide what "auto" means on this machine; refuse a device that is not here."""
+    return str(_choose_device(device))
 
 
 def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -22,12 +22,15 @@ from bliss_index.store.schema import OK
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from bliss_index.encode.model import Encoder
 
 UNDECODABLE = "undecodable_image"
 BAD_EMBEDDING = "bad_embedding"
+
+Batch = tuple[int, list[ImageRow]]
+"""The number of the first row, and rows."""
 
 _TASK_IMAGES = 8  # images given to a decoding process at a time
 _BATCHES_AHEAD = 3
@@ -90,10 +93,9 @@ class PipelineTimes:
 
 
 class PipelineOptions(TypedDict, total=False):
-    """Options of :func:`iter_encoded` that callers may pass on; each has its default there."""
+    """Options of :func:`encode_batches` that callers may pass on; each has its default there."""
 
-    workers: int | None
-    batch_size: int | None
+    decoders: int | None
     timeout: float
     max_pixels: int
     times: PipelineTimes | None
@@ -103,13 +105,10 @@ def iter_encoded(
     encoder: Encoder,
     source: ImageSource,
     *,
-    workers: int | None = None,
     batch_size: int | None = None,
     start: int = 0,
     align: int | None = None,
-    timeout: float = 60.0,
-    max_pixels: int = MAX_PIXELS,
-    times: PipelineTimes | None = None,
+    **options: Unpack[PipelineOptions],
 ) -> Iterator[EncodedBatch]:
     """Encode a source, batch after batch, in the source's order; every row comes out.
 
@@ -119,22 +118,14 @@ def iter_encoded(
         The model.
     source : ImageSource
         Where the images come from.
-    workers : int, optional
-        Decoding processes; 0 decodes in this one. By default by the number of cores.
     batch_size : int, optional
         Images per forward pass, by default the encoder's.
     start : int
-        Row to begin with, to resume.
+        Row to begin with.
     align : int, optional
-        No batch crosses a multiple of this row number. Set to the rows of a shard, the same shard
-        is made of the same batches, and so of the same bytes, in an interrupted and in an
-        uninterrupted run.
-    timeout : float
-        Seconds after which decoding one image is given up.
-    max_pixels : int
-        Larger images are refused by their header.
-    times : PipelineTimes, optional
-        Filled while the images are encoded.
+        No batch crosses a multiple of this row number.
+    options
+        As for :func:`encode_batches`.
 
     Yields
     ------
@@ -151,10 +142,46 @@ def iter_encoded(
     for name, value, least in (("batch_size", size, 1), ("start", start, 0), ("align", align, 1)):
         if value is not None and value < least:
             raise InvalidInputError(f"{name} is {value}, must be at least {least}")
+    batches = batch_rows(source.iter(start), start, size, align)
+    yield from encode_batches(encoder, source, batches, **options)
+
+
+def encode_batches(
+    encoder: Encoder,
+    source: ImageSource,
+    batches: Iterator[Batch],
+    *,
+    decoders: int | None = None,
+    timeout: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
+    times: PipelineTimes | None = None,
+) -> Iterator[EncodedBatch]:
+    """Decode and encode batches of rows while the next ones are read.
+
+    Parameters
+    ----------
+    encoder : Encoder
+        The model.
+    source : ImageSource
+        Of the rows.
+    batches : iterator of (int, list of ImageRow)
+        Rows, and the number of the first; asked for by a thread. Batches without rows come out too.
+    decoders : int, optional
+        Decoding processes; 0 decodes in this one. By default by the number of cores.
+    timeout : float
+        Seconds after which decoding one image is given up.
+    max_pixels : int
+        Larger images are refused by their header.
+    times : PipelineTimes, optional
+        Filled while the images are encoded.
+
+    Yields
+    ------
+    EncodedBatch
+    """
     settings = DecodeSettings(encoder.preprocess, max_pixels, timeout)
-    count = _default_workers(encoder.device) if workers is None else workers
+    count = _default_decoders(encoder.device) if decoders is None else decoders
     times = PipelineTimes() if times is None else times
-    batches = _batch_rows(source.iter(start), start, size, align)
     with _Feeder(batches, settings, count) as feeder:
         first = True
         while True:
@@ -194,9 +221,10 @@ def _encode(
     return EncodedBatch(start, keys, embeddings, status, error, source.metadata_table(rows))
 
 
-def _batch_rows(
+def batch_rows(
     rows: Iterator[ImageRow], start: int, size: int, align: int | None
-) -> Iterator[tuple[int, list[ImageRow]]]:
+) -> Iterator[Batch]:
+    """Cut rows into batches; none crosses a multiple of `align`."""
     while True:
         room = size if align is None else min(size, align - start % align)
         batch = list(itertools.islice(rows, room))
@@ -206,7 +234,7 @@ def _batch_rows(
         start += len(batch)
 
 
-def _default_workers(device: str) -> int:
+def _default_decoders(device: str) -> int:
     cores = usable_processors()
     # On a CPU the encoder itself needs the cores, and decoding is 10 times cheaper than encoding.
     return max(1, cores // 8) if device == "cpu" else min(16, max(1, cores - 1))
@@ -217,7 +245,7 @@ class _Feeder:
 
     def __init__(
         self,
-        batches: Iterator[tuple[int, list[ImageRow]]],
+        batches: Iterator[Batch],
         settings: DecodeSettings,
         workers: int,
     ) -> None:
@@ -260,7 +288,7 @@ class _Feeder:
             self._put(error)
 
     def _decode(self) -> None:
-        pending: list[tuple[int, list[ImageRow]]] = []
+        pending: list[Batch] = []
 
         def tasks() -> Iterator[list[bytes | str]]:
             for start, rows in self._batches:
@@ -273,6 +301,7 @@ class _Feeder:
 
         ready: list[Pixels] = []
         for pixels in self._pool.map(tasks()):
+            self._put_empty(pending)
             ready.extend(pixels)
             start, rows = pending[0]
             if len(ready) == len(rows):
@@ -282,8 +311,14 @@ class _Feeder:
                 pending.pop(0)
                 self._put((start, rows, ready))
                 ready = []
+            self._put_empty(pending)
             if self._stopped.is_set():
                 return
+        self._put_empty(pending)
+
+    def _put_empty(self, pending: list[Batch]) -> None:
+        while pending and not pending[0][1]:
+            self._put((*pending.pop(0), []))
 
     def _put(self, item: Any) -> None:
         while not self._stopped.is_set():

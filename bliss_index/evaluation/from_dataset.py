@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.encode import load_encoder
-from bliss_index.encode.encode_store import encode_image_store
+from bliss_index.encode.image_work import encode_image_store
 from bliss_index.evaluation.datasets import dataset_of_protocol, open_dataset
 from bliss_index.evaluation.from_stores import evaluate_stores
 from bliss_index.evaluation.protocol_run import ProtocolReport
+from bliss_index.jobs.listener import RowsListener
 from bliss_index.store import EmbeddingStore, require_same_model
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, render_prompts
 
@@ -68,7 +69,8 @@ def evaluate_dataset(
     for name, split in splits.items():
         notify(f"{dataset.name}: {len(split.labels.values)} images, {name}")
         # What is encoded already stays; a store of anything else is refused.
-        encode_image_store(encoder, split.source, Path(encoded) / name, progress=progress)
+        listener = None if progress is None else RowsListener(progress)
+        encode_image_store(encoder, split.source, Path(encoded) / name, listener=listener)
     texts = encoder.encode_text(render_prompts(dataset.classes, DEFAULT_TEMPLATE))
     classes = ClassTexts(
         dataset.classes, texts, encoder.identity, f"the classes of {dataset.name}", DEFAULT_TEMPLATE

@@ -96,7 +96,7 @@ def _labelled(
     numbers = class_numbers(labels, store, classes.names).numbers
     kept = numbers != NO_CLASS
     rows = []
-    for shard in store.iter_shards(check_hash=True):
+    for shard in store.iter_shards():
         part = kept[shard.start : shard.start + shard.rows]
         part &= shard.good
         rows.append(shard.embeddings[part])

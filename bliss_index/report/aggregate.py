@@ -11,7 +11,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bliss_index.bulk.records import output_name
 from bliss_index.bulk.scores import SCORE_COLUMNS, ScoresDirectory, read_scores
 from bliss_index.errors import CorruptStoreError
 from bliss_index.store.schema import OK
@@ -119,7 +118,7 @@ def aggregate(directory: ScoresDirectory, most_bad: int) -> Aggregate:
     most_bad
         How many rows without a score to list.
     """
-    threshold = directory.manifest.settings.get("threshold")
+    threshold = directory.job.settings.get("threshold")
     position = {name: c for c, name in enumerate(directory.classes)}
     scores = np.full(directory.rows, np.nan, dtype=np.float32)
     nearest = np.full(directory.rows, -1, dtype=np.int32)
@@ -156,13 +155,13 @@ def aggregate(directory: ScoresDirectory, most_bad: int) -> Aggregate:
 
 def read_rows(directory: ScoresDirectory, rows: list[int]) -> list[dict[str, Any]]:
     """Read some rows with all their columns, in the order given."""
-    starts = np.cumsum([0, *(record.rows for record in directory.records)])
+    starts = np.cumsum([0, *(file.rows for file in directory.files)])
     found: dict[int, dict[str, Any]] = {}
     for part in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
-        path = directory.path / output_name(part)
+        path = directory.path / directory.files[part].file
         mine = [row for row in rows if starts[part] <= row < starts[part + 1]]
         names = list(pq.read_schema(path).names)
-        table = read_scores(path, directory.records[part].rows, names)
+        table = read_scores(path, directory.files[part].rows, names)
         for row, values in zip(
             mine, table.take([row - int(starts[part]) for row in mine]).to_pylist(), strict=True
         ):

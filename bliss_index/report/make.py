@@ -14,7 +14,7 @@ from bliss_index.evaluation.from_scores import evaluate_known, read_anomalies
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.figures import class_distributions, score_histogram, to_png
 from bliss_index.report.gallery import Picture, PictureFolder, make_pictures
-from bliss_index.store.files import atomic_file, make_directory
+from bliss_index.storage.files import atomic_file, make_directory
 
 if TYPE_CHECKING:
     import jinja2
@@ -140,7 +140,7 @@ def make_report(
         border=border,
         with_pictures=options.images is not None,
         with_entries=any(picture.entries for picture in extremes),
-        lam=directory.manifest.settings["lam"],
+        lam=directory.job.settings["lam"],
         metrics=[] if metrics is None else metrics.rows(),
         counts=metrics,
         settings=_settings(directory),
@@ -202,14 +202,15 @@ def _shown(pictures: tuple[Picture, ...]) -> tuple[int, int]:
 
 
 def _settings(directory: ScoresDirectory) -> list[tuple[str, str]]:
-    manifest = directory.manifest
+    job = directory.job
     named = {
-        "images": manifest.location,
-        **manifest.paths,
-        **{name: value for name, value in manifest.settings.items() if value is not None},
-        "parts": len(manifest.parts),
-        "normal classes": len(manifest.classes),
-        **{f"version of {name}": value for name, value in manifest.versions.items()},
+        "images": directory.location,
+        "corpus": job.facts.get("corpus"),
+        "calibration": job.facts.get("calibration"),
+        **{name: value for name, value in job.settings.items() if value is not None},
+        "parts": len(directory.files),
+        "normal classes": len(directory.classes),
+        **{f"version of {name}": value for name, value in job.versions.items()},
     }
     return [(name, str(value)) for name, value in named.items()]
 

@@ -1,12 +1,14 @@
 """FAISS indexes of a corpus: built, saved beside it, and opened again only where they belong.
 
-``<corpus>/index/`` holds ``<kind>.faiss``, as faiss writes it, and ``index.json``, which says for
-every kind how it was built, of which corpus content, the file's SHA-256 and the recall measured.
+``<corpus>/index/`` holds ``<kind>.<hash>.faiss``, as faiss writes it, and ``<kind>.json``, which
+says how it was built, of which corpus content, the file's SHA-256 and the recall measured. Each
+kind has a record of its own, so builds of several kinds do not meet, and who opens an index that is
+built again finds the old one or the new one, whole.
 """
 
 from __future__ import annotations
 
-import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -23,8 +25,14 @@ from bliss_index.errors import (
 from bliss_index.search.faiss_build import Corpus, IndexParameters, build_index
 from bliss_index.search.faiss_runtime import import_faiss
 from bliss_index.search.faiss_search import KINDS, FaissSearch
-from bliss_index.store.files import make_directory, read_json, write_json
-from bliss_index.store.hashing import file_sha256
+from bliss_index.storage.files import (
+    NewFile,
+    commit_content,
+    make_directory,
+    read_json,
+    write_json,
+)
+from bliss_index.storage.hashing import file_sha256
 
 __all__ = [
     "Corpus",
@@ -37,9 +45,8 @@ __all__ = [
     "save_index",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 INDEX_FOLDER = "index"
-INDEX_FILE = "index.json"
 _CLASSES = {
     "flat": ("IndexFlatIP", "IndexFlat"),
     "ivf": ("IndexIVFFlat",),
@@ -51,7 +58,7 @@ _CLASSES = {
 
 @dataclass(frozen=True)
 class IndexRecord:
-    """What ``index.json`` says of one index file.
+    """What ``<kind>.json`` says of one index file.
 
     Attributes
     ----------
@@ -65,6 +72,8 @@ class IndexRecord:
         Version that wrote the file.
     recall
         What was measured, and how (:meth:`TuningReport.to_json`); None where nothing was.
+    number
+        The higher, the later it was written.
     """
 
     kind: str
@@ -77,6 +86,7 @@ class IndexRecord:
     effort: int | None
     faiss_version: str
     recall: dict[str, Any] | None
+    number: int = 1
 
 
 def save_index(
@@ -113,16 +123,16 @@ def save_index(
     index = (
         search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
     )
-    name = f"{search.kind}.faiss"
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
     make_directory(folder)
+    earlier = index_records(corpus)
+    file = NewFile(folder)
     try:
-        faiss.write_index(index, str(temporary))
-        _sync(temporary)
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.sink.write, 1 << 20))
+        digest = file.sink.sha256
         record = IndexRecord(
             kind=search.kind,
-            file=name,
-            sha256=file_sha256(temporary),
+            file=f"{search.kind}.{digest[:16]}.faiss",
+            sha256=digest,
             rows=search.size,
             dim=search.dim,
             content_hash=corpus.content_hash,
@@ -130,17 +140,19 @@ def save_index(
             effort=search.effort,
             faiss_version=str(faiss.__version__),
             recall=None if recall is None else dict(recall),
+            number=1 + max((one.number for one in earlier), default=0),
         )
-        records = {
-            r.kind: r for r in index_records(corpus) if r.content_hash == corpus.content_hash
-        }
-        records[search.kind] = record
-        os.replace(temporary, folder / name)
-        _write_records(folder, records, search.kind)
+        commit_content(file, folder, record.file)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise OutputError(f"cannot write the index {folder / name}: {error}") from error
+        raise OutputError(f"cannot write the index {folder / search.kind}: {error}") from error
+    finally:
+        file.discard()
+    values = {"format_version": FORMAT_VERSION, **asdict(record)}
+    write_json(folder / f"{search.kind}.json", values)
+    for one in earlier:  # those of other content are of no use, and the last one of this kind
+        if one.file != record.file and one.kind == search.kind:
+            with suppress(OSError):
+                (folder / one.file).unlink()
     return record
 
 
@@ -150,28 +162,30 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
     Raises
     ------
     CorruptStoreError
-        ``index.json`` cannot be read, or was written by a newer version.
+        A record cannot be read, or is of another format version.
     """
-    path = Path(corpus.path) / INDEX_FOLDER / INDEX_FILE
-    if not path.exists():
-        return []
-    try:
-        data = read_json(path)
-    except CorruptStoreError as error:
-        raise _unreadable(path, error) from error
-    version = data.get("format_version")
-    if version != FORMAT_VERSION:
-        raise CorruptStoreError(
-            f"{path} has format version {version}, this version of bliss_index reads "
-            f"{FORMAT_VERSION}; upgrade bliss_index, or build the index again"
-        )
-    try:
-        records = [IndexRecord(**record) for record in data["indexes"]]
-        if any(r.kind not in KINDS or r.file != f"{r.kind}.faiss" for r in records):
-            raise ValueError("unknown kind or file name")
-    except (ValueError, KeyError, TypeError) as error:
-        raise _unreadable(path, error) from error
-    return records
+    records = []
+    for path in sorted((Path(corpus.path) / INDEX_FOLDER).glob("*.json")):
+        try:
+            data = read_json(path)
+        except CorruptStoreError as error:
+            raise _unreadable(path, error) from error
+        version = data.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise CorruptStoreError(
+                f"{path} has format version {version}, this version of bliss_index reads "
+                f"{FORMAT_VERSION}; upgrade bliss_index, or build the index again"
+            )
+        try:
+            record = IndexRecord(**data)
+            if record.kind not in KINDS or path.name != f"{record.kind}.json":
+                raise ValueError("unknown kind or file name")
+            if not re.fullmatch(rf"{record.kind}\.[0-9a-f]{{16}}\.faiss", record.file):
+                raise ValueError(f"unknown file name {record.file!r}")
+            records.append((-int(record.number), record.kind, record))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(path, error) from error
+    return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 
 def _unreadable(path: Path, error: Exception) -> CorruptStoreError:
@@ -279,7 +293,7 @@ def _checked_file(corpus: Corpus, record: IndexRecord) -> Path:
     found = file_sha256(path)
     if found != record.sha256:
         raise CorruptStoreError(
-            f"{path} has SHA-256 {found}, {INDEX_FILE} says {record.sha256}: "
+            f"{path} has SHA-256 {found}, its record says {record.sha256}: "
             f"truncated or altered; {_again(corpus, record)}"
         )
     return path
@@ -287,18 +301,3 @@ def _checked_file(corpus: Corpus, record: IndexRecord) -> Path:
 
 def _again(corpus: Corpus, record: IndexRecord) -> str:
     return f"build it again: bliss-index build {corpus.path} --index {record.kind}"
-
-
-def _write_records(folder: Path, records: Mapping[str, IndexRecord], last: str) -> None:
-    ordered = sorted(records.values(), key=lambda r: (r.kind != last, r.kind))
-    values = {"format_version": FORMAT_VERSION, "indexes": [asdict(r) for r in ordered]}
-    write_json(folder / INDEX_FILE, values)
-
-
-def _sync(path: Path) -> None:
-    """Force a file's content to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,3 +68,74 @@ class KeyRegistry:
 def _hash(key: str) -> int:
     digest = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+class RepeatedKeys:
+    """Finds keys that occur in several parts, among any number: hashes go to temporary files.
+
+    Keys of equal hash meet in one of the files, which are read one after the other. A context
+    manager; the files have no name.
+    """
+
+    _FILES = 64
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._files: list[Any] = []
+        for _ in range(self._FILES):
+            file = tempfile.TemporaryFile(prefix="bliss-keys-")  # noqa: SIM115
+            self._files.append(self._stack.enter_context(file))
+
+    def __enter__(self) -> RepeatedKeys:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, keys: Iterable[str]) -> None:
+        """Take the keys of a part; one that occurs twice in it counts once."""
+        hashes = np.unique(np.fromiter((_hash(key) for key in keys), dtype=np.uint64))
+        for number, run in enumerate(np.split(hashes, self._bounds(hashes))):
+            self._files[number].write(run.tobytes())
+
+    def _bounds(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+        step = (1 << 64) // self._FILES
+        edges = np.arange(1, self._FILES, dtype=np.uint64) * np.uint64(step)
+        return np.searchsorted(hashes, edges)
+
+    def suspects(self) -> set[int]:
+        """Hashes that occur more than once."""
+        found: set[int] = set()
+        for file in self._files:
+            file.seek(0)
+            hashes = np.sort(np.frombuffer(file.read(), dtype=np.uint64))
+            found.update(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        return found
+
+
+def repeated_keys(parts: Callable[[], Iterable[Iterable[str]]], most: int) -> tuple[int, list[str]]:
+    """Count the keys that occur in several parts.
+
+    Parameters
+    ----------
+    parts
+        Called for the keys of every part; a second time only where hashes meet.
+    most
+        How many to name.
+
+    Returns
+    -------
+    Their number, and the first ones.
+    """
+    with RepeatedKeys() as keys:
+        for part in parts():
+            keys.add(part)
+        suspects = keys.suspects()
+    if not suspects:
+        return 0, []
+    seen: dict[str, int] = {}
+    for part in parts():
+        for key in {key for key in part if _hash(key) in suspects}:
+            seen[key] = seen.get(key, 0) + 1
+    found = [key for key, count in seen.items() if count > 1]
+    return len(found), sorted(found)[:most]

@@ -1,36 +1,32 @@
-"""The manifest of an embedding store: the only truth about what is written."""
+"""The manifest of an embedding store: written once, when all of it is there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import platform
-from dataclasses import asdict, dataclass, field
-from importlib import metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bliss_index.errors import CorruptStoreError, StoreError
-from bliss_index.store.files import read_json, write_json
+from bliss_index.jobs.description import (
+    JOB_NAME,
+    MANIFEST_NAME,
+    JobDescription,
+    read_description,
+)
+from bliss_index.jobs.manifest import PartFile, read_files
+from bliss_index.jobs.record import RECORD_FOLDER, Record
+from bliss_index.storage import Directory, open_directory
 from bliss_index.store.identity import ModelIdentity
 
-MANIFEST_NAME = "manifest.json"
-STORE_FORMAT = "bliss_index.embedding_store"
-FORMAT_VERSION = 1
+STORE_KIND = "store"
+STORE_FORMAT = "bliss_index.store"
 KINDS = ("text", "image")
 DTYPES = ("float16", "float32")
 MAX_DIM = 65536
-
-
-@dataclass(frozen=True)
-class ShardRecord:
-    """What the manifest says of one shard: its file name, rows, bytes, hash and bad rows."""
-
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-    bad_rows: int = 0
+_HOW = "'bliss-index encode-text', 'encode-images' or 'import'"
 
 
 @dataclass(frozen=True)
@@ -39,20 +35,22 @@ class StoreManifest:
 
     Attributes
     ----------
-    kind
+    kind : str
         "text" (a vocabulary, or class prompts) or "image".
-    model
+    model : ModelIdentity
         The model that made the embeddings.
     dim, dtype
         Length of a vector, and its storage type "float16" or "float32".
-    prompt
+    prompt : str or None
         Template that entries were put into before encoding; None where none was used.
-    attributes
+    attributes : dict
         Whatever else decides the content: source, preprocessing, precision.
-    complete
-        False while the store is being written.
-    shards
-        One record per shard, in row order.
+    shards : tuple of PartFile
+        One per shard, in row order.
+    versions : dict
+        Of the libraries that wrote it.
+    repeated_keys : dict
+        How many keys of an image store occur in several shards, and the first of them.
     """
 
     kind: str
@@ -61,9 +59,9 @@ class StoreManifest:
     dtype: str
     prompt: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
-    complete: bool = False
-    shards: tuple[ShardRecord, ...] = ()
+    shards: tuple[PartFile, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    repeated_keys: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -100,155 +98,111 @@ class StoreManifest:
             "attributes": self.attributes,
         }
 
-    def write(self, directory: Path) -> None:
-        """Replace the directory's manifest, atomically."""
-        values = {
+    def facts(self) -> dict[str, Any]:
+        """What ``manifest.json`` says besides the shards."""
+        return {
             "format": STORE_FORMAT,
-            "format_version": FORMAT_VERSION,
             **self.settings(),
             "normalised": True,
             "metric": "inner_product",
-            "complete": self.complete,
-            "rows": self.rows,
-            "bad_rows": self.bad_rows,
-            "shards": [asdict(shard) for shard in self.shards],
             "versions": self.versions,
+            "repeated_keys": self.repeated_keys,
         }
-        write_json(directory / MANIFEST_NAME, values)
 
     @classmethod
-    def read(cls, directory: Path) -> StoreManifest:
+    def read(cls, directory: str | Path) -> StoreManifest:
         """Read and check a directory's manifest.
 
         Raises
         ------
         StoreError
-            There is no store here.
+            There is no store here, or it is not complete.
         CorruptStoreError
-            The manifest is damaged, of a newer format, or contradicts itself.
+            The manifest is damaged, of another format version, or contradicts itself.
         """
-        path = directory / MANIFEST_NAME
-        values = read_description(
-            path, STORE_FORMAT, what="an embedding store",
-            how="'bliss-index encode-text', 'encode-images' or 'import'",
-        )  # fmt: skip
+        place = open_directory(directory)
+        path = f"{directory}/{MANIFEST_NAME}"
+        names = place.names()
+        if MANIFEST_NAME not in names and JOB_NAME in names:
+            rows = read_unfinished(place).rows
+            raise StoreError(
+                f"{directory} is not complete: {rows} rows are written so far. Run the command "
+                "that makes it again; it continues where it stopped."
+            )
+        values = read_description(place, STORE_FORMAT, what="an embedding store", how=_HOW)
         try:
-            return cls._from_json(values)
+            return cls._from_json(values, str(path))
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptStoreError(f"{path} is damaged: {error!r}") from error
         except CorruptStoreError as error:
+            if str(path) in str(error):
+                raise
             raise CorruptStoreError(f"{path} is damaged: {error}") from error
 
     @classmethod
-    def _from_json(cls, values: dict[str, Any]) -> StoreManifest:
-        shards = tuple(_shard_record(item) for item in _typed(values, "shards", list))
+    def _from_json(cls, values: dict[str, Any], name: str) -> StoreManifest:
         manifest = cls(
-            kind=_one_of(values, "kind", KINDS),
-            model=ModelIdentity.from_json(values["model"]),
-            dim=_count(values, "dim"),
-            dtype=_one_of(values, "dtype", DTYPES),
-            prompt=None if values.get("prompt") is None else _typed(values, "prompt", str),
-            attributes=_typed(values, "attributes", dict),
-            complete=_typed(values, "complete", bool),
-            shards=shards,
+            shards=read_files(values, name),
             versions=_typed(values, "versions", dict),
+            repeated_keys=_typed(values, "repeated_keys", dict),
+            **_settings(values),
         )
         if not 1 <= manifest.dim <= MAX_DIM:
             raise ValueError(f"dim {manifest.dim} is not between 1 and {MAX_DIM}")
-        if values.get("rows") != manifest.rows:
-            raise ValueError(f"{values.get('rows')!r} rows, but {manifest.rows} in its shards")
-        for number, shard in enumerate(shards):
-            if shard.file != shard_name(number):
-                raise ValueError(f"shard {number} is named {shard.file!r}")
         return manifest
 
 
-def shard_name(number: int) -> str:
-    """File name of a shard."""
-    return f"shard-{number:05d}.arrow"
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": _one_of(values, "kind", KINDS),
+        "model": ModelIdentity.from_json(values["model"]),
+        "dim": _count(values, "dim"),
+        "dtype": _one_of(values, "dtype", DTYPES),
+        "prompt": None if values.get("prompt") is None else _typed(values, "prompt", str),
+        "attributes": _typed(values, "attributes", dict),
+    }
 
 
-def read_description(path: Path, expected: str, *, what: str, how: str) -> dict[str, Any]:
-    """Read the JSON file that says what a directory is.
-
-    Parameters
-    ----------
-    path
-        The file.
-    expected
-        The format that it must have.
-    what, how
-        What the directory should be, and the commands that make one, for the message.
+def read_unfinished(directory: Directory) -> StoreManifest:
+    """Describe a store whose job has not come to its end, by the records of its shards.
 
     Raises
     ------
     StoreError
-        The directory has no such file.
-    CorruptStoreError
-        It is no JSON object, of another format, or of a newer version.
+        What the job makes is no store.
     """
-    if not path.is_file():
-        raise StoreError(
-            f"{path.parent} is not {what}: it has no {path.name}. Make one with {how}."
-        )
-    values = read_json(path)
-    require_format(path, values, expected, FORMAT_VERSION)
-    return values
-
-
-def require_format(path: Path, values: dict[str, Any], expected: str, version: int) -> None:
-    """Refuse a JSON file of another kind or of a newer format version, naming both."""
-    if values.get("format") != expected:
-        raise CorruptStoreError(
-            f"{path} has format {values.get('format')!r}, expected {expected!r}: "
-            "is this the right directory?"
-        )
-    found = values.get("format_version")
-    if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= version:
-        raise CorruptStoreError(
-            f"{path} has format version {found!r}, this version reads up to {version}; "
-            "written by a newer bliss_index? Upgrade, or make it again."
-        )
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the packages that make and read embeddings, of those that are installed."""
-    versions = {"python": platform.python_version()}
-    for name in ("bliss-index", "numpy", "pyarrow", "torch", "open_clip_torch"):
+    job = JobDescription.read(directory)
+    if job.kind != STORE_KIND:
+        raise StoreError(f"{directory.uri} is not an embedding store, it holds {job.kind}")
+    files = []
+    for name in sorted(directory.names(RECORD_FOLDER)):
         try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
+            record = Record.parse(directory.read(f"{RECORD_FOLDER}/{name}"), name)
+        except (CorruptStoreError, FileNotFoundError):
             continue
-    return versions
+        files.append(PartFile.of(record))
+    try:
+        settings = _settings(job.settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorruptStoreError(f"{directory.uri}/{JOB_NAME} is damaged: {error!r}") from error
+    return StoreManifest(shards=tuple(files), versions=job.versions, **settings)
 
 
-def _shard_record(item: Any) -> ShardRecord:
-    if not isinstance(item, dict):
-        raise TypeError(f"a shard is {item!r}")
-    return ShardRecord(
-        file=_typed(item, "file", str),
-        rows=_count(item, "rows"),
-        bytes=_count(item, "bytes"),
-        sha256=_typed(item, "sha256", str),
-        bad_rows=_count(item, "bad_rows"),
-    )
-
-
-def _typed(values: dict[str, Any], name: str, kind: type) -> Any:
+def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
     value = values[name]
     if not isinstance(value, kind):
         raise TypeError(f"{name!r} is {value!r}, expected {kind.__name__}")
     return value
 
 
-def _count(values: dict[str, Any], name: str) -> int:
+def _count(values: Mapping[str, Any], name: str) -> int:
     value = values[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise TypeError(f"{name!r} is {value!r}, expected a whole number of at least 0")
     return value
 
 
-def _one_of(values: dict[str, Any], name: str, choices: tuple[str, ...]) -> str:
+def _one_of(values: Mapping[str, Any], name: str, choices: tuple[str, ...]) -> str:
     value = values[name]
     if value not in choices:
         raise ValueError(f"{name!r} is {value!r}, expected one of {', '.join(choices)}")

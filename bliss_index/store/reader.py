@@ -13,14 +13,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
-from bliss_index.store.hashing import Between, file_sha256
+from bliss_index.jobs.manifest import PartFile
+from bliss_index.storage import open_directory
+from bliss_index.storage.cache import local_copy
+from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.hashing import Between, file_sha256, stream_sha256
 from bliss_index.store.identity import ModelIdentity
-from bliss_index.store.manifest import ShardRecord, StoreManifest
+from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.schema import (
     OK,
     RESERVED_COLUMNS,
     embedding_matrix,
-    read_shard,
+    open_batch,
+    require_columns,
     shard_schema,
 )
 
@@ -95,17 +100,22 @@ class Shard:
 class EmbeddingStore:
     """An embedding store on disk, read-only.
 
+    What is read is compared with the manifest's hashes, each shard once.
+
     Open one with :meth:`open`::
 
         store = EmbeddingStore.open("corpus")
         store.embeddings().shape  # (1860, 512)
     """
 
-    def __init__(self, path: Path, manifest: StoreManifest) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, manifest: StoreManifest) -> None:
+        self.path: Any = path
         self.manifest = manifest
+        self._directory = open_directory(path)
         starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
         self._starts: list[int] = starts.tolist()
+        self._checked: set[int] = set()
+        self._last: tuple[int, pa.Buffer] | None = None
 
     @classmethod
     def open(cls, path: str | Path, *, kind: str | None = None) -> EmbeddingStore:
@@ -125,13 +135,10 @@ class EmbeddingStore:
         CorruptStoreError
             Its manifest is damaged.
         """
-        directory = Path(path)
+        directory: str | Path = str(path) if "://" in str(path) else Path(path)
+        if kind == "text":
+            directory = local_copy(directory)
         manifest = StoreManifest.read(directory)
-        if not manifest.complete:
-            raise StoreError(
-                f"{directory} is not complete: {manifest.rows} rows are written so far. "
-                "Run the command that makes it again; it continues where it stopped."
-            )
         if kind is not None and manifest.kind != kind:
             raise StoreError(
                 f"{directory} is a store of {manifest.kind} embeddings, here one of {kind} "
@@ -175,7 +182,7 @@ class EmbeddingStore:
         return self.manifest.bad_rows
 
     @property
-    def shards(self) -> Sequence[ShardRecord]:
+    def shards(self) -> Sequence[PartFile]:
         """The manifest's records of the shards."""
         return self.manifest.shards
 
@@ -193,15 +200,19 @@ class EmbeddingStore:
         """Say in a few words what it holds, for messages."""
         return f"{self.kind} store {self.path}"
 
-    def shard(self, index: int, *, check_hash: bool = False) -> Shard:
+    def shard(self, index: int, *, check_hash: bool = True, in_memory: bool = False) -> Shard:
         """Map one shard.
 
         Parameters
         ----------
         index
             Its position.
-        check_hash
-            Compare its SHA-256 with the manifest's, which reads the whole file.
+        check_hash : bool, default=True
+            Compare its SHA-256 with the manifest's, unless that was done before by this object.
+            Who turns it off calls :meth:`check_hash` before anything that was read counts.
+        in_memory : bool, default=False
+            Read the file rather than map it: where another process may cut it off in place, which
+            ends every process that has it mapped. Costs the shard's bytes.
 
         Raises
         ------
@@ -209,13 +220,17 @@ class EmbeddingStore:
             The file is missing, truncated, or not what the manifest says.
         """
         record = self.manifest.shards[index]
-        path = self._whole_file(index)
-        if check_hash:
+        if check_hash and index not in self._checked:
             self.check_hash(index)
-        batch = read_shard(path, shard_schema(self.kind, self.dim, self.dtype))
+        name = f"{self.path}/{record.file}"
+        content = self._content(index)
+        if in_memory and isinstance(self._directory, LocalDirectory):
+            content = pa.py_buffer(self._directory.read(record.file))
+        batch = open_batch(content, name)
+        require_columns(batch, shard_schema(self.kind, self.dim, self.dtype), name)
         if batch.num_rows != record.rows:
             raise CorruptStoreError(
-                f"{path} holds {batch.num_rows} rows, the manifest says {record.rows}"
+                f"{name} holds {batch.num_rows} rows, the manifest says {record.rows}"
             )
         return Shard(index, self._starts[index], batch, self.dim)
 
@@ -228,34 +243,48 @@ class EmbeddingStore:
             The file cannot be read, or has another size or hash than the manifest says.
         """
         record = self.manifest.shards[index]
-        path = self._whole_file(index)
+        name = f"{self.path}/{record.file}"
+        content = self._content(index)
         try:
-            digest = file_sha256(path, between)
+            if isinstance(self._directory, LocalDirectory):
+                digest = file_sha256(self._directory.path / record.file, between)
+            else:
+                digest = stream_sha256(pa.BufferReader(content), between)
         except OSError as error:
-            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
+            raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
         if digest != record.sha256:
+            self._last = None
             raise CorruptStoreError(
-                f"{path} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
+                f"{name} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
                 "restore it, or make the store again"
             )
+        self._checked.add(index)
         return digest
 
-    def _whole_file(self, index: int) -> Path:
-        """Return where a shard is; raise CorruptStoreError if its size is not the manifest's."""
+    def _content(self, index: int) -> pa.Buffer:
+        """Bytes of a shard; CorruptStoreError if their number is not the manifest's.
+
+        Of an object store's shards, the last one is kept: it is read and compared.
+        """
         record = self.manifest.shards[index]
-        path = self.path / record.file
+        name = f"{self.path}/{record.file}"
+        if self._last is not None and self._last[0] == index:
+            return self._last[1]
         try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise CorruptStoreError(f"{path} cannot be read: {error.strerror}") from error
-        if size != record.bytes:
+            content = self._directory.mapped(record.file)
+        except FileNotFoundError as error:
+            reason = "No such file or directory"
+            raise CorruptStoreError(f"{name} cannot be read: {reason}") from error
+        if content.size != record.bytes:
             raise CorruptStoreError(
-                f"{path} has {size} bytes, the manifest says {record.bytes}: truncated or "
+                f"{name} has {content.size} bytes, the manifest says {record.bytes}: truncated or "
                 "replaced; restore it, or make the store again"
             )
-        return path
+        if not isinstance(self._directory, LocalDirectory):
+            self._last = (index, content)
+        return content
 
-    def iter_shards(self, *, check_hash: bool = False) -> Iterator[Shard]:
+    def iter_shards(self, *, check_hash: bool = True) -> Iterator[Shard]:
         """Map one shard after another."""
         for index in range(len(self.shards)):
             yield self.shard(index, check_hash=check_hash)

@@ -96,21 +96,39 @@ def read_shard(path: Path, expected: pa.Schema) -> pa.RecordBatch:
     """
     try:
         with pa.memory_map(str(path)) as source:
-            reader = pa.ipc.open_file(source)
-            if reader.num_record_batches != 1:
-                raise CorruptStoreError(
-                    f"{path} holds {reader.num_record_batches} record batches, expected 1"
-                )
-            batch = reader.get_batch(0)
-        for field in expected:
-            if field.name not in batch.schema.names:
-                raise CorruptStoreError(f"{path} has no column {field.name!r}")
-            found = batch.schema.field(field.name).type
-            if found != field.type:
-                raise CorruptStoreError(
-                    f"{path}: column {field.name!r} has type {found}, expected {field.type}"
-                )
+            batch = open_batch(source.read_buffer(), path)
+    except (pa.ArrowException, OSError) as error:
+        raise CorruptStoreError(f"{path} is not readable as Arrow IPC: {error}") from error
+    require_columns(batch, expected, path)
+    return batch
+
+
+def open_batch(data: pa.Buffer, name: Path | str) -> pa.RecordBatch:
+    """Open the one record batch of a shard's bytes; CorruptStoreError where there is none."""
+    try:
+        reader = pa.ipc.open_file(pa.BufferReader(data))
+        if reader.num_record_batches != 1:
+            raise CorruptStoreError(
+                f"{name} holds {reader.num_record_batches} record batches, expected 1"
+            )
+        batch = reader.get_batch(0)
         batch.validate(full=True)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-        raise CorruptStoreError(f"{path} is not readable as Arrow IPC: {error}") from error
+        raise CorruptStoreError(f"{name} is not readable as Arrow IPC: {error}") from error
     return batch
+
+
+def require_columns(batch: pa.RecordBatch, expected: pa.Schema, name: Path | str) -> None:
+    """Refuse a shard without one of the expected columns, or of another type."""
+    try:
+        names = batch.schema.names  # of a damaged file they may be no UTF-8
+    except ValueError as error:
+        raise CorruptStoreError(f"{name} is not readable as Arrow IPC: {error}") from error
+    for field in expected:
+        if field.name not in names:
+            raise CorruptStoreError(f"{name} has no column {field.name!r}")
+        found = batch.schema.field(field.name).type
+        if found != field.type:
+            raise CorruptStoreError(
+                f"{name}: column {field.name!r} has type {found}, expected {field.type}"
+            )

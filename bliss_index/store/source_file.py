@@ -10,7 +10,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.store.hashing import Between, stream_sha256
+from bliss_index.storage.hashing import Between, stream_sha256
+from bliss_index.storage.objects import is_object_store, obstore
+
+_PROTOCOLS: dict[str, Any] = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,10 @@ class SourceFile:
     def open(self) -> Any:
         """Open for random reading, as a pyarrow file."""
         try:
+            handler = getattr(self.filesystem, "handler", None)
+            if isinstance(handler, pafs.FSSpecHandler) and "memory" in handler.fs.protocol:
+                # All who open such a file share one position in it.
+                return pa.BufferReader(handler.fs.cat_file(self.path))
             return self.filesystem.open_input_file(self.path)
         except OSError as error:
             raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
@@ -34,7 +41,12 @@ class SourceFile:
             return stream_sha256(file, between)
 
     def stamp(self) -> list[Any]:
-        """Its size and modification time in nanoseconds."""
+        """Its size and modification time in nanoseconds, or an object's tag."""
+        handler = getattr(self.filesystem, "handler", None)
+        if isinstance(handler, pafs.FSSpecHandler):
+            found = handler.fs.info(self.path)
+            if tag := found.get("e_tag") or found.get("etag") or found.get("ETag"):
+                return [found.get("size"), str(tag)]
         info = self.filesystem.get_file_info(self.path)
         return [info.size, info.mtime_ns]
 
@@ -44,6 +56,13 @@ def resolve(location: str | Path) -> tuple[pafs.FileSystem, str]:
     text = str(location)
     if "://" not in text:
         return pafs.LocalFileSystem(), str(Path(text).absolute())
+    if is_object_store(text):
+        obstore()
+        from obstore.fsspec import FsspecStore
+
+        scheme, _, path = text.partition("://")
+        store = FsspecStore(_PROTOCOLS.get(scheme, scheme))
+        return pafs.PyFileSystem(pafs.FSSpecHandler(store)), path.rstrip("/")
     try:
         filesystem, path = pafs.FileSystem.from_uri(text)
         return filesystem, path

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.storage.hashing import Between
 from bliss_index.store.columns import NPY_ERRORS
-from bliss_index.store.hashing import Between
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import BATCH_ROWS, EmbeddingBatch, as_float
+from bliss_index.store.source_part import BATCH_ROWS, EmbeddingBatch, as_float, even_cuts
 
 if TYPE_CHECKING:
     from bliss_index.store.source_parquet import MetadataTable
@@ -76,11 +76,30 @@ class NpyPart:
     def dtype(self) -> str:
         return "float16" if self.stored.itemsize == 2 else "float32"
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
-        tables = iter(()) if self.metadata is None else self.metadata.batches(rows)
+    @property
+    def held(self) -> int:
+        return 0 if self.metadata is None else self.metadata.held
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        if self.metadata is not None:
+            return self.metadata.cuts(rows, size)
+        return even_cuts(self.rows, rows)
+
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        end = self.rows if count is None else min(self.rows, start + count)
+        tables: Iterator[EmbeddingBatch] = iter(())
+        if self.metadata is not None:
+            tables = self.metadata.batches(rows, start=start, count=end - start, carried=carried)
         with self.file.open() as stream:
-            for start in range(0, self.rows, rows):
-                matrix = self._read(stream, start, min(rows, self.rows - start))
+            for first in range(start, end, rows):
+                matrix = self._read(stream, first, min(rows, end - first))
                 batch = next(tables, None)
                 yield replace(batch or _NO_METADATA, embeddings=as_float(matrix, self.name))
 
@@ -135,9 +154,24 @@ class ArrayPart:
     def dtype(self) -> str:
         return "float16" if self.array.dtype.itemsize == 2 else "float32"
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
-        for start in range(0, self.rows, rows):
-            yield EmbeddingBatch(self.array[start : start + rows])
+    @property
+    def held(self) -> int:
+        return int(self.array.nbytes)
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        return even_cuts(self.rows, rows)
+
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        end = self.rows if count is None else min(self.rows, start + count)
+        for first in range(start, end, rows):
+            yield EmbeddingBatch(self.array[first : min(end, first + rows)])
 
     def sha256(self, between: Between | None = None) -> str:
         return self.file.sha256(between)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.hashing import Between
+from bliss_index.storage.hashing import Between
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, EmbeddingBatch
 
@@ -40,6 +40,7 @@ class ParquetPart:
     dtype: str
     columns: tuple[str, str | None, str | None]
     carried: tuple[str, ...]
+    group_bytes: int = 0
 
     @classmethod
     def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> ParquetPart:
@@ -74,23 +75,41 @@ class ParquetPart:
                 raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
             carried = tuple(n for n in schema.names if n not in (embedding, key, text))
             names = (embedding, key, text)
-            rows = table.metadata.num_rows
-        return cls(file, rows, dim, "float16" if half else "float32", names, carried)
+            rows, largest = table.metadata.num_rows, _largest_group(table, set(schema.names))
+        return cls(file, rows, dim, "float16" if half else "float32", names, carried, largest)
 
     @property
     def name(self) -> str:
         return self.file.name
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
-        embedding, key, text = self.columns
+    @property
+    def held(self) -> int:
+        """Bytes of the largest row group."""
+        return self.group_bytes
+
+    def cuts(self, rows: int, size: int) -> list[int]:
         with _opened(self.file) as table:
-            for batch in table.iter_batches(batch_size=rows):
+            return _cuts(table, rows, size, set(self.carried))
+
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        embedding, key, text = self.columns
+        others = list(self.carried) if carried else []
+        wanted = [*others, *(name for name in self.columns if name is not None)]
+        with _opened(self.file) as table:
+            for batch in _range(table, rows, wanted, start, count):
                 errors: dict[int, tuple[str, str]] = {}
                 matrix = _matrix(batch.column(embedding), self.dim, errors)
                 keys = None if key is None else _strings(batch.column(key))
                 errors.update(_missing(keys, key))
                 texts = None if text is None else _strings(batch.column(text))
-                metadata = pa.Table.from_batches([batch]).select(list(self.carried))
+                metadata = pa.Table.from_batches([batch]).select(others)
                 yield EmbeddingBatch(matrix, keys, texts, errors, metadata)
 
     def sha256(self, between: Between | None = None) -> str:
@@ -109,6 +128,7 @@ class MetadataTable:
     key: str | None
     text: str | None
     carried: tuple[str, ...]
+    group_bytes: int = 0
 
     @classmethod
     def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> MetadataTable:
@@ -118,18 +138,35 @@ class MetadataTable:
             key = _column(file, names, wanted.key, KEY_COLUMNS)
             text = _column(file, names, wanted.text, TEXT_COLUMNS) if texts else None
             carried = tuple(n for n in names if n not in (key, text))
-            return cls(file, table.metadata.num_rows, key, text, carried)
+            largest = _largest_group(table, set(names))
+            return cls(file, table.metadata.num_rows, key, text, carried, largest)
 
     @property
     def name(self) -> str:
         """Its name within the source."""
         return self.file.name
 
-    def batches(self, rows: int) -> Iterator[EmbeddingBatch]:
-        """Read all rows in order, without embeddings, in batches of exactly `rows` but the last."""
+    @property
+    def held(self) -> int:
+        """Bytes of the largest row group."""
+        return self.group_bytes
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        """Rows at which to cut; see :meth:`SourcePart.cuts`."""
+        with _opened(self.file) as table:
+            return _cuts(table, rows, size, set(self.carried))
+
+    def batches(
+        self, rows: int, *, start: int = 0, count: int | None = None, carried: bool = True
+    ) -> Iterator[EmbeddingBatch]:
+        """Read rows in order, without embeddings, in batches of exactly `rows` but the last."""
+        self_carried = list(self.carried) if carried else []
+        wanted = [*self_carried, *(name for name in (self.key, self.text) if name is not None)]
+        if not wanted:
+            return
         with _opened(self.file) as table:
             waiting: list[pa.RecordBatch] = []
-            for batch in table.iter_batches(batch_size=rows):
+            for batch in _range(table, rows, wanted, start, count):
                 waiting.append(batch)
                 while sum(b.num_rows for b in waiting) >= rows:
                     whole = pa.Table.from_batches(waiting)
@@ -141,8 +178,66 @@ class MetadataTable:
     def _batch(self, table: pa.Table) -> EmbeddingBatch:
         keys = None if self.key is None else _strings(table.column(self.key))
         texts = None if self.text is None else _strings(table.column(self.text))
-        metadata = table.select(list(self.carried))
+        metadata = table.select([name for name in self.carried if name in table.column_names])
         return EmbeddingBatch(np.empty((0, 0)), keys, texts, _missing(keys, self.key), metadata)
+
+
+def _range(
+    table: pq.ParquetFile, rows: int, columns: list[str], start: int, count: int | None
+) -> Iterator[pa.RecordBatch]:
+    """Read some rows of some columns; row groups outside are not touched."""
+    end = table.metadata.num_rows if count is None else start + count
+    at = 0
+    for number in range(table.metadata.num_row_groups):
+        size = table.metadata.row_group(number).num_rows
+        if at < end and at + size > start:
+            for batch in table.iter_batches(rows, [number], columns=columns):
+                first, last = max(start - at, 0), min(end - at, batch.num_rows)
+                if first < last:
+                    yield batch.slice(first, last - first)
+                at += batch.num_rows
+                if at >= end:
+                    return
+        else:
+            at += size
+
+
+def _largest_group(table: pq.ParquetFile, columns: set[str]) -> int:
+    """Bytes of the largest row group's columns, decoded."""
+    return max(
+        (_group_bytes(table.metadata.row_group(number), columns)
+         for number in range(table.metadata.num_row_groups)),
+        default=0,
+    )  # fmt: skip
+
+
+def _group_bytes(group: Any, columns: set[str]) -> int:
+    chunks = (group.column(number) for number in range(group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema.split(".")[0] in columns
+    )
+
+
+def _cuts(table: pq.ParquetFile, rows: int, size: int, carried: set[str]) -> list[int]:
+    """Cut at row groups; one that is too large, by rows or carried bytes, within it."""
+    cuts, at, room_rows, room_bytes = [0], 0, rows, size
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        taken = _group_bytes(group, carried)
+        if at > cuts[-1] and (group.num_rows > room_rows or taken > room_bytes):
+            cuts.append(at)
+            room_rows, room_bytes = rows, size
+        pieces = max(1, -(-group.num_rows // (2 * rows)), -(-taken // size))
+        if pieces > 1:
+            step = -(-group.num_rows // pieces)
+            cuts.extend(range(at + step, at + group.num_rows, step))
+            room_rows = room_bytes = 0
+        at += group.num_rows
+        room_rows -= group.num_rows
+        room_bytes -= taken
+    return [*cuts, at] if at > cuts[-1] else cuts
 
 
 def _missing(keys: list[str | None] | None, column: str | None) -> dict[int, tuple[str, str]]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.hashing import Between
+from bliss_index.storage.hashing import Between
+from bliss_index.store.source_file import SourceFile
 
 BATCH_ROWS = 8192
 
@@ -60,8 +61,27 @@ class SourcePart(Protocol):
         """Type to store its unit rows in without loss: "float16" or "float32"."""
         ...
 
-    def batches(self, rows: int = BATCH_ROWS) -> Iterator[EmbeddingBatch]:
-        """Read all rows in order."""
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        """Read `count` rows from `start` on, by default all, in order.
+
+        Without `carried`, columns besides embeddings, keys and texts are not read.
+        """
+        ...
+
+    @property
+    def held(self) -> int:
+        """Bytes that stay in memory while it is read, whatever the batch."""
+        ...
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        """Rows at which to cut the part into pieces of about `rows` rows and `size` bytes."""
         ...
 
     def sha256(self, between: Between | None = None) -> str:
@@ -89,3 +109,43 @@ def as_float(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
             f"{name} holds values of type {matrix.dtype}, expected float16, float32 or float64"
         )
     return np.asarray(matrix, dtype=matrix.dtype.newbyteorder("="))
+
+
+def even_cuts(total: int, rows: int) -> list[int]:
+    """Starts of pieces of `rows` rows, and the end."""
+    return [*range(0, total, max(1, rows)), total]
+
+
+@dataclass(frozen=True)
+class BrokenPart:
+    """A file of a folder that cannot be opened: it fails alone, whenever it is read."""
+
+    file: SourceFile
+    reason: str
+    rows: int = -1
+    dim: int = 0
+    dtype: str = "float32"
+    held: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.file.name
+
+    def cuts(self, rows: int, size: int) -> list[int]:
+        return [0, 0]
+
+    def batches(
+        self,
+        rows: int = BATCH_ROWS,
+        *,
+        start: int = 0,
+        count: int | None = None,
+        carried: bool = True,
+    ) -> Iterator[EmbeddingBatch]:
+        raise InvalidInputError(self.reason)
+
+    def sha256(self, between: Between | None = None) -> str:
+        return self.file.sha256(between)
+
+    def stamp(self) -> list[Any]:
+        return self.file.stamp()

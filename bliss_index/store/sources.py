@@ -6,16 +6,18 @@ pyarrow or fsspec know (``s3://``, ``gs://``, ``hf://``, ``memory://``, ...).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import CorruptStoreError, InvalidInputError
 from bliss_index.store.source_file import SourceFile, list_files, resolve
 from bliss_index.store.source_npy import NpyPart, read_npz
 from bliss_index.store.source_parquet import MetadataTable, ParquetPart
-from bliss_index.store.source_part import ColumnNames, SourcePart
+from bliss_index.store.source_part import BrokenPart, ColumnNames, SourcePart
 
 CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
@@ -38,26 +40,50 @@ class EmbeddingSource:
     def __post_init__(self) -> None:
         if not self.parts:
             raise InvalidInputError(f"{self.location} holds no embedding files")
-        for part in self.parts[1:]:
+        whole = [part for part in self.parts if not isinstance(part, BrokenPart)]
+        if not whole:
+            raise InvalidInputError(next(p.reason for p in self.parts if isinstance(p, BrokenPart)))
+        for part in whole[1:]:
             if part.dim != self.dim:
                 raise InvalidInputError(
-                    f"{self.parts[0].name} holds embeddings of dimension {self.dim}, "
+                    f"{whole[0].name} holds embeddings of dimension {self.dim}, "
                     f"{part.name} of dimension {part.dim}; they cannot be of one model"
                 )
 
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        return self.parts[0].dim
+        return next(part.dim for part in self.parts if not isinstance(part, BrokenPart))
+
+    def named(self, name: str) -> SourcePart:
+        """The part of that name; CorruptStoreError where it is gone."""
+        part = self._by_name.get(name)
+        if part is None:
+            raise CorruptStoreError(f"{self.location} has no {name} any more")
+        return part
+
+    @cached_property
+    def _by_name(self) -> dict[str, SourcePart]:
+        return {part.name: part for part in self.parts}
+
+    @property
+    def carries(self) -> bool:
+        """Whether a part has columns besides embeddings, keys and texts."""
+        tables = (getattr(part, "metadata", None) or part for part in self.parts)
+        return any(getattr(table, "carried", ()) for table in tables)
 
     @property
     def rows(self) -> int:
-        """Rows of all parts."""
-        return sum(part.rows for part in self.parts)
+        """Rows of all parts that can be opened."""
+        return sum(max(part.rows, 0) for part in self.parts)
 
 
 def open_source(
-    location: str | Path, *, kind: str = "image", columns: ColumnNames | None = None
+    location: str | Path,
+    *,
+    kind: str = "image",
+    columns: ColumnNames | None = None,
+    lenient: bool = False,
 ) -> EmbeddingSource:
     """Recognise a file or folder of embeddings.
 
@@ -71,6 +97,8 @@ def open_source(
         "image" or "text": which half of a clip-retrieval folder.
     columns
         Of Parquet files.
+    lenient : bool, default=False
+        Whether a file of a folder that cannot be opened is a part that fails when it is read.
 
     Raises
     ------
@@ -111,9 +139,26 @@ def open_source(
             f"and no folder {folder}/; name one of its sub-folders"
         )
     if arrays:
-        return EmbeddingSource(str(location), tuple(NpyPart.open(f) for f in arrays))
-    parts = tuple(ParquetPart.open(f, columns, texts=texts) for f in tables)
-    return EmbeddingSource(str(location), parts)
+        return EmbeddingSource(str(location), _opened(arrays, NpyPart.open, lenient))
+
+    def opened(file: SourceFile) -> SourcePart:
+        return ParquetPart.open(file, columns, texts=texts)
+
+    return EmbeddingSource(str(location), _opened(tables, opened, lenient))
+
+
+def _opened(
+    files: list[SourceFile], how: Callable[[SourceFile], SourcePart], lenient: bool
+) -> tuple[SourcePart, ...]:
+    parts: list[SourcePart] = []
+    for file in files:
+        try:
+            parts.append(how(file))
+        except InvalidInputError as error:
+            if not lenient:
+                raise
+            parts.append(BrokenPart(file, str(error)))
+    return tuple(parts)
 
 
 def _is_parquet(file: SourceFile) -> bool:

@@ -10,8 +10,13 @@ from typing import Any
 import numpy as np
 
 from bliss_index.errors import CorruptStoreError
+from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME
+from bliss_index.jobs.part import PLAN_FOLDER
+from bliss_index.jobs.record import OUTPUT_NAME, RECORD_FOLDER
+from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.files import TEMPORARY
 from bliss_index.store.keys import KeyRegistry
-from bliss_index.store.manifest import StoreManifest
+from bliss_index.store.manifest import StoreManifest, read_unfinished
 from bliss_index.store.normalise import norm_defects
 from bliss_index.store.reader import EmbeddingStore, Shard
 from bliss_index.store.schema import OK
@@ -85,10 +90,13 @@ def verify_store(
         There is no store, or its manifest cannot be read. Everything else is reported.
     """
     directory = Path(path)
-    store = EmbeddingStore(directory, StoreManifest.read(directory))
     report = VerificationReport(str(directory))
-    if not store.manifest.complete:
-        report.add(f"the store is not complete: {store.rows} rows are written so far")
+    if (directory / JOB_NAME).is_file() and not (directory / MANIFEST_NAME).is_file():
+        manifest = read_unfinished(LocalDirectory(directory))
+        report.add(f"the store is not complete: {manifest.rows} rows are written so far")
+    else:
+        manifest = StoreManifest.read(directory)
+    store = EmbeddingStore(directory, manifest)
     readable: list[int] = []
 
     def earlier_keys() -> list[list[str]]:
@@ -97,7 +105,7 @@ def verify_store(
     registry = KeyRegistry(earlier_keys)
     for index, record in enumerate(store.shards):
         try:
-            shard = store.shard(index, check_hash=True)
+            shard = store.shard(index)
         except CorruptStoreError as error:
             report.add(str(error))
             continue
@@ -107,9 +115,7 @@ def verify_store(
         report.rows += shard.rows
         if progress is not None:
             progress(shard.rows)
-    known = {record.file for record in store.shards}
-    for stranger in sorted(p.name for p in directory.glob("*.arrow") if p.name not in known):
-        report.add(f"{stranger} is not in the manifest: a leftover, safe to remove")
+    add_leftovers(LocalDirectory(directory), {record.file for record in store.shards}, report)
     return report
 
 
@@ -134,3 +140,14 @@ def _check_rows(
             f"{file}: {len(repeated)} keys occurred before, the first is {keys[repeated[0]]!r} in "
             f"row {repeated[0]}"
         )
+
+
+def add_leftovers(directory: LocalDirectory, named: set[str], report: VerificationReport) -> None:
+    """Report files of a job that no record names, and temporary ones."""
+    for name in sorted(directory.names()):
+        if OUTPUT_NAME.fullmatch(name) and name not in named:
+            report.add(f"{name} is an orphan: no record names it; safe to remove")
+    for folder in ("", RECORD_FOLDER, PLAN_FOLDER):
+        for name in sorted(directory.names(folder)):
+            if TEMPORARY.fullmatch(name):
+                report.add(f"{name} is a temporary file of a job that was killed; safe to remove")

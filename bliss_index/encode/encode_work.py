@@ -1,0 +1,224 @@
+"""What encoding texts and encoding images have in common as works."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bliss_index.encode.model import Encoder, load_encoder
+from bliss_index.errors import BlissError
+from bliss_index.jobs import JobSummary
+from bliss_index.jobs.description import JobDescription
+from bliss_index.jobs.memory import MemoryPlan, fit_memory
+from bliss_index.processors import thread_count
+from bliss_index.storage import open_directory
+from bliss_index.store.manifest import StoreManifest
+from bliss_index.store.store_work import StoreWork
+
+_PARTS = 64  # of a job that is smaller than so many full parts
+_LEAST_ROWS = 128
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """A model by name, to be loaded in the process that works; see :func:`load_encoder`.
+
+    Attributes
+    ----------
+    name, pretrained, precision, preprocess, batch_size
+        As for :func:`load_encoder`.
+    """
+
+    name: str
+    pretrained: str | None = None
+    precision: str = "float32"
+    preprocess: str = "model"
+    batch_size: int | None = None
+
+    def load(self, device: str) -> Encoder:
+        """Load it. On a processor, this process computes with one thread.
+
+        More workers are faster than more threads, and no sum depends on the number of processors.
+        """
+        import torch
+
+        encoder = load_encoder(
+            self.name,
+            self.pretrained,
+            device=device,
+            precision=self.precision,
+            preprocess=self.preprocess,
+            batch_size=self.batch_size,
+        )
+        if encoder.device == "cpu":
+            torch.set_num_threads(1)
+        return encoder
+
+
+@dataclass(frozen=True)
+class LoadedEncoder:
+    """An encoder that is there already; cannot travel to another process."""
+
+    encoder: Encoder
+
+    def load(self, device: str) -> Encoder:
+        """The encoder."""
+        return self.encoder
+
+
+@dataclass(frozen=True)
+class EncodeSummary:
+    """What was encoded.
+
+    Attributes
+    ----------
+    path : str
+        The store.
+    rows, bad_rows : int
+        Rows in it, and those among them without an embedding.
+    rows_now : int
+        Rows that this run encoded; fewer than `rows` after a continuation.
+    truncated : int
+        Entries with a prompt longer than the model's context, of which the end was cut off.
+    repeated_keys : int
+        Keys of images that occur in several parts.
+    complete : bool
+        Whether the store is whole; a task of an array makes a share of it.
+    failed : tuple of (str, str)
+        Name and reason of the parts that could not be encoded.
+    """
+
+    path: str
+    rows: int
+    bad_rows: int
+    rows_now: int
+    truncated: int = 0
+    repeated_keys: int = 0
+    complete: bool = True
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodeWork(StoreWork):
+    """What to encode, by which model.
+
+    Attributes
+    ----------
+    spec : EncoderSpec or LoadedEncoder
+    device : str
+        Of this process, where the model is loaded to know its identity.
+    dtype : str
+        Storage type.
+    rows_per_shard : int
+        Rows of a part at most.
+    """
+
+    spec: EncoderSpec | LoadedEncoder
+    device: str
+    dtype: str
+    rows_per_shard: int
+
+    incidental = ("device", "text_positions")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The model, loaded once a process."""
+        return self.spec.load(self.device)
+
+    def on(self, device: str) -> Encoder:
+        """The model on a device; the one that is loaded already where it is there."""
+        if device in (self.device, "auto") or isinstance(self.spec, LoadedEncoder):
+            return self.encoder
+        return self.spec.load(device)
+
+    @abstractmethod
+    def attributes(self) -> dict[str, Any]:
+        """What decides the content besides the model."""
+
+    @property
+    @abstractmethod
+    def of_kind(self) -> str:
+        """Kind of the store."""
+
+    @property
+    def prompt(self) -> str | None:
+        """Template of texts."""
+        return None
+
+    def described(self) -> StoreManifest:
+        encoder = self.encoder
+        return StoreManifest(
+            kind=self.of_kind,
+            model=encoder.identity,
+            dim=encoder.dim,
+            dtype=self.dtype,
+            prompt=self.prompt,
+            attributes={**encoder.settings, **self.attributes()},
+        )
+
+    def memory(self, workers: int, budget: int | None) -> MemoryPlan:
+        dim = self.encoder.dim
+        image = int(np.prod(self.encoder.preprocess.size)) * 3
+        batch = self.encoder.image_batch_size
+        return fit_memory(
+            {
+                "model": 2 * self.encoder.nbytes,
+                "shard": self.rows_per_shard * (8 * dim + 1000),
+                **self.held(),
+            },
+            "batches of {} rows",
+            image * 64,
+            workers=workers,
+            budget=budget,
+            least=min(batch, 16),
+            most=batch,
+            what=f"the model {self.encoder.identity.describe()}",
+            remedy="",
+        )
+
+    def held(self) -> dict[str, int]:
+        """What a worker holds besides the model and a shard."""
+        return {}
+
+
+def rows_of_a_part(total: int, most: int) -> int:
+    """Rows of a part: the fewer, the smaller the whole, so that all workers have some."""
+    return min(most, max(_LEAST_ROWS, -(-total // _PARTS)))
+
+
+def rows_begun_with(output: str | Path) -> int | None:
+    """Rows of a part in the job that stands in a directory; None where there is none."""
+    try:
+        job = JobDescription.read(open_directory(output))
+    except (FileNotFoundError, BlissError):  # which the job itself will tell of
+        return None
+    attributes = job.settings.get("attributes")
+    rows = attributes.get("rows_per_shard") if isinstance(attributes, dict) else None
+    return rows if isinstance(rows, int) and rows > 0 else None
+
+
+def default_workers(devices: Sequence[str]) -> int:
+    """Processes: one a GPU, or one a processor's thread."""
+    if any(device != "cpu" for device in devices):
+        return len(devices)
+    return thread_count(None)
+
+
+def summed_up(summary: JobSummary, output: str | Path, task: str | None) -> EncodeSummary:
+    """Tell of encoding what the job's summary says."""
+    repeated = 0
+    if summary.complete and task is None:
+        repeated = StoreManifest.read(output).repeated_keys["count"]
+    return EncodeSummary(
+        summary.output, summary.rows, summary.bad_rows, summary.rows_now,
+        summary.facts.get("truncated", 0), repeated, summary.complete, summary.failed,
+    )  # fmt: skip

@@ -1,0 +1,226 @@
+"""A directory of a job, wherever it is: files are created exclusively and never change."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+
+from bliss_index.errors import CorruptStoreError, OutputError, StoreError
+from bliss_index.storage.files import (
+    HashingFile,
+    NewFile,
+    commit_content,
+    json_bytes,
+    make_directory,
+    output_error,
+    remove_temporaries,
+)
+from bliss_index.storage.objects import SCHEMES, ObjectDirectory, is_object_store
+
+
+class NewContent(Protocol):
+    """A file that is being written; see :meth:`Directory.new_file`.
+
+    Attributes
+    ----------
+    sink : HashingFile
+        Where to write the content.
+    """
+
+    sink: HashingFile
+
+    def commit(self, name: str) -> None:
+        """Make it durable under a name that says its content; OutputError where that fails."""
+        ...
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        ...
+
+
+class Directory(Protocol):
+    """Files by name, in a local directory or an object store.
+
+    Attributes
+    ----------
+    uri : str
+        Path or URI, for messages and to open it elsewhere.
+    """
+
+    uri: str
+
+    def make(self) -> None:
+        """Create it where it is missing; OutputError where it cannot be written."""
+        ...
+
+    def names(self, folder: str = "") -> dict[str, int]:
+        """Names and sizes of the files in a folder of it; empty where there is none."""
+        ...
+
+    def everything(self) -> list[str]:
+        """Names of all that it holds, folders too; empty where it is missing."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Read a file; FileNotFoundError where it is missing, CorruptStoreError on failure."""
+        ...
+
+    def mapped(self, name: str) -> pa.Buffer:
+        """The content of a file that never changes; FileNotFoundError where it is missing."""
+        ...
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file durably unless it is there already, whole or not at all.
+
+        Returns
+        -------
+        Whether it was written; False where there was one, which stays.
+        """
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a file durably in the place of what may be there."""
+        ...
+
+    def new_file(self, folder: str = "") -> NewContent:
+        """Begin a file, in a folder of it, that gets its name when it is whole."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a file of ours; does nothing where it is missing."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove temporary files of ours; only once nobody else writes here."""
+        ...
+
+
+class LocalDirectory:
+    """A directory of a local or shared file system; see :class:`Directory`.
+
+    Attributes
+    ----------
+    path : Path
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.uri = str(path)
+
+    def make(self) -> None:
+        make_directory(self.path)
+
+    def names(self, folder: str = "") -> dict[str, int]:
+        found = {}
+        try:
+            with os.scandir(self.path / folder) as entries:
+                for entry in entries:
+                    # A file that another process has just removed is none.
+                    with contextlib.suppress(FileNotFoundError):
+                        if entry.is_file():
+                            found[entry.name] = entry.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise StoreError(f"{self.path / folder} cannot be read: {error.strerror}") from error
+        return found
+
+    def everything(self) -> list[str]:
+        return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
+
+    def read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise FileNotFoundError(str(error)) from error
+        except OSError as error:
+            raise CorruptStoreError(
+                f"{self.path / name} cannot be read: {error.strerror}"
+            ) from error
+
+    def mapped(self, name: str) -> pa.Buffer:
+        try:
+            if (self.path / name).stat().st_size == 0:
+                return pa.py_buffer(b"")
+            with pa.memory_map(str(self.path / name)) as source:
+                return source.read_buffer()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CorruptStoreError(f"{self.path / name} cannot be read: {error}") from error
+
+    def create(self, name: str, data: bytes) -> bool:
+        return self._write(name, data, replace=False)
+
+    def replace(self, name: str, data: bytes) -> None:
+        self._write(name, data, replace=True)
+
+    def _write(self, name: str, data: bytes, *, replace: bool) -> bool:
+        path = self.path / name
+        if not path.parent.is_dir():
+            make_directory(path.parent)
+        file = NewFile(path.parent)
+        try:
+            file.sink.write(data)
+            return file.commit(path.name, replace=replace)
+        except OSError as error:
+            raise output_error(path, error) from error
+        finally:
+            file.discard()
+
+    def new_file(self, folder: str = "") -> NewContent:
+        if folder and not (self.path / folder).is_dir():
+            make_directory(self.path / folder)
+        return _LocalContent(self.path / folder)
+
+    def remove(self, name: str) -> None:
+        try:
+            (self.path / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise output_error(self.path / name, error) from error
+
+    def tidy(self) -> None:
+        for folder in (self.path, *(p for p in self.path.glob("_*") if p.is_dir())):
+            remove_temporaries(folder)
+
+
+class _LocalContent:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file = NewFile(folder)
+        self.sink = self._file.sink
+
+    def commit(self, name: str) -> None:
+        commit_content(self._file, self._folder, name)
+
+    def discard(self) -> None:
+        self._file.discard()
+
+
+def open_directory(location: str | Path) -> Directory:
+    """Open a directory by path; nothing is created yet.
+
+    Raises
+    ------
+    OutputError
+        It is a URI of a kind that cannot be written.
+    MissingDependencyError
+        It is in an object store, and obstore is not installed.
+    """
+    if is_object_store(str(location)):
+        return ObjectDirectory(str(location))
+    if "://" in str(location):
+        raise OutputError(
+            f"{location} cannot be written: an output is a directory of a (shared) file system or "
+            f"in an object store ({', '.join(f'{scheme}://' for scheme in SCHEMES)})"
+        )
+    return LocalDirectory(location)
+
+
+def write_json(directory: Directory, name: str, values: object) -> None:
+    """Replace a JSON file of a directory."""
+    directory.replace(name, json_bytes(values))

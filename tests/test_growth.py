@@ -1,0 +1,130 @@
+"""Sources that grow: only what came in is done, behind the others; the rest is named."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from bulk_fixtures import write_images
+from job_fixtures import TrivialWork, result, run_trivial
+
+from bliss_index.bulk import ScoresDirectory, run_job, verify_scores
+from bliss_index.errors import JobError
+from bliss_index.jobs import JobListener, JobOptions, run
+from bliss_index.store import EmbeddingStore, ModelIdentity, verify_store
+from bliss_index.store.import_work import import_embeddings
+
+
+class Notes(JobListener):
+    def __init__(self):
+        self.texts = []
+
+    def notice(self, text):
+        self.texts.append(text)
+
+
+def test_parts_that_came_in_are_done_behind_the_others(tmp_path):
+    run_trivial(tmp_path / "s", 5)
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("part-*")}
+    notes = Notes()
+    summary = run(TrivialWork(8), tmp_path / "s", listener=notes)
+    assert (summary.parts, summary.parts_earlier, summary.rows_now) == (8, 5, 3)
+    assert notes.texts == ["the input has grown by 3 rows in 3 parts"]
+    assert all((tmp_path / "s" / n).stat().st_mtime_ns == t for n, t in before.items())
+    run_trivial(tmp_path / "whole", 8)
+    whole = result(tmp_path / "whole")
+    grown = {n: c for n, c in result(tmp_path / "s").items() if not n.startswith("_plan")}
+    assert grown == {n: c for n, c in whole.items() if not n.startswith("_plan")}
+    run(TrivialWork(11), tmp_path / "s", JobOptions(workers=2))
+    assert run(TrivialWork(11), tmp_path / "s").rows_now == 0
+    notes = Notes()
+    assert run(TrivialWork(7), tmp_path / "s", listener=notes).complete
+    assert notes.texts == [
+        "4 of what was planned are gone since, their rows stay as they were: piece 7, piece 8, "
+        "piece 9, piece 10"
+    ]
+
+
+def test_new_files_of_embeddings_are_imported_and_scored(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings()
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "b.npy", rows[:100])
+    options = {"kind": "image", "model": ModelIdentity("ViT-B-32", "openai")}
+    import_embeddings(tmp_path / "in", tmp_path / "s", **options)
+    run_job(tmp_path / "in", tmp_path / "scores", job.settings())
+    first = ScoresDirectory.open(tmp_path / "scores").table()
+    np.save(tmp_path / "in" / "a.npy", rows[100:150])  # before the other, by name
+    summary = import_embeddings(tmp_path / "in", tmp_path / "s", **options)
+    assert (summary.rows, summary.complete) == (150, True)
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert store.keys() == [str(i) for i in range(150)]
+    np.testing.assert_array_equal(store.embeddings(), rows[:150])
+    assert verify_store(tmp_path / "s").ok
+    summary = run_job(tmp_path / "in", tmp_path / "scores", job.settings())
+    assert (summary.rows, summary.rows_now) == (150, 50)
+    table = ScoresDirectory.open(tmp_path / "scores").table()
+    assert table.slice(0, 100).equals(first)
+    assert table.column("key").to_pylist() == [str(i) for i in range(150)]
+    assert verify_scores(tmp_path / "scores").ok
+    np.save(tmp_path / "in" / "b.npy", rows[:90])
+    with pytest.raises(JobError, match="have changed since they were planned: b.npy"):
+        run_job(tmp_path / "in", tmp_path / "scores", job.settings())
+
+
+def test_a_store_that_has_grown_is_scored_behind(job, tmp_path):
+    rows = EmbeddingStore.open(job.images).embeddings("float32")
+    write_images(tmp_path / "a", rows[:100], 50)
+    run_job(tmp_path / "a", tmp_path / "s", job.settings())
+    import shutil
+
+    shutil.rmtree(tmp_path / "a")
+    write_images(tmp_path / "a", rows[:150], 50)
+    summary = run_job(tmp_path / "a", tmp_path / "s", job.settings())
+    assert (summary.parts_earlier, summary.rows_now, summary.complete) == (2, 50, True)
+    assert ScoresDirectory.open(tmp_path / "s").rows == 150
+
+
+@pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
+def test_new_photos_are_encoded_behind_the_others(tmp_path):
+    from bliss_index.encode import load_encoder
+    from bliss_index.encode.image_work import encode_image_store
+    from bliss_index.encode.images import open_images
+    from bliss_index.encode.scenes import draw_scene
+
+    folder = tmp_path / "p"
+    folder.mkdir()
+
+    def draw(number):
+        scene = draw_scene(np.random.default_rng([7, number]), size=32)
+        scene.image.save(folder / f"{number:02}.png")
+
+    encoder = load_encoder("bliss-tiny", device="cpu", batch_size=4)
+    options = {"rows_per_shard": 4, "decoders": 0}
+    for number in range(0, 20, 2):
+        draw(number)
+    encode_image_store(encoder, open_images(folder), tmp_path / "s", **options)
+    first = EmbeddingStore.open(tmp_path / "s")
+    for number in (5, 7, 21):
+        draw(number)
+    notes = Notes()
+    summary = encode_image_store(
+        encoder, open_images(folder), tmp_path / "s", listener=notes, **options
+    )
+    assert (summary.rows, summary.rows_now) == (13, 3)
+    assert notes.texts == ["the input has grown by 3 rows in 1 parts"]
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert store.keys() == [*first.keys(), "05.png", "07.png", "21.png"]
+    np.testing.assert_array_equal(store.embeddings()[:10], first.embeddings())
+    (folder / "04.png").unlink()
+    (folder / "06.png").write_bytes((folder / "08.png").read_bytes())
+    notes = Notes()
+    summary = encode_image_store(
+        encoder, open_images(folder), tmp_path / "s", listener=notes, **options
+    )
+    assert summary.rows_now == 0
+    assert notes.texts == [
+        "1 of what was planned are gone since, their rows stay as they were: 04.png",
+        "1 of what was planned have changed since, their rows stay as they were: 06.png",
+    ]
+    assert verify_store(tmp_path / "s").ok

@@ -1,0 +1,334 @@
+"""The engine of jobs on a trivial work: plan, commit, races, deaths, refusals."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+from job_fixtures import TrivialWork, result, run_trivial
+
+from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreError
+from bliss_index.jobs import JobListener, JobOptions, Part, Plan, run
+from bliss_index.jobs.record import Record, commit, record_name
+from bliss_index.storage import files, open_directory
+from bliss_index.storage.files import NewFile, make_directory
+
+
+class Notes(JobListener):
+    def __init__(self):
+        self.texts = []
+
+    def notice(self, text):
+        self.texts.append(text)
+
+
+@pytest.fixture
+def whole(tmp_path):
+    run_trivial(tmp_path / "whole")
+    return result(tmp_path / "whole")
+
+
+def test_workers_and_tasks_write_the_same(whole, tmp_path):
+    run(TrivialWork(20), tmp_path / "w", JobOptions(workers=3))
+    assert result(tmp_path / "w") == whole
+    for task in range(4):
+        run(TrivialWork(20), tmp_path / "t", JobOptions(task=f"{task}/4"))
+    assert not (tmp_path / "t" / "manifest.json").exists()
+    assert run(TrivialWork(20), tmp_path / "t").rows_now == 0
+    assert result(tmp_path / "t") == whole
+
+
+@pytest.mark.slow
+def test_ray_writes_the_same_and_gives_up_a_deadly_part(whole, tmp_path):
+    """On a cluster of three nodes; a part that kills its actor is tried twice, then reported."""
+    pytest.importorskip("ray")
+    armed = tmp_path / "armed"
+    armed.write_text("")
+    script = textwrap.dedent(
+        """
+        import json, os, sys
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        from ray.cluster_utils import Cluster
+        cluster = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        from bliss_index.jobs import JobOptions, JobListener, run
+        from job_fixtures import TrivialWork
+        notes = []
+        class Notes(JobListener):
+            def notice(self, text):
+                notes.append(text)
+        work = TrivialWork(20, deadly=7, armed=sys.argv[2])
+        summary = run(work, sys.argv[1], JobOptions(workers=3, engine="ray"), Notes())
+        print(json.dumps([summary.to_json(), notes]))
+        """
+    )
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    command = [sys.executable, "-c", script, str(tmp_path / "s"), str(armed)]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=300
+    )
+    summary, notes = json.loads(done.stdout)
+    ((name, reason),) = summary["failed"]
+    assert (name, reason.startswith("its actor ended twice")) == ("piece 7", True)
+    assert sum("its actor ended" in note for note in notes) == 3  # two deaths, and the failure
+    assert len(list((tmp_path / "s" / "_deaths").iterdir())) == 2
+    armed.unlink()
+    assert run(TrivialWork(20), tmp_path / "s").complete
+    assert result(tmp_path / "s") == whole
+
+
+def test_a_part_that_kills_its_process_is_tried_twice_and_remembered(whole, tmp_path):
+    armed = tmp_path / "armed"
+    armed.write_text("")
+    work = TrivialWork(20, deadly=3, armed=str(armed))
+    summary = run(work, tmp_path / "s", JobOptions(workers=2))
+    assert summary.failed == (("piece 3", "its process ended twice (SIGKILL)"),)
+    assert summary.parts_done == 19
+    deaths = sorted(p.name for p in (tmp_path / "s" / "_deaths").iterdir())
+    assert deaths == ["part-00000003.1.txt", "part-00000003.2.txt"]
+    armed.unlink()
+    assert run(work, tmp_path / "s", JobOptions(workers=2)).complete
+    assert result(tmp_path / "s") == whole
+
+
+def test_a_part_that_fails_is_tried_again_by_the_next_run(whole, tmp_path):
+    summary = run(TrivialWork(20, failing=4), tmp_path / "s")
+    assert summary.failed == (("piece 4", "OSError: it cannot be read"),)
+    assert not (tmp_path / "s" / "manifest.json").exists()
+    summary = run(TrivialWork(20), tmp_path / "s")
+    assert (summary.complete, summary.rows_now) == (True, 1)
+    assert result(tmp_path / "s") == whole
+
+
+def test_two_runners_of_every_part_without_locks(whole, tmp_path, monkeypatch):
+    """As on file systems that grant flock to everyone: the first record counts, nothing is lost."""
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, kind: None)
+    errors = []
+
+    def runner():
+        try:
+            run(TrivialWork(20), tmp_path / f"s{number}")
+        except Exception as error:  # noqa: BLE001
+            errors.append(error)
+
+    for number in range(5):
+        threads = [threading.Thread(target=runner) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert result(tmp_path / f"s{number}") == whole
+
+
+def test_the_first_record_wins_and_the_loser_removes_its_file(tmp_path):
+    directory = open_directory(tmp_path / "s")
+    directory.make()
+    part = Part(5, "five", 1, "same")
+
+    def committed(data):
+        content = directory.new_file()
+        content.sink.write(data)
+        return commit(directory, part, content, "arrow", status={"ok": 1}, given="g", seconds=0.0)
+
+    first = committed(b"one")
+    assert committed(b"another") == first
+    assert committed(b"one") == first
+    assert [p.name for p in (tmp_path / "s").iterdir() if p.is_file()] == [first.file]
+    (tmp_path / "s" / first.file).write_bytes(b"damaged")
+    assert committed(b"one") == first
+    assert (tmp_path / "s" / first.file).read_bytes() == b"one"
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 10**10}, {"rows": -1}, {"file": "../../x"}, {"other": 1}]
+)
+def test_records_that_cannot_be_are_made_again(whole, tmp_path, change):
+    run_trivial(tmp_path / "s")
+    path = tmp_path / "s" / record_name(2)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    notes = Notes()
+    summary = run(TrivialWork(20), tmp_path / "s", listener=notes)
+    assert (summary.parts_earlier, summary.complete) == (19, True)
+    assert "part piece 2 is done again" in notes.texts[0]
+    assert result(tmp_path / "s") == whole
+
+
+def test_other_settings_or_another_kind_are_refused(tmp_path):
+    run_trivial(tmp_path / "s")
+    with pytest.raises(JobError, match="was begun with line 'x', now it is 'y'"):
+        run(TrivialWork(20, "y"), tmp_path / "s")
+    other = TrivialWork(20)
+    object.__setattr__(other, "kind", "other")
+    with pytest.raises(StoreError, match="holds trivia, 'a test' makes other"):
+        run(other, tmp_path / "s")
+
+
+def test_a_refused_directory_keeps_every_file(tmp_path):
+    """Also hidden ones that look temporary: they are somebody's notes."""
+    for name in (".notes.tmp", ".x.1.tmp", "letter.txt"):
+        (tmp_path / name).write_text("dear")
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(StoreError, match="not a trivia directory"):
+        run_trivial(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_directories_of_the_first_format_are_refused_by_one_message(tmp_path):
+    old = {"format": "bliss_index.embedding_store", "format_version": 1}
+    (tmp_path / "manifest.json").write_text(json.dumps(old))
+    message = "has format version 1, of a bliss_index before its first release; this version reads"
+    with pytest.raises(StoreError, match=message):
+        run_trivial(tmp_path)
+    (tmp_path / "manifest.json").rename(tmp_path / "_job.json")
+    with pytest.raises(StoreError, match=message):
+        run_trivial(tmp_path)
+
+
+def test_a_uri_is_never_taken_for_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="cannot be written"):
+        run(TrivialWork(2), "ftp://bucket/x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_is_what_its_name_says(tmp_path):
+    directory = open_directory(tmp_path)
+    plan = Plan.of(Part(i, f"p{i}", i, "f", "d" * i) for i in range(10_000))
+    assert len(plan) == 10_000
+    assert plan.rows == sum(range(10_000))
+    assert plan[9_999] == Part(9_999, "p9999", 9_999, "f", "d" * 9_999)
+    (file,) = plan.files
+    file.write(directory)
+    again = Plan.read(directory, file.name)
+    assert list(again)[5_000] == plan[5_000]
+    path = tmp_path / file.name
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(CorruptStoreError, match="not that of its name: altered"):
+        Plan.read(directory, file.name)
+    file.write(directory)
+    assert Plan.read(directory, file.name).rows == plan.rows
+
+
+def test_fewer_workers_where_memory_does_not_suffice(tmp_path):
+    class Hungry(TrivialWork):
+        def memory(self, workers, budget):
+            if workers > 2:
+                raise JobError(f"{workers} workers need more")
+            return super().memory(workers, budget)
+
+    class Plan(JobListener):
+        def planned(self, plan, rows, rows_done):
+            self.workers = plan.workers
+
+    with pytest.raises(JobError, match="5 workers need more"):
+        run(Hungry(3), tmp_path / "a", JobOptions(workers=5))
+    hears = Plan()
+    try:
+        run(Hungry(0), tmp_path / "b", JobOptions(workers=5, fewer_workers=True), hears)
+    finally:
+        assert hears.workers == 2
+
+
+# Files
+
+
+@pytest.fixture
+def named_temporaries(monkeypatch):
+    """As on a file system without files that have no name."""
+    monkeypatch.setattr(files.os, "O_TMPFILE", 0)
+
+
+def test_files_where_every_file_has_a_name(named_temporaries, whole, tmp_path):
+    run_trivial(tmp_path / "s")
+    assert result(tmp_path / "s") == whole
+    assert not list((tmp_path / "s").rglob("*.tmp"))
+
+
+def test_a_temporary_name_follows_no_link(named_temporaries, tmp_path, monkeypatch):
+    (tmp_path / "secret").write_text("mine")
+    monkeypatch.setattr(files.secrets, "token_hex", lambda size: "0" * 16)
+    (tmp_path / f".bliss-{'0' * 16}.tmp").symlink_to(tmp_path / "secret")
+    with pytest.raises(OutputError, match="File exists"):
+        NewFile(tmp_path)
+    assert (tmp_path / "secret").read_text() == "mine"
+
+
+def test_equal_process_numbers_do_not_collide(named_temporaries, tmp_path, monkeypatch):
+    """As tasks in containers have them: no temporary name rests on them."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    several = [NewFile(tmp_path) for _ in range(50)]
+    for number, file in enumerate(several):
+        file.sink.write(b"x")
+        assert file.commit(str(number))
+    assert len(list(tmp_path.iterdir())) == 50
+
+
+def test_the_parents_of_a_new_directory_are_synced(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync_directory", synced.append)
+    make_directory(tmp_path / "a" / "b")
+    assert sorted(synced) == [tmp_path, tmp_path / "a"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "link"])
+def test_a_disk_that_fails_is_one_message(tmp_path, monkeypatch, call):
+    def broken(*values, **more):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files.os, call, broken)
+    with pytest.raises(OutputError, match="cannot write .*Input/output error"):
+        run_trivial(tmp_path / "s")
+    monkeypatch.undo()
+    assert not list((tmp_path / "s").rglob("part-*"))
+
+
+def test_a_close_that_fails_is_one_message(tmp_path):
+    class Raw:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def close(self):
+            self._file.close()
+            raise OSError(errno.EIO, "Input/output error")
+
+    file = NewFile(tmp_path)
+    file.sink.write(b"x")
+    file._raw = Raw(file._raw)
+    with pytest.raises(OutputError, match="cannot write .*Input/output error"):
+        file.commit("name")
+
+
+def test_nothing_is_left_of_a_killed_writer(tmp_path):
+    """A file has no name before it is whole, so none is left, not even a temporary one."""
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from bliss_index.storage.files import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1]) / 'scores.parquet') as sink:\n"
+        "    sink.write(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == -9
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_is_read_back(tmp_path):
+    run_trivial(tmp_path / "s", 3)
+    record = Record.read(open_directory(tmp_path / "s"), 1)
+    assert (record.part, record.rows, record.status) == ("piece 1", 1, {"ok": 1})
+    assert (tmp_path / "s" / record.file).stat().st_size == record.bytes
+    assert Path(record.file).suffix == ".arrow"

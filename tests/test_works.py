@@ -1,0 +1,142 @@
+"""All four works: the same bytes in this process, in three, as tasks, and on Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from job_fixtures import result
+
+from bliss_index.store import EmbeddingStore, verify_store
+
+if find_spec("open_clip") is None:
+    pytest.skip("open_clip is not installed", allow_module_level=True)
+
+from bliss_index.encode.scenes import draw_scene
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Pictures, words, embeddings, and the commands of four works on them."""
+    folder = tmp_path_factory.mktemp("works")
+    (folder / "pictures").mkdir()
+    for number in range(300):
+        scene = draw_scene(np.random.default_rng([5, number]), size=32)
+        scene.image.save(folder / "pictures" / f"{number:03}.png")
+    (folder / "words.txt").write_text("".join(f"word {i}\n" for i in range(900)))
+    (folder / "classes.txt").write_text("cat\ntree\n")
+    rng = np.random.default_rng(0)
+    np.save(folder / "e.npy", rng.normal(size=(140_000, 8)).astype(np.float32))
+    run(folder, *COMMANDS["text"], "corpus")
+    run(folder, *COMMANDS["images"], "images")
+    run(folder, "calibrate", "images", "--classes", "classes.txt", "--assign",
+        "--out", "calibration")  # fmt: skip
+    return folder
+
+
+MODEL = ["--model", "bliss-tiny", "--device", "cpu"]
+COMMANDS = {
+    "text": ["encode-text", "words.txt", *MODEL, "--out"],
+    "images": ["encode-images", "pictures", *MODEL, "--decoders", "0", "--out"],
+    "import": ["import", "e.npy", "--kind", "image", "--model", "other", "--out"],
+    "scores": [
+        "score", "images", "--corpus", "corpus", "--calibration", "calibration", "-k", "5",
+        "--devices", "cpu", "--threads", "1", "--search", "native", "--out",
+    ],
+}  # fmt: skip
+
+
+def run(folder, *arguments, code=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", "bliss_index", *map(str, arguments)],
+        capture_output=True, text=True, cwd=folder, timeout=300, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", COMMANDS)
+def test_processes_and_tasks_write_the_same(chain, tmp_path, work):
+    command = COMMANDS[work]
+    run(chain, *command, tmp_path / "one", "--workers", 1)
+    whole = result(tmp_path / "one")
+    assert len([name for name in whole if name.startswith("part-")]) > 2
+    run(chain, *command, tmp_path / "three", "--workers", 3)
+    assert result(tmp_path / "three") == whole
+    for task in (2, 0, 1, 3):
+        run(chain, *command, tmp_path / "tasks", "--task", f"{task}/4", "--workers", 1)
+    run(chain, *command, tmp_path / "tasks")
+    assert result(tmp_path / "tasks") == whole
+    run(chain, "verify", tmp_path / "tasks")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("work", COMMANDS)
+def test_a_cluster_of_three_nodes_writes_the_same(chain, tmp_path, work):
+    pytest.importorskip("ray")
+    command = COMMANDS[work]
+    run(chain, *command, tmp_path / "one", "--workers", 1)
+    script = textwrap.dedent(
+        """
+        import json, os, subprocess, sys
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+        from ray.cluster_utils import Cluster
+        cluster = Cluster(initialize_head=True, head_node_args={
+            "num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False})
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+        os.environ["RAY_ADDRESS"] = cluster.address
+        command = [sys.executable, "-m", "bliss_index", *sys.argv[1:]]
+        command += ["--engine", "ray", "--workers", "3", "--json"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        print(json.dumps([done.returncode, done.stdout, done.stderr]))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, command), str(tmp_path / "ray")],
+        capture_output=True, text=True, cwd=chain, timeout=400, check=True,
+    )  # fmt: skip
+    code, out, err = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, err
+    assert json.loads(out)["rows"] > 0  # nothing of Ray's is on stdout
+    assert result(tmp_path / "ray") == result(tmp_path / "one")
+
+
+def test_a_source_that_changed_is_named(chain, tmp_path):
+    pictures = tmp_path / "p"
+    pictures.mkdir()
+    for path in sorted((chain / "pictures").iterdir())[:200]:
+        os.link(path, pictures / path.name)
+    command = ["encode-images", "p", *MODEL, "--decoders", "0", "--out", "s"]
+    run(tmp_path, *command)
+    (pictures / "000.png").unlink()
+    (pictures / "000.png").write_bytes((pictures / "001.png").read_bytes())
+    _, err = run(tmp_path, *command)
+    assert "1 of what was planned have changed since, their rows stay as they were: 000.png" in err
+
+
+def test_keys_that_occur_in_two_parts_are_counted(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        np.save(tmp_path / "in" / f"{name}.npy", rows)
+    keys = [f"k{i}" for i in range(10)] + ["k3"] + [f"l{i}" for i in range(9)]
+    (tmp_path / "k.txt").write_text("\n".join(keys) + "\n")
+    _, err = run(tmp_path, "import", "in", "--kind", "image", "--model", "m", "--keys", "k.txt",
+                 "--out", "s")  # fmt: skip
+    assert "1 keys occur in several parts" in err
+    manifest = EmbeddingStore.open(tmp_path / "s").manifest
+    assert manifest.repeated_keys == {"count": 1, "first": ["k3"]}
+    (tmp_path / "t.txt").write_text("".join(f"t{i}\n" for i in range(20)))
+    assert not verify_store(tmp_path / "s").ok
+    assert Path(tmp_path / "s" / "manifest.json").is_file()
