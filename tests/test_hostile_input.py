@@ -154,8 +154,8 @@ def test_places_that_cannot_be_reached(monkeypatch):
     with monkeypatch.context() as here:
         fake = SimpleNamespace(FileSystem=SimpleNamespace(from_uri=unreachable))
         here.setattr("bliss_index.store.source_file.pafs", fake)
-        with pytest.raises(InvalidInputError, match="s3://b/x cannot be opened: could not resolve"):
-            open_source("s3://b/x")
+        with pytest.raises(InvalidInputError, match="hf://b/x cannot be opened: could not resolve"):
+            open_source("hf://b/x")
     monkeypatch.setattr("bliss_index.store.sources.resolve", lambda where: (Refusing(), "x"))
     with pytest.raises(InvalidInputError, match="s3://b/x cannot be reached: access denied"):
         open_source("s3://b/x")

@@ -216,7 +216,7 @@ def _worker_main(
             yield part
             part = ask()
 
-    with suppress(EOFError, BrokenPipeError):  # the parent wants no more
+    with suppress(EOFError, ConnectionError):  # the parent wants no more
         try:
             worker = task.open(device, send, send)
         except BlissError as error:
