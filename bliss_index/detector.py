@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import calibrate
+from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.labels import ClassNames
-from bliss_index.errors import InvalidInputError, listed
+from bliss_index.errors import CalibrationWarning, InvalidInputError, listed
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
@@ -36,6 +38,10 @@ class BlissDetector:
         Vocabulary entries per image.
     lam
         Weight lambda of the external score.
+    shrinkage : float, default=0
+        N: every variance is mixed with the class's mean variance over the vocabulary, which weighs
+        as much as N images; see :class:`bliss_index.calibration.Calibration`. For classes of few
+        images; 0 is the paper's.
     threshold
         Anomaly score above which :meth:`predict` says anomaly; None to take it from
         `contamination`.
@@ -77,6 +83,7 @@ class BlissDetector:
         *,
         k: int = 10,
         lam: float = 0.5,
+        shrinkage: float = 0.0,
         threshold: float | None = None,
         contamination: float = 0.05,
         backend: str = "auto",
@@ -87,6 +94,7 @@ class BlissDetector:
         self.class_embeddings = class_embeddings
         self.k = k
         self.lam = lam
+        self.shrinkage = shrinkage
         self.threshold = threshold
         self.contamination = contamination
         self.backend = backend
@@ -109,9 +117,14 @@ class BlissDetector:
         InvalidInputError
             Shapes, norms or labels do not fit.
         CalibrationError
-            A class has fewer than two different images.
+            A class has fewer than two different images; with a shrinkage, none.
         ModelMismatchError
             Stores of different models were given.
+
+        Warns
+        -----
+        CalibrationWarning
+            A class has fewer than ten images and `shrinkage` is 0.
         """
         if not 0 < self.contamination <= 0.5:
             raise InvalidInputError(f"contamination must lie in (0, 0.5], got {self.contamination}")
@@ -135,7 +148,10 @@ class BlissDetector:
             ),
             texts.matrix(),
             names,
+            shrinkage=self.shrinkage,
         )
+        if text := few_images_warning(calibration):
+            warnings.warn(text, CalibrationWarning, stacklevel=2)
         self._scorer = BlissScorer(search, entries, calibration, lam=self.lam, threads=self.threads)
         self._vocabulary_source = vocabulary
         self.calibration_ = calibration

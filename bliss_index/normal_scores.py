@@ -203,6 +203,7 @@ def score_held_out(
         lam=lam,
         folds=folds,
         seed=seed,
+        shrinkage=calibration.shrinkage,
     )
     identity = ScoreIdentity(search.k, float(lam), corpus.content_hash, calibration.content_hash)
     return NormalScores(scores, identity, folds)

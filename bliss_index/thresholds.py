@@ -131,6 +131,7 @@ def held_out_scores(
     lam: float = 0.5,
     folds: int = 5,
     seed: int = 0,
+    shrinkage: float = 0.0,
 ) -> npt.NDArray[np.float64]:
     """Score every normal image by BLISS with a calibration made without it.
 
@@ -149,9 +150,11 @@ def held_out_scores(
     lam
         Weight lambda of the external score.
     folds
-        At least 2. Every class needs three images, or four for two folds.
+        At least 2. Every class needs three images, or four for two folds; with a shrinkage two.
     seed
         Seed of the random deal.
+    shrinkage : float, default=0
+        N of :class:`bliss_index.calibration.Calibration`, for every fold's calibration.
 
     Returns
     -------
@@ -165,7 +168,7 @@ def held_out_scores(
         A class has too few images to hold any out.
     """
     classes = class_embeddings.shape[0]
-    fold_of = deal(labels, classes, folds, seed)
+    fold_of = deal(labels, classes, folds, seed, remaining=1 if shrinkage else 2)
     moments = [
         [ClassMoments.of(images[(fold_of == fold) & (labels == c)]) for c in range(classes)]
         for fold in range(folds)
@@ -174,16 +177,25 @@ def held_out_scores(
     names = tuple(map(str, range(classes)))
     scores = np.full(images.shape[0], np.nan)
     for fold, others in _without_each(moments):
-        calibration = Calibration(names, texts, others)
+        calibration = Calibration(names, texts, others, shrinkage=shrinkage)
         scorer = BlissScorer(search, vocabulary, calibration, lam=lam)
         scores[fold_of == fold] = scorer.score(images[fold_of == fold]).anomaly
     return scores
 
 
 def deal(
-    labels: npt.NDArray[Any], classes: int, folds: int, seed: int = 0
+    labels: npt.NDArray[Any], classes: int, folds: int, seed: int = 0, *, remaining: int = 2
 ) -> npt.NDArray[np.int64]:
     """Deal images into folds, evenly within every class.
+
+    Parameters
+    ----------
+    labels : (n,) array of int
+        Classes, 0..classes-1.
+    classes, folds, seed : int
+        Number of classes and of folds, at least 2, and the seed of the random deal.
+    remaining : int, default=2
+        Images of a class that must be left without any fold; 1 is enough with a shrinkage.
 
     Returns
     -------
@@ -194,7 +206,7 @@ def deal(
     InvalidInputError
         There are fewer than two folds, or labels are not 0..classes-1.
     CalibrationError
-        A class has so few images that without a fold less than two remain.
+        A class has so few images that without a fold less than `remaining` are left.
     """
     if folds < 2:
         raise InvalidInputError(f"at least 2 folds are needed to hold images out, got {folds}")
@@ -204,11 +216,12 @@ def deal(
         raise InvalidInputError(f"labels must be class numbers 0 to {classes - 1}")
     counts = np.bincount(labels, minlength=classes)
     # What remains of a class without its largest fold must still have a deviation.
-    few = np.flatnonzero(counts - -(-counts // folds) < 2)
+    few = np.flatnonzero(counts - -(-counts // folds) < remaining)
     if few.size:
+        needed = remaining + (remaining if folds == 2 else 1)
         raise CalibrationError(
-            f"class {few[0]} has {counts[few[0]]} images; without one of {folds} folds at least 2 "
-            f"must remain, so every class needs {4 if folds == 2 else 3} or more"
+            f"class {few[0]} has {counts[few[0]]} images; without one of {folds} folds at least "
+            f"{remaining} must remain, so every class needs {needed} or more"
         )
     rng = np.random.default_rng(seed)
     result = np.empty(labels.size, dtype=np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.calibration import Calibration, calibrate
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.labels import NO_CLASS, ClassNumbers, Labels, class_numbers
@@ -44,6 +45,11 @@ class CalibrationSummary:
     unlabelled: int
     trimmed: int = 0
 
+    @property
+    def warnings(self) -> list[str]:
+        """What makes scores with this calibration unreliable, each with a remedy."""
+        return [text for text in (few_images_warning(self.calibration),) if text]
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         calibration = self.calibration
@@ -58,6 +64,8 @@ class CalibrationSummary:
             "other_labels": self.other,
             "unlabelled": self.unlabelled,
             "trimmed": self.trimmed,
+            "shrinkage": calibration.shrinkage,
+            "warnings": self.warnings,
             "content_hash": calibration.content_hash,
         }
 
@@ -70,6 +78,7 @@ def calibrate_store(
     *,
     assign: bool = False,
     trim: float = 0.0,
+    shrinkage: float = 0.0,
 ) -> CalibrationSummary:
     """Compute the moments of every class, one shard of the store at a time.
 
@@ -90,6 +99,8 @@ def calibrate_store(
     trim
         Share of every class's images to leave out: those farthest from its centre. For images that
         may include some that do not belong. Reads all embeddings into memory.
+    shrinkage : float, default=0
+        N of :class:`bliss_index.calibration.Calibration`, in images.
 
     Raises
     ------
@@ -127,8 +138,9 @@ def calibrate_store(
     }
     try:
         calibration = calibrate(
-            batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes
-        )
+            batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes,
+            shrinkage=shrinkage,
+        )  # fmt: skip
     except CalibrationError as error:
         if not found.other:
             raise
