@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from realdata import IMAGENET_ROWS, RealData, protocols
 from machine import describe_machine, write_result
+from realdata import IMAGENET_ROWS, RealData, protocols
 
 from bliss_index.bulk import ScoresDirectory
 from bliss_index.cli.app import app

@@ -3,8 +3,8 @@
     BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_few_images.py \
         --out benchmarks/results/few_images.json
 
-Intervals are of the mean over the runs (choices of normal classes), by a bootstrap of the runs, each
-averaged over the draws of calibration images first.
+Intervals are of the mean over the runs (choices of normal classes), by a bootstrap of the runs,
+each averaged over the draws of calibration images first.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from realdata import IMAGENET_ROWS, RealData, evaluate_all, protocols
 from machine import describe_machine, write_result
+from realdata import IMAGENET_ROWS, RealData, evaluate_all, protocols
 
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.evaluation.bliss import Bliss

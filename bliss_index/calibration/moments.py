@@ -198,7 +198,7 @@ def second_moment(texts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     for start in range(0, texts.shape[0], _BLOCK_ROWS):
         block = np.asarray(texts[start : start + _BLOCK_ROWS], dtype=np.float64)
         total += block.T @ block
-    return total / max(1, texts.shape[0])
+    return np.asarray(total / max(1, texts.shape[0]))
 
 
 def _scatter(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -31,8 +31,8 @@ class Bliss:
 
     lam: float = 0.5
     k: int = 0
-    shrinkage: float = 0.0
     name: str = "bliss"
+    shrinkage: float = 0.0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.lam) and self.lam >= 0) or self.k < 0:

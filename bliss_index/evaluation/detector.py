@@ -97,9 +97,7 @@ class Reference:
     def _calibrate(self, shrinkage: float = 0.0) -> Calibration:
         if self.images is None or self.labels is None:
             raise InvalidInputError("calibration needs images and their labels; none were given")
-        return calibrate(
-            [(self.images, self.labels)], self.class_embeddings, shrinkage=shrinkage
-        )
+        return calibrate([(self.images, self.labels)], self.class_embeddings, shrinkage=shrinkage)
 
     def scorer_with(self, shrinkage: float = 0.0) -> BlissScorer:
         """Return the scorer of BLISS over all classes; settings of one shrinkage share its tables.
