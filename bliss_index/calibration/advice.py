@@ -14,9 +14,9 @@ SHRINKAGE = 10
 # AUROC in percent by images a class, six normal classes, shrinkage 0 and SHRINKAGE; measured by
 # benchmarks/bench_few_images.py on Caltech101 and ImageNet.
 MEASURED = {
-    ("Caltech101", 2): (0.0, 0.0),
-    ("Caltech101", 5): (0.0, 0.0),
-    ("ImageNet", 2): (0.0, 0.0),
+    ("Caltech101", 2): (87.7, 98.4),
+    ("Caltech101", 5): (98.6, 99.2),
+    ("ImageNet", 2): (87.2, 94.7),
 }
 
 
