@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
 from bliss_index.store.normalise import norm_defects
+from bliss_index.thresholds import held_out_scores
+
+_FOLDS = 5
 
 Embeddings: TypeAlias = "npt.ArrayLike | EmbeddingStore | str | Path"
 """A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one."""
@@ -46,8 +50,10 @@ class BlissDetector:
         Anomaly score above which :meth:`predict` says anomaly; None to take it from
         `contamination`.
     contamination
-        Share of the calibration images that lie above the threshold, in (0, 0.5]. The detector
-        knows these images, so new normal images exceed the threshold a little more often.
+        Share of new normal images above the threshold, on average, in (0, 0.5]. The threshold
+        comes from the calibration images, each scored by a calibration of the others (five folds;
+        :func:`bliss_index.thresholds.held_out_scores`). It needs 1 / contamination - 1 images;
+        with fewer it is the largest of their scores.
     backend, threads, device
         As in :class:`bliss_index.search.ExactSearch`; they never change results.
 
@@ -70,8 +76,9 @@ class BlissDetector:
     >>> detector = BlissDetector(vocabulary, classes, contamination=0.1).fit(images, [0, 1] * 50)
     >>> detector.anomaly_score(images).shape
     (100,)
-    >>> int((detector.predict(images) == -1).sum())
-    10
+    >>> new = clip_like(100, 64, "image", 4)
+    >>> bool((detector.predict(new) == 1).mean() > 0.8)
+    True
     """
 
     _estimator_type = "outlier_detector"  # what scikit-learn before 1.6 asks for
@@ -124,7 +131,8 @@ class BlissDetector:
         Warns
         -----
         CalibrationWarning
-            A class has fewer than ten images and `shrinkage` is 0.
+            A class has fewer than ten images and `shrinkage` is 0; or no class has enough images
+            to hold any out for the threshold.
         """
         if not 0 < self.contamination <= 0.5:
             raise InvalidInputError(f"contamination must lie in (0, 0.5], got {self.contamination}")
@@ -157,7 +165,7 @@ class BlissDetector:
         self.calibration_ = calibration
         self.classes_ = np.array(names)
         self.n_features_in_ = calibration.dim
-        self.offset_ = self._threshold_of(images)
+        self.offset_ = self._threshold_of(images, labels)
         return self
 
     def anomaly_score(self, X: Embeddings) -> npt.NDArray[np.float64]:
@@ -239,11 +247,47 @@ class BlissDetector:
     def _parameter_names(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
-    def _threshold_of(self, images: _Rows) -> float:
+    def _threshold_of(self, images: _Rows, labels: npt.NDArray[np.int64]) -> float:
+        """Return the threshold: the given one, or that of held-out images."""
         if self.threshold is not None:
             return float(self.threshold)
-        scores = self._score(images)
-        return float(np.quantile(scores[np.isfinite(scores)], 1 - self.contamination))
+        scores = self._held_out_scores(images, labels)
+        if scores.size == 0:
+            warnings.warn(
+                "no class has three images to hold one out in turn (two with a shrinkage), so the "
+                "threshold of predict() comes from images that the detector knows, and flags far "
+                f"more than {self.contamination:.0%} of new normal images; give more images, a "
+                "shrinkage or a threshold",
+                CalibrationWarning,
+                stacklevel=3,
+            )
+            known = self._score(images)
+            scores = known[np.isfinite(known)]
+        rank = math.ceil((scores.size + 1) * (1 - self.contamination) - 1e-9)
+        return float(np.sort(scores)[min(rank, scores.size) - 1])
+
+    def _held_out_scores(
+        self, images: _Rows, labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Scores of the images of classes that are large enough, each by the others."""
+        good = np.zeros(images.rows, dtype=bool)
+        for start, rows, there in images.batches():
+            good[start : start + rows.shape[0]] = there
+        remaining = 1 if self.shrinkage else 2
+        counts = np.bincount(labels[good & (labels >= 0)], minlength=len(self.classes_))
+        # Of a class of n images at most ceil(n / folds) are held out at once.
+        large = counts - -(-counts // _FOLDS) >= remaining
+        used = good & (labels >= 0)
+        held = used.copy()
+        held[used] = large[labels[used]]
+        if not held.any():
+            return np.empty(0)
+        scores = held_out_scores(
+            images.matrix()[used], labels[used], self.calibration_.class_embeddings,
+            self._vocabulary_source.matrix(), self._scorer.search, lam=self.lam, folds=_FOLDS,
+            shrinkage=self.shrinkage, held=held[used],
+        )  # fmt: skip
+        return scores[held[used]]
 
     def _checked(self, X: Embeddings) -> _Rows:
         """Images that this detector can score."""
