@@ -14,6 +14,7 @@ from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.calibration import Calibration, calibrate
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.labels import NO_CLASS, ClassNumbers, Labels, class_numbers
+from bliss_index.calibration.names import NamesCheck, NamesReport
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.errors import CalibrationError, InvalidInputError, listed
 from bliss_index.store import EmbeddingStore, require_same_model
@@ -36,6 +37,9 @@ class CalibrationSummary:
         they have no label.
     trimmed
         Rows left out because they lie farthest from their class.
+    names
+        How well each class's text tells its images from the other classes'; None where there is
+        one class, or where images were given the class of the nearest text.
     """
 
     calibration: Calibration
@@ -44,11 +48,13 @@ class CalibrationSummary:
     other: dict[str, int]
     unlabelled: int
     trimmed: int = 0
+    names: NamesReport | None = None
 
     @property
     def warnings(self) -> list[str]:
         """What makes scores with this calibration unreliable, each with a remedy."""
-        return [text for text in (few_images_warning(self.calibration),) if text]
+        names = None if self.names is None else self.names.warning()
+        return [text for text in (few_images_warning(self.calibration), names) if text]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -65,6 +71,7 @@ class CalibrationSummary:
             "unlabelled": self.unlabelled,
             "trimmed": self.trimmed,
             "shrinkage": calibration.shrinkage,
+            "names": None if self.names is None else self.names.to_json(),
             "warnings": self.warnings,
             "content_hash": calibration.content_hash,
         }
@@ -119,13 +126,18 @@ def calibrate_store(
     )
     numbers = found.numbers
     bad = 0
+    check = NamesCheck(texts.names, texts.embeddings)
+    checked = len(texts.names) > 1 and not found.assigned
 
     def batches() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
         nonlocal bad
         for shard in images.iter_shards(check_hash=True):
             part = numbers[shard.start : shard.start + shard.rows]
             bad += int(((part != NO_CLASS) & ~shard.good).sum())
-            yield shard.embeddings, np.where(shard.good, part, NO_CLASS)
+            usable = np.where(shard.good, part, NO_CLASS)
+            if checked:
+                check.add(shard.embeddings, usable)
+            yield shard.embeddings, usable
             if progress is not None:
                 progress(shard.rows)
 
@@ -149,8 +161,9 @@ def calibrate_store(
             f"{error} {len(found.other)} labels name none of the classes: {named}."
         ) from error
     return CalibrationSummary(
-        calibration, images.rows, bad, found.other, found.unlabelled, found.trimmed
-    )
+        calibration, images.rows, bad, found.other, found.unlabelled, found.trimmed,
+        check.report() if checked else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

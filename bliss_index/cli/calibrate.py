@@ -90,12 +90,15 @@ def calibrate(
         print_json(summary.to_json())
         return
     counts = [moments.count for moments in summary.calibration.moments]
+    names = summary.names
+    right = {} if names is None else {"zero-shot accuracy": f"{names.overall:.1%} (of the names)"}
     print_facts(
         str(out),
         {
             "classes": len(counts),
             "images": f"{sum(counts)} ({min(counts)} to {max(counts)} a class)",
             "shrinkage": f"{shrinkage:g}",
+            **right,
             "model": texts.model.describe(),
             "content hash": summary.calibration.content_hash,
         },
