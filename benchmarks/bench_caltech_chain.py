@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from caltech import IMAGENET_ROWS, Caltech, protocols
 from machine import describe_machine, write_result
+from realdata import IMAGENET_ROWS, RealData, protocols
 
 from bliss_index.bulk import ScoresDirectory
 from bliss_index.cli.app import app
@@ -93,7 +93,7 @@ class Chain:
     """Stores of the vocabulary and the images, and the runs on them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.data = folder, Caltech.load()
+        self.folder, self.data = folder, RealData.caltech101()
         self._import("corpus", self.data.entries[IMAGENET_ROWS], "text", numbered(1000))
         bliss_index("build", folder / "corpus")
         for split in ("normal", "test"):

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from caltech import IMAGENET_ROWS, Caltech, evaluate_all, protocols
 from machine import describe_machine, write_result
+from realdata import IMAGENET_ROWS, RealData, evaluate_all, protocols
 
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.evaluation.bliss import Bliss
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10, help="random draws per point")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    data = Caltech.load()
-    parts: dict[str, Callable[[Caltech, int], Any]] = {
+    data = RealData.caltech101()
+    parts: dict[str, Callable[[RealData, int], Any]] = {
         "detectors": compare_detectors, "k": vary_k, "lambda": vary_lambda,
         "vocabulary_size": vary_size, "vocabulary_list": vary_list,
         "calibration_images": vary_images, "without_labels": without_labels,
@@ -79,7 +79,7 @@ def summary(values: list[float]) -> dict[str, float]:
     return {"mean": round(float(np.mean(values)), 5), "std": round(float(np.std(values)), 5)}
 
 
-def mean_aurocs(data: Caltech, reference: Reference, detectors: list[Any]) -> dict[str, Any]:
+def mean_aurocs(data: RealData, reference: Reference, detectors: list[Any]) -> dict[str, Any]:
     """By detector and protocol: mean AUROC over the runs."""
     found = evaluate_all(data, reference, detectors)
     return {
@@ -88,7 +88,7 @@ def mean_aurocs(data: Caltech, reference: Reference, detectors: list[Any]) -> di
     }
 
 
-def compare_detectors(data: Caltech, draws: int) -> Any:
+def compare_detectors(data: RealData, draws: int) -> Any:
     """Every metric of every detector."""
     reference = data.reference(data.entries[IMAGENET_ROWS], 10)
     found = evaluate_all(data, reference, make_detectors(DETECTORS))
@@ -101,21 +101,21 @@ def compare_detectors(data: Caltech, draws: int) -> Any:
     }
 
 
-def vary_k(data: Caltech, draws: int) -> Any:
+def vary_k(data: RealData, draws: int) -> Any:
     """AUROC by k, at lambda 0.5."""
     reference = data.reference(data.entries[IMAGENET_ROWS], max(KS))
     found = mean_aurocs(data, reference, [Bliss(k=k, name=str(k)) for k in KS])
     return by_protocol(KS, [[found[str(k)]] for k in KS])
 
 
-def vary_lambda(data: Caltech, draws: int) -> Any:
+def vary_lambda(data: RealData, draws: int) -> Any:
     """AUROC by lambda, at k 10."""
     reference = data.reference(data.entries[IMAGENET_ROWS], 10)
     found = mean_aurocs(data, reference, [Bliss(lam=lam, name=str(lam)) for lam in LAMBDAS])
     return by_protocol(LAMBDAS, [[found[str(lam)]] for lam in LAMBDAS])
 
 
-def vary_size(data: Caltech, draws: int) -> Any:
+def vary_size(data: RealData, draws: int) -> Any:
     """AUROC by the number of entries, drawn at random out of all."""
     points = []
     for size in SIZES:
@@ -126,14 +126,14 @@ def vary_size(data: Caltech, draws: int) -> Any:
     return by_protocol(SIZES, points)
 
 
-def vary_list(data: Caltech, draws: int) -> Any:
+def vary_list(data: RealData, draws: int) -> Any:
     """AUROC by the list that the entries come from."""
     points = [[bliss(data, data.reference(data.entries[rows], 10))] for rows in LISTS.values()]
     entries = [rows.stop - rows.start for rows in LISTS.values()]
     return {"entries": entries, **by_protocol(tuple(LISTS), points)}
 
 
-def vary_images(data: Caltech, draws: int) -> Any:
+def vary_images(data: RealData, draws: int) -> Any:
     """AUROC by the number of calibration images per class; BLISS, its label term, and kNN."""
     result: dict[str, Any] = {}
     detectors = make_detectors("bliss,label,knn:neighbours=1")
@@ -157,7 +157,7 @@ def vary_images(data: Caltech, draws: int) -> Any:
     return result
 
 
-def without_labels(data: Caltech, draws: int) -> Any:
+def without_labels(data: RealData, draws: int) -> Any:
     """Given classes against the nearest of the run's labels, per run."""
     result = {}
     entries = data.entries[IMAGENET_ROWS]
@@ -187,7 +187,7 @@ def without_labels(data: Caltech, draws: int) -> Any:
     return result
 
 
-def with_strangers(data: Caltech, draws: int) -> Any:
+def with_strangers(data: RealData, draws: int) -> Any:
     """Strangers among the calibration images, given the nearest of the run's labels; trimmed."""
     result: dict[str, Any] = {"trims": list(TRIMS)}
     entries = data.entries[IMAGENET_ROWS]
@@ -218,7 +218,7 @@ def with_strangers(data: Caltech, draws: int) -> Any:
     return result
 
 
-def false_alarms(data: Caltech, draws: int) -> Any:
+def false_alarms(data: RealData, draws: int) -> Any:
     """Share of normal test images flagged, where it should be the rate; six normal classes."""
     entries = data.entries[IMAGENET_ROWS]
     search = exact_search(entries, 10, threads=1)
@@ -257,17 +257,17 @@ def false_alarms(data: Caltech, draws: int) -> Any:
     }
 
 
-def random_classes_with(data: Caltech, normal: int) -> tuple[tuple[int, ...], ...]:
+def random_classes_with(data: RealData, normal: int) -> tuple[tuple[int, ...], ...]:
     """The runs of the protocol with this many normal classes."""
     return next(p.runs for p in protocols(len(data.names)) if p.name == f"{normal} normal")
 
 
-def bliss(data: Caltech, reference: Reference) -> dict[str, float]:
+def bliss(data: RealData, reference: Reference) -> dict[str, float]:
     """Mean AUROC of BLISS by protocol."""
     return mean_aurocs(data, reference, [Bliss()])["bliss"]
 
 
-def auroc_of_run(data: Caltech, reference: Reference, run: tuple[int, ...]) -> float:
+def auroc_of_run(data: RealData, reference: Reference, run: tuple[int, ...]) -> float:
     """AUROC of BLISS with all classes of the reference normal."""
     scores = Bliss().fit(reference).score(data.test)
     return auroc(scores, ~np.isin(data.test_labels, run))

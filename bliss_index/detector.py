@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import calibrate
+from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.labels import NO_CLASS, ClassNames
-from bliss_index.errors import InvalidInputError, listed
+from bliss_index.errors import CalibrationWarning, InvalidInputError, listed
 from bliss_index.scoring import BlissScorer, Scores
 from bliss_index.search import exact_search
 from bliss_index.search.inputs import (
@@ -27,6 +30,9 @@ from bliss_index.search.inputs import (
 from bliss_index.search.isolation import isolated
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
 from bliss_index.store.normalise import norm_defects
+from bliss_index.thresholds import held_out_scores
+
+_FOLDS = 5
 
 _LOGGER = logging.getLogger("bliss_index")
 
@@ -47,13 +53,19 @@ class BlissDetector:
         Vocabulary entries per image.
     lam
         Weight lambda of the external score.
+    shrinkage : float, default=0
+        N: every variance is mixed with the class's mean variance over the vocabulary, which weighs
+        as much as N images; see :class:`bliss_index.calibration.Calibration`. For classes of few
+        images; 0 is the paper's.
     threshold
         Anomaly score above which :meth:`predict` says anomaly; None to take it from
         `contamination`. Not NaN.
     contamination
-        Share of the calibration images that lie above the threshold, in (0, 0.5]. Of images that
-        are left out (label -1) none counts. The detector
-        knows these images, so new normal images exceed the threshold a little more often.
+        Share of new normal images above the threshold, on average, in (0, 0.5]. The threshold
+        comes from the calibration images, each scored by a calibration of the others (five folds;
+        :func:`bliss_index.thresholds.held_out_scores`). It needs 1 / contamination - 1 images;
+        with fewer it is the largest of their scores. Of images that are left out
+        (label -1) none counts.
     backend, threads, device
         As in :class:`bliss_index.search.ExactSearch`; they never change results.
 
@@ -81,8 +93,9 @@ class BlissDetector:
     >>> detector = BlissDetector(vocabulary, classes, contamination=0.1).fit(images, [0, 1] * 50)
     >>> detector.anomaly_score(images).shape
     (100,)
-    >>> int((detector.predict(images) == -1).sum())
-    10
+    >>> new = clip_like(100, 64, "image", 4)
+    >>> bool((detector.predict(new) == 1).mean() > 0.8)
+    True
     """
 
     _estimator_type = "outlier_detector"  # what scikit-learn before 1.6 asks for
@@ -94,6 +107,7 @@ class BlissDetector:
         *,
         k: int = 10,
         lam: float = 0.5,
+        shrinkage: float = 0.0,
         threshold: float | None = None,
         contamination: float = 0.05,
         backend: str = "auto",
@@ -104,6 +118,7 @@ class BlissDetector:
         self.class_embeddings = class_embeddings
         self.k = k
         self.lam = lam
+        self.shrinkage = shrinkage
         self.threshold = threshold
         self.contamination = contamination
         self.backend = backend
@@ -128,9 +143,15 @@ class BlissDetector:
         InvalidInputError
             Shapes, norms or labels do not fit.
         CalibrationError
-            A class has fewer than two different images.
+            A class has fewer than two different images; with a shrinkage, none.
         ModelMismatchError
             Stores of different models were given.
+
+        Warns
+        -----
+        CalibrationWarning
+            A class has fewer than ten images and `shrinkage` is 0; or no class has enough images
+            to hold any out for the threshold.
         """
         require_real(
             self.contamination, "contamination", "lie in (0, 0.5]", lambda share: 0 < share <= 0.5
@@ -158,7 +179,10 @@ class BlissDetector:
             ),
             texts.matrix(),
             names,
+            shrinkage=self.shrinkage,
         )
+        if text := few_images_warning(calibration):
+            warnings.warn(text, CalibrationWarning, stacklevel=2)
         self._scorer = BlissScorer(search, entries, calibration, lam=self.lam, threads=self.threads)
         self._vocabulary_source = vocabulary
         self.calibration_ = calibration
@@ -175,7 +199,7 @@ class BlissDetector:
                 "%d of %d images are labelled %d: they are left out of the calibration and of the "
                 "threshold", (labels == NO_CLASS).sum(), images.rows, NO_CLASS,
             )  # fmt: skip
-        self.offset_ = self._threshold_of(images, labels != NO_CLASS)
+        self.offset_ = self._threshold_of(images, labels)
         return self
 
     @isolated
@@ -259,11 +283,47 @@ class BlissDetector:
     def _parameter_names(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
-    def _threshold_of(self, images: _Rows, used: npt.NDArray[np.bool_]) -> float:
+    def _threshold_of(self, images: _Rows, labels: npt.NDArray[np.int64]) -> float:
+        """Return the threshold: the given one, or that of held-out images."""
         if self.threshold is not None:
             return float(self.threshold)
-        scores = self._score(images)[used]
-        return float(np.quantile(scores[np.isfinite(scores)], 1 - self.contamination))
+        scores = self._held_out_scores(images, labels)
+        if scores.size == 0:
+            warnings.warn(
+                "no class has three images to hold one out in turn (two with a shrinkage), so the "
+                "threshold of predict() comes from images that the detector knows, and flags far "
+                f"more than {self.contamination:.0%} of new normal images; give more images, a "
+                "shrinkage or a threshold",
+                CalibrationWarning,
+                stacklevel=3,
+            )
+            known = self._score(images)[labels != NO_CLASS]
+            scores = known[np.isfinite(known)]
+        rank = math.ceil((scores.size + 1) * (1 - self.contamination) - 1e-9)
+        return float(np.sort(scores)[min(rank, scores.size) - 1])
+
+    def _held_out_scores(
+        self, images: _Rows, labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Scores of the images of classes that are large enough, each by the others."""
+        good = np.zeros(images.rows, dtype=bool)
+        for start, rows, there in images.batches():
+            good[start : start + rows.shape[0]] = there
+        remaining = 1 if self.shrinkage else 2
+        counts = np.bincount(labels[good & (labels >= 0)], minlength=len(self.classes_))
+        # Of a class of n images at most ceil(n / folds) are held out at once.
+        large = counts - -(-counts // _FOLDS) >= remaining
+        used = good & (labels >= 0)
+        held = used.copy()
+        held[used] = large[labels[used]]
+        if not held.any():
+            return np.empty(0)
+        scores = held_out_scores(
+            images.matrix()[used], labels[used], self.calibration_.class_embeddings,
+            self._vocabulary_source.matrix(), self._scorer.search, lam=self.lam, folds=_FOLDS,
+            shrinkage=self.shrinkage, held=held[used],
+        )  # fmt: skip
+        return scores[held[used]]
 
     def _checked(self, X: Embeddings) -> _Rows:
         """Images that this detector can score."""

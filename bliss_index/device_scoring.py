@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from bliss_index.calibration import Calibration
-from bliss_index.calibration.moments import SIGMA_FLOOR
+from bliss_index.calibration.moments import SIGMA_FLOOR, shrunken
 from bliss_index.scoring import Scores, require_fitting
 from bliss_index.search.device.backend import upload
 from bliss_index.search.device.base import DeviceEngine
@@ -85,6 +85,9 @@ class DeviceTables:
     ) -> None:
         self._vocabulary = vocabulary
         self._device = device
+        self._shrinkage = calibration.shrinkage
+        # On the host, as for the processor's tables: the same bits.
+        self.prior = calibration.prior_of(vocabulary)
         shape = (vocabulary.shape[0], len(calibration.classes))
         self.scale = torch.empty(shape, dtype=torch.float32, device=device)
         self.shift = torch.empty(shape, dtype=torch.float32, device=device)
@@ -125,13 +128,15 @@ class DeviceTables:
         """
         rows = entries.double()
         mu = rows @ self._means.T
+        towards = [0.0] * len(self._counts) if self.prior is None else self.prior.tolist()
         sigma = torch.empty_like(mu)
         for c, (spread, count, few) in enumerate(
             zip(self._spreads, self._counts, self._few, strict=True)
         ):
             product = rows @ spread.to(self._device)
             square = (product * (product if few else rows)).sum(1)
-            sigma[:, c] = (square.clamp(min=0.0) / count).sqrt()
+            variance = square.clamp(min=0.0) / count
+            sigma[:, c] = shrunken(variance, count, self._shrinkage, towards[c]).sqrt()
         return mu, sigma + SIGMA_FLOOR
 
 
@@ -171,7 +176,7 @@ class DeviceScorer:
         self._engine = engine or choose_engine(self._device)
         self.tables = DeviceTables(vocabulary, calibration, self._device)
         self._texts = torch.from_numpy(calibration.class_embeddings.T.copy()).to(self._device)
-        mu, sigma = calibration.label_statistics()
+        mu, sigma = calibration.label_statistics(self.tables.prior)
         self._mu, self._sigma = (torch.from_numpy(a).to(self._device) for a in (mu, sigma))
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]

@@ -56,6 +56,10 @@ class JobError(BlissError):
     """A bulk job cannot start, continue or complete as asked."""
 
 
+class CalibrationWarning(UserWarning):
+    """Scores can be computed, but are known to be unreliable; the message says what helps."""
+
+
 def listed(values: Collection[object]) -> str:
     """Write the first five of some values for a message, and how many more there are.
 

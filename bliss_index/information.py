@@ -74,6 +74,7 @@ def _describe_calibration(path: Path) -> dict[str, Any]:
             name: moments.count
             for name, moments in zip(calibration.classes, calibration.moments, strict=True)
         },
+        "shrinkage": calibration.shrinkage,
         "content_hash": calibration.content_hash,
         "versions": read_json(path / MANIFEST_NAME).get("versions"),
     }

@@ -20,7 +20,7 @@ from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.search.protocol import TopKSearch
 from bliss_index.storage.files import atomic_file, make_directory
 from bliss_index.store import EmbeddingStore
-from bliss_index.thresholds import held_out_scores
+from bliss_index.thresholds import Threshold, held_out_scores, threshold_at
 
 _METADATA = b"bliss_index.normal_scores"
 _SCORES = "anomaly_score"
@@ -57,18 +57,28 @@ class NormalScores:
         What the scores depend on; only scores of the same identity may be compared with them.
     folds
         Parts that the images were dealt into.
+    confidence
+        With which a false-alarm rate is kept by thresholds from these scores; None for rates that
+        hold on average. See :func:`bliss_index.thresholds.threshold_at`.
     """
 
     scores: npt.NDArray[np.float64]
     identity: ScoreIdentity
     folds: int
+    confidence: float | None = None
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over scores and identity, in hexadecimal."""
+        """SHA-256 over scores, identity and confidence, in hexadecimal."""
         digest = hashlib.sha256(json.dumps(asdict(self.identity), sort_keys=True).encode())
         digest.update(np.ascontiguousarray(self.scores, dtype="<f8").tobytes())
+        if self.confidence is not None:
+            digest.update(f"confidence {self.confidence!r}".encode())
         return digest.hexdigest()
+
+    def threshold(self, false_alarm_rate: float) -> Threshold:
+        """Return the threshold of a rate; errors as of :func:`threshold_at`."""
+        return threshold_at(self.scores, false_alarm_rate, confidence=self.confidence)
 
     def require(self, identity: ScoreIdentity, path: str | Path) -> None:
         """Refuse to compare with scores of other settings, naming both values.
@@ -92,6 +102,7 @@ class NormalScores:
             "format_version": _FORMAT_VERSION,
             "folds": self.folds,
             "identity": asdict(self.identity),
+            "confidence": self.confidence,
             "content_hash": self.content_hash,
         }
         table = pa.table({_SCORES: pa.array(self.scores, pa.float64())})
@@ -130,7 +141,11 @@ class NormalScores:
             )
         try:
             scores = table.column(_SCORES).to_numpy().astype(np.float64)
-            result = cls(scores, ScoreIdentity(**facts["identity"]), int(facts["folds"]))
+            sure = facts.get("confidence")  # not written by the first files
+            result = cls(
+                scores, ScoreIdentity(**facts["identity"]), int(facts["folds"]),
+                None if sure is None else float(sure),
+            )  # fmt: skip
             digest = facts["content_hash"]
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise CorruptStoreError(f"{path} is damaged: {error!r}; make it again") from error
@@ -152,6 +167,7 @@ def score_held_out(
     lam: float = 0.5,
     folds: int = 5,
     seed: int = 0,
+    confidence: float | None = None,
 ) -> NormalScores:
     """Score the images of a calibration as if they were new: each by a calibration without it.
 
@@ -168,6 +184,8 @@ def score_held_out(
         The vocabulary and a top-k search over it.
     lam, folds, seed
         As for :func:`bliss_index.thresholds.held_out_scores`.
+    confidence : float, default=None
+        With which thresholds are to keep a rate, kept with the scores.
 
     Raises
     ------
@@ -203,6 +221,7 @@ def score_held_out(
         lam=lam,
         folds=folds,
         seed=seed,
+        shrinkage=calibration.shrinkage,
     )
     identity = ScoreIdentity(search.k, float(lam), corpus.content_hash, calibration.content_hash)
-    return NormalScores(scores, identity, folds)
+    return NormalScores(scores, identity, folds, confidence)

@@ -8,7 +8,8 @@ vocabulary most similar to x:
     S(x)   = min_c [ I_c(x) + lambda E_c(x) ]            higher = more anomalous
 
 mu and sigma are mean and population deviation (+ 1e-8) of the same similarity over the images of
-class c. The k entries are chosen by raw similarity, once per image.
+class c. The k entries are chosen by raw similarity, once per image. A calibration may shrink its
+variances (:class:`bliss_index.calibration.Calibration`); by default it does not.
 """
 
 from __future__ import annotations
@@ -104,11 +105,17 @@ class ExternalTables:
         (W, d) text embeddings.
     calibration
         The normal classes.
+
+    Attributes
+    ----------
+    prior : (C,) array or None
+        Mean variances over the vocabulary, where the calibration shrinks towards them.
     """
 
     def __init__(self, vocabulary: npt.NDArray[Any], calibration: Calibration) -> None:
         self._vocabulary = vocabulary
         self._calibration = calibration
+        self.prior = calibration.prior_of(vocabulary)
         shape = (vocabulary.shape[0], len(calibration.classes))
         # Pages of these arrays that no entry touches are never given memory by the system.
         self.scale = np.empty(shape, dtype=np.float32)
@@ -135,7 +142,7 @@ class ExternalTables:
             missing = np.concatenate([missing, others])
         for start in range(0, missing.size, _ENTRY_ROWS):
             entries = missing[start : start + _ENTRY_ROWS]
-            mu, sigma = self._calibration.statistics(self._vocabulary[entries])
+            mu, sigma = self._calibration.statistics(self._vocabulary[entries], self.prior)
             self.scale[entries] = 1.0 / sigma
             self.shift[entries] = mu / sigma
             self._known[entries] = True
@@ -188,7 +195,7 @@ class BlissScorer:
         self.lam = float(lam)
         self.tables = ExternalTables(vocabulary, calibration)
         self._texts = calibration.class_embeddings.T.copy()
-        self._mu, self._sigma = calibration.label_statistics()
+        self._mu, self._sigma = calibration.label_statistics(self.tables.prior)
         self._native = None
         if tail_available() if native is None else native:
             self._native = NativeTail(
@@ -361,8 +368,15 @@ def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArra
 
 
 @isolated
-def label_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
-    """The label term alone: min_c I_c(x), (n,) float64, for comparison."""
-    mu, sigma = calibration.label_statistics()
+def label_scores(
+    images: npt.NDArray[Any],
+    calibration: Calibration,
+    prior: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.float64]:
+    """The label term alone: min_c I_c(x), (n,) float64, for comparison.
+
+    `prior` is that of :meth:`bliss_index.calibration.Calibration.label_statistics`.
+    """
+    mu, sigma = calibration.label_statistics(prior)
     similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
     return np.asarray(((mu - similarity) / sigma).min(axis=1))

@@ -19,7 +19,33 @@ class ReferenceScores:
     ids: np.ndarray
 
 
-def reference_scores(images, vocabulary, class_texts, calibration_images, labels, *, k, lam):
+def shrunken_deviation(similarities, tau_squared, shrinkage):
+    """Deviation (n, m) -> (m,) of a class's similarities, with the shrinkage of the issue."""
+    n = len(similarities)
+    variance = similarities.std(axis=0) ** 2
+    return np.sqrt((n * variance + shrinkage * tau_squared) / (n + shrinkage)) + 1e-8
+
+
+def mean_variances(vocabulary, calibration_images, labels, classes):
+    """tau_c^2 of every class: np.var over its images, averaged over all entries.
+
+    A class of one image takes the mean of the classes of several, weighed by their images; where
+    all have one, all images together are one class.
+    """
+    similarity = calibration_images @ vocabulary.T
+    counts = np.bincount(labels, minlength=classes)
+    own = np.array([similarity[labels == c].var(axis=0).mean() for c in range(classes)])
+    several = counts > 1
+    if several.any():
+        own[~several] = np.average(own[several], weights=counts[several])
+    else:
+        own[:] = similarity.var(axis=0).mean()
+    return own
+
+
+def reference_scores(
+    images, vocabulary, class_texts, calibration_images, labels, *, k, lam, shrinkage=0
+):
     """S(x) of every image, from full N x W matrices and np.std, class by class."""
     images, vocabulary, class_texts, calibration_images = (
         np.asarray(a, dtype=np.float64)
@@ -31,12 +57,17 @@ def reference_scores(images, vocabulary, class_texts, calibration_images, labels
     top = np.take_along_axis(similarity, ids, axis=1)
     internal = np.empty((len(images), len(class_texts)))
     external = np.empty_like(internal)
+    tau = np.zeros(len(class_texts))
+    if shrinkage:
+        tau = mean_variances(vocabulary, calibration_images, labels, len(class_texts))
     for c, text in enumerate(class_texts):
         own = calibration_images[labels == c]
         on_label = own @ text
-        internal[:, c] = -((images @ text) - on_label.mean()) / (on_label.std() + 1e-8)
+        on_label_deviation = shrunken_deviation(on_label, tau[c], shrinkage)
+        internal[:, c] = -((images @ text) - on_label.mean()) / on_label_deviation
         on_entries = own @ vocabulary.T
-        mean, deviation = on_entries.mean(axis=0), on_entries.std(axis=0) + 1e-8
+        mean = on_entries.mean(axis=0)
+        deviation = shrunken_deviation(on_entries, tau[c], shrinkage)
         external[:, c] = ((top - mean[ids]) / deviation[ids]).mean(axis=1)
     total = internal + lam * external
     winner = total.argmin(axis=1)

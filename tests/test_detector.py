@@ -7,11 +7,17 @@ import pickle
 
 import numpy as np
 import pytest
-from bliss_reference import clip_like, reference_scores
+from bliss_reference import clip_like, reference_scores, unit
 
 from bliss_index import BlissDetector, EmbeddingStore, StoreWriter, exact_search
-from bliss_index.errors import CalibrationError, InvalidInputError, ModelMismatchError
+from bliss_index.errors import (
+    CalibrationError,
+    CalibrationWarning,
+    InvalidInputError,
+    ModelMismatchError,
+)
 from bliss_index.store import ModelIdentity
+from bliss_index.thresholds import held_out_scores
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
 
@@ -47,7 +53,10 @@ def test_scores_and_predictions(data):
 def test_contamination_and_threshold(data):
     images, vocabulary, texts, labels = data
     detector = BlissDetector(vocabulary, texts, k=5, contamination=0.1)
-    assert (detector.fit_predict(images, labels) == -1).sum() == 30
+    detector.fit(images, labels)
+    held = held_out_scores(images, labels, texts, vocabulary, exact_search(vocabulary, 5))
+    assert (held > detector.offset_).sum() == 29  # of 300; 30 of 301 with a new one
+    assert np.isin(detector.offset_, held)
     detector.set_params(threshold=1e9).fit(images, labels)
     assert detector.offset_ == 1e9
     assert (detector.predict(images) == 1).all()
@@ -107,6 +116,48 @@ def test_explain_gives_parts_and_entries(data):
     scores = detector.explain(images[:4])
     assert scores.ids.shape == (4, 5)
     np.testing.assert_array_equal(scores.anomaly, detector.anomaly_score(images[:4]))
+
+
+def test_predict_flags_no_more_new_images_than_it_says():
+    """Over many sets of twelve images a class; their own scores would promise too much."""
+    rng = np.random.default_rng(0)
+    dim, classes = 12, 3
+    vocabulary, texts = unit(rng.normal(size=(60, dim))), unit(rng.normal(size=(classes, dim)))
+    centres = rng.normal(size=(classes, dim))
+
+    def draw(count):
+        labels = np.arange(count) % classes
+        return unit(centres[labels] + 0.7 * rng.normal(size=(count, dim))), labels
+
+    flagged, own = [], []
+    for _ in range(30):
+        images, labels = draw(36)
+        detector = BlissDetector(vocabulary, texts, k=5, contamination=0.1).fit(images, labels)
+        scores = detector.anomaly_score(draw(600)[0])
+        flagged.append((scores > detector.offset_).mean())
+        own.append((scores > np.quantile(detector.anomaly_score(images), 0.9)).mean())
+    assert np.mean(flagged) <= 0.1 < np.mean(own)
+
+
+def test_thresholds_of_few_images(data):
+    images, vocabulary, texts, labels = data
+    rows = np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate((2, 2, 20))])
+    with pytest.warns(CalibrationWarning) as caught:
+        detector = BlissDetector(vocabulary, texts, k=5).fit(images[rows], labels[rows])
+    assert len(caught) == 1  # of few images; the third class is held out
+    search = exact_search(vocabulary, 5)
+    held = labels[rows] == 2
+    scores = held_out_scores(images[rows], labels[rows], texts, vocabulary, search, held=held)
+    assert detector.offset_ == np.sort(scores[held])[19]  # 21 x 0.95, rounded up
+    rows = rows[:4]
+    with pytest.warns(CalibrationWarning) as caught:
+        BlissDetector(vocabulary, texts[:2], k=5).fit(images[rows], labels[rows])
+    assert len(caught) == 2
+    assert "no class has three images" in str(caught[1].message)
+    with pytest.warns(CalibrationWarning) as caught:
+        BlissDetector(vocabulary, texts[:2], k=5, threshold=1.0).fit(images[rows], labels[rows])
+    assert len(caught) == 1
+    BlissDetector(vocabulary, texts[:2], k=5, shrinkage=3).fit(images[rows], labels[rows])
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from statistics import median
 
@@ -22,9 +23,16 @@ def caltech():
     return json.loads(path.read_text())
 
 
-def table_after(heading: str) -> dict[str, list[str]]:
-    """First cells and the others of the first table below a heading of docs/choosing.md."""
+def section(heading: str) -> str:
+    """The text below a heading of docs/choosing.md, up to the next."""
     text = (ROOT / "docs" / "choosing.md").read_text().split(f"## {heading}\n", 1)[1]
+    return text.split("\n## ")[0]
+
+
+def table_after(heading: str, words: str = "") -> dict[str, list[str]]:
+    """First cells and the others of the first table below a heading and some words after it."""
+    text = section(heading)
+    text = text[text.index(words) :]
     lines = text[text.index("| ") :].split("\n\n")[0].splitlines()[2:]
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     return {row[0]: row[1:] for row in cells}
@@ -51,21 +59,53 @@ def test_the_tables_of_lists_and_of_calibration_images(caltech):
         for cell, protocol in zip(row[1:], lists["auroc"], strict=True):
             assert cell == f"{100 * lists['auroc'][protocol][number]['mean']:.2f}"
     images = caltech["calibration_images"]
-    for row, name in zip(
-        table_after("Calibration images").values(), ("bliss", "label", "knn:neighbours=1"),
-        strict=True,
-    ):  # fmt: skip
+    simpler = table_after("Calibration images", "Against simpler scores")
+    for row, name in zip(simpler.values(), ("bliss", "label", "knn:neighbours=1"), strict=True):
         values = dict(zip(images[name]["values"], images[name]["auroc"]["6 normal"], strict=True))
         for cell, count in zip(row, (2, 3, 5, 10, 20, 160), strict=True):
             assert cell == f"{100 * values[count]['mean']:.1f}"
 
 
-def test_the_table_of_false_alarms(caltech):
-    table = table_after("Thresholds")
-    for rate, row in zip((0.01, 0.05, 0.1), table.values(), strict=True):
-        for cell, way in zip(row, ("held out", "own"), strict=True):
-            flagged = caltech["false_alarms"][f"{way} {rate}"]["normal_flagged"]["mean"]
-            assert cell == f"{100 * flagged:.1f} %"
+def test_few_images_and_shrinkage():
+    sets = result("few_images")["sets"]
+    rows = table_after("Calibration images")
+    shown = [(title.split(", ")[0], title.split(", ")[1].replace("all", "160")) for title in rows]
+    assert shown == [(title, count) for title, counts in sets.items() for count in counts]
+    for (title, count), cells in zip(shown, rows.values(), strict=True):
+        auroc = sets[title][count]["auroc"]
+        expected = [
+            f"{100 * auroc[protocol][n]['mean']:.1f}" if n in auroc[protocol] else ""
+            for protocol in ("6 normal", "half")
+            for n in ("0", "2", "10", "50")
+        ]
+        assert cells == expected, (title, count)
+    page = " ".join(section("Calibration images").split())
+    for title, count in (("Caltech101", 2), ("ImageNet", 2), ("Caltech101", 10),
+                         ("Caltech101", 160)):  # fmt: skip
+        assert gain(sets[title][str(count)]["auroc"]["6 normal"]["10"]["gain"]) in page
+    right = sets["ImageNet"]["3"]["nearest_class_right"]
+    assert (
+        f"for {100 * right['0']:.1f} % of the normal images at N = 0 and for "
+        f"{100 * right['10']:.1f} % at N = 10, where the most similar label is it for "
+        f"{100 * right['zero-shot']:.1f} %"
+    ) in page
+
+
+def gain(found: dict[str, float]) -> str:
+    """A difference in percentage points as the page writes it, with its interval."""
+    return "{:+.1f} ({:.1f} to {:.1f})".format(
+        *(100 * found[name] for name in ("mean", "low", "high"))
+    )
+
+
+def test_the_tables_that_a_script_writes():
+    """`python benchmarks/choosing_tables.py` would change nothing."""
+    spec = spec_from_file_location("choosing_tables", ROOT / "benchmarks" / "choosing_tables.py")
+    script = module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = (ROOT / "docs" / "choosing.md").read_text()
+    assert page.count("<!-- table ") == page.count("<!-- end -->") > 2
+    assert script.render(page) == page
 
 
 def result(name: str) -> dict:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import comb
+
 import numpy as np
 import pytest
 from bliss_reference import clip_like, reference_scores, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bliss_index.calibration import calibrate
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.errors import CalibrationError, InvalidInputError
+from bliss_index.scoring import BlissScorer
 from bliss_index.search import exact_search
 from bliss_index.thresholds import (
     conformal_p_values,
     deal,
     held_out_scores,
+    rate_kept,
     threshold_at,
 )
 
@@ -78,6 +84,98 @@ def test_what_thresholds_refuse() -> None:
         threshold_at([1, np.inf, 2], 0.5)
     with pytest.raises(InvalidInputError, match=r"at least one, got \(0,\)"):
         conformal_p_values([], [1])
+
+
+def at_most(n: int, p: Fraction, m: int) -> Fraction:
+    """P(Binomial(n, p) <= m), exactly."""
+    return sum((comb(n, j) * p**j * (1 - p) ** (n - j) for j in range(m + 1)), Fraction(0))
+
+
+@pytest.mark.parametrize("n", [59, 60, 93, 200])
+@pytest.mark.parametrize(
+    ("rate", "sure"), [(Fraction(1, 20), Fraction(19, 20)), (Fraction(1, 4), Fraction(3, 5))]
+)
+def test_a_rate_with_confidence_is_the_largest_order_statistic_that_keeps_it(n, rate, sure) -> None:
+    """With m of n scores above, the rate is kept with probability 1 - P(Binomial(n, rate) <= m)."""
+    threshold = threshold_at(np.arange(n), float(rate), confidence=float(sure))
+    above = int(threshold.flags(np.arange(n)).sum())
+    assert threshold.confidence == float(sure)
+    assert 1 - at_most(n, rate, above) >= sure > 1 - at_most(n, rate, above + 1)
+    upper = Fraction(rate_kept(np.arange(n), threshold.value, float(sure)))
+    assert upper <= rate
+    assert abs(float(at_most(n, upper, above)) - float(1 - sure)) < 1e-9
+
+
+def test_how_many_images_a_confidence_needs() -> None:
+    assert threshold_at(np.arange(59), 0.05, confidence=0.95).images == 59
+    with pytest.raises(
+        InvalidInputError, match=r"0.05 with confidence 0.95 needs at least 59 .*, got 58; hold out"
+    ):
+        threshold_at(np.arange(58), 0.05, confidence=0.95)
+    with pytest.raises(InvalidInputError, match="at least 299"):
+        threshold_at(np.arange(99), 0.01, confidence=0.95)
+    for bad in (0.0, 1.0, -1.0):
+        with pytest.raises(InvalidInputError, match="the confidence must lie between 0 and 1"):
+            threshold_at(np.arange(99), 0.05, confidence=bad)
+    large = threshold_at(np.arange(1_000_000), 0.001, confidence=0.95)
+    assert 1_000_000 - large.value == pytest.approx(1000 - 1.645 * 1000**0.5, abs=5)
+    assert rate_kept([1, 2, 3], 0) == 1.0
+
+
+def test_what_is_promised_is_kept_over_many_sets_of_images() -> None:
+    """Uniform scores: the share of normal images above a threshold is 1 - threshold."""
+    rng = np.random.default_rng(3)
+    for n, rate in ((99, 0.05), (400, 0.01), (400, 0.1)):
+        sets = rng.uniform(size=(3000, n))
+        average = np.array([1 - threshold_at(s, rate).value for s in sets])
+        assert average.mean() <= rate * 1.03, "kept on average"
+        assert (average > rate).mean() > 0.3, "and by far not by every set"
+        if n >= 99 and (1 - rate) ** n <= 0.05:
+            sure = np.array([1 - threshold_at(s, rate, confidence=0.95).value for s in sets])
+            assert (sure > rate).mean() <= 0.05 + 3 * (0.05 * 0.95 / 3000) ** 0.5
+            assert (sure > rate).mean() > 0.005, "no more careful than needed"
+
+
+def test_the_confidence_holds_for_held_out_scores() -> None:
+    """Classes from which new normal images can be drawn without end: the rate itself is known."""
+    rng = np.random.default_rng(5)
+    dim, classes, count = 12, 3, 50
+    vocabulary, texts = unit(rng.normal(size=(60, dim))), unit(rng.normal(size=(classes, dim)))
+    search = exact_search(vocabulary, 5, threads=1)
+    centres = rng.normal(size=(classes, dim))
+    rates: dict[float | None, list[float]] = {None: [], 0.95: []}
+    for _ in range(60):
+        labels = np.repeat(np.arange(classes), count)
+        images = unit(centres[labels] + 0.7 * rng.normal(size=(labels.size, dim)))
+        held = held_out_scores(images, labels, texts, vocabulary, search)
+        new = unit(centres[rng.integers(0, classes, 3000)] + 0.7 * rng.normal(size=(3000, dim)))
+        scores = BlissScorer(search, vocabulary, calibrate([(images, labels)], texts)).score(new)
+        for sure, found in rates.items():
+            flags = threshold_at(held, 0.1, confidence=sure).flags(scores.anomaly)
+            found.append(float(flags.mean()))
+    assert np.mean(rates[None]) <= 0.1
+    assert np.mean(np.array(rates[None]) > 0.1) > 0.15
+    # 6 of 60 or more would happen once in 13 times at 5 %; the observed rate adds a little noise.
+    assert np.sum(np.array(rates[0.95]) > 0.1) <= 6
+
+
+def test_images_that_always_calibrate(rng: np.random.Generator) -> None:
+    images, vocabulary, texts, labels = clip_like(rng, 120, 80, 3)
+    labels[:2], labels[2:] = 2, np.arange(118) % 2
+    search = exact_search(vocabulary, 5, threads=1)
+    held = labels < 2
+    found = held_out_scores(images, labels, texts, vocabulary, search, folds=3, held=held)
+    assert np.isnan(found[~held]).all()
+    fold_of = deal(labels[held], 3, 3, others=np.array([0, 0, 2]))
+    for fold in range(3):
+        mine = np.zeros(120, dtype=bool)
+        mine[np.flatnonzero(held)[fold_of == fold]] = True
+        expected = reference_scores(
+            images[mine], vocabulary, texts, images[~mine], labels[~mine], k=5, lam=0.5
+        ).anomaly
+        np.testing.assert_allclose(found[mine], expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(CalibrationError, match="class 2 has 2 images"):
+        held_out_scores(images, labels, texts, vocabulary, search, folds=3)
 
 
 def test_held_out_scores_know_nothing_of_the_image(rng: np.random.Generator) -> None:

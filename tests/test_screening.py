@@ -90,6 +90,31 @@ def test_normal_scores_must_be_of_the_same_settings(chain, normal_scores, tmp_pa
     assert "the calibration was made of images with content hash" in err
 
 
+def test_thresholds_with_confidence(chain, normal_scores, tmp_path):
+    folder, _ = chain
+    path, printed, _ = normal_scores
+    sure = tmp_path / "sure.parquet"
+    out, err = run(*THRESHOLD, "--out", sure, "--confidence", 0.95, "--json", cwd=folder)
+    shown = json.loads(out)
+    assert printed["confidence"] is None
+    assert shown["confidence"] == 0.95
+    assert "0.01 with confidence 0.95 needs at least 299 held-out normal images, got 200" in err
+    normal = NormalScores.read(sure)
+    assert normal.content_hash != NormalScores.read(path).content_hash
+    # P(Binomial(200, 0.05) <= 4) = 0.026 and P(... <= 5) = 0.062
+    assert (normal.scores >= shown["thresholds"]["0.05"]).sum() == 4
+    assert shown["rates_kept_with_95_percent"]["0.05"] <= 0.05
+    assert printed["rates_kept_with_95_percent"]["0.05"] > 0.05
+    run("score", "test", *SCORE, "--out", tmp_path / "s", "--normal-scores", sure,
+        "--false-alarm-rate", 0.05, cwd=folder)  # fmt: skip
+    job = json.loads((tmp_path / "s" / "_job.json").read_text())
+    assert job["settings"]["threshold"] == shown["thresholds"]["0.05"]
+    table, _ = run(*THRESHOLD, "--out", sure, cwd=folder)
+    assert "false alarms, on average" in table
+    _, err = run(*THRESHOLD, "--out", sure, "--confidence", 1, cwd=folder, code=2)
+    assert "1.0 does not lie between 0 and 1" in err
+
+
 def test_files_of_normal_scores(tmp_path):
     scores = NormalScores(np.array([0.5, 2.0]), ScoreIdentity(3, 0.5, "a", "b"), 4)
     scores.write(tmp_path / "n.parquet")

@@ -15,7 +15,6 @@ from bliss_index.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring import BlissScorer, Scorer, require_lam
 from bliss_index.search.protocol import TensorSearch
 from bliss_index.store import EmbeddingStore, require_same_model
-from bliss_index.thresholds import threshold_at
 
 if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
@@ -151,7 +150,7 @@ class ScoringInputs:
         settings = self.settings
         if self.normal is None or settings.false_alarm_rate is None:
             return settings.threshold
-        return threshold_at(self.normal.scores, settings.false_alarm_rate).value
+        return self.normal.threshold(settings.false_alarm_rate).value
 
     def result_settings(self) -> dict[str, Any]:
         """Everything that must not change between the runs of one job."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from bliss_index.calibration.files import (
     read_calibration,
     write_calibration,
 )
-from bliss_index.calibration.moments import ClassMoments
+from bliss_index.calibration.moments import ClassMoments, second_moment
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.search.isolation import isolated
 from bliss_index.storage.cache import local_copy
@@ -48,12 +51,17 @@ class Calibration:
         The model of all embeddings; None if it is not known.
     attributes
         How it was made: JSON-ready.
+    shrinkage
+        N, at least 0: how many images the mean variance tau^2 of a class weighs. The variance of a
+        class of n images becomes (n sigma^2 + N tau^2) / (n + N), for every text; 0 leaves it as
+        it is, which is the paper's. See :meth:`mean_variances`.
 
     Raises
     ------
     CalibrationError
         A class has fewer than two images, or all of its images are equal: its deviations would
-        be zero.
+        be zero. With a shrinkage one image is enough, as long as there are different images in
+        all.
     """
 
     classes: tuple[str, ...]
@@ -61,6 +69,7 @@ class Calibration:
     moments: tuple[ClassMoments, ...]
     model: ModelIdentity | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    shrinkage: float = 0.0
 
     def __post_init__(self) -> None:
         shape = (len(self.classes), self.class_embeddings.shape[-1])
@@ -76,7 +85,8 @@ class Calibration:
             raise InvalidInputError(
                 f"{len(self.moments)} sets of moments for {len(self.classes)} classes"
             )
-        _require_enough(self.classes, self.moments)
+        require_shrinkage(self.shrinkage)
+        _require_enough(self.classes, self.moments, self.shrinkage)
 
     @property
     def dim(self) -> int:
@@ -97,47 +107,114 @@ class Calibration:
             tuple(self.moments[c] for c in chosen),
             self.model,
             self.attributes,
+            self.shrinkage,
         )
 
     @isolated
+    def mean_variances(self, vocabulary: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return tau_c^2, each class's mean variance over a vocabulary: what variances shrink to.
+
+        tau_c^2 is the mean over all entries w of sigma_cw^2. A class whose images do not differ,
+        such as a class of one image, has none of its own. It takes that of the classes whose
+        images do, in proportion to their images; where no class's do, that of the images of all
+        classes around their common mean.
+
+        Parameters
+        ----------
+        vocabulary : (W, d) array
+            All entries that scores are made with; W d^2 operations.
+
+        Returns
+        -------
+        (C,) float64. It serves label terms as well: the texts of the classes at hand may be one
+        only, and then their mean variance is the variance that is to be shrunk.
+        """
+        moment = second_moment(vocabulary)
+        own = np.array([moments.mean_variance(moment) for moments in self.moments])
+        differ = np.array([moments.variance >= _LEAST_VARIANCE for moments in self.moments])
+        if differ.all():
+            return own
+        if differ.any():
+            counts = np.array([moments.count for moments in self.moments])[differ]
+            own[~differ] = (counts * own[differ]).sum() / counts.sum()
+        else:
+            own[:] = _merged(self.moments).mean_variance(moment)
+        return own
+
+    def prior_of(self, vocabulary: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:
+        """Return what :meth:`statistics` needs besides entries: None where shrinkage is 0."""
+        return self.mean_variances(vocabulary) if self.shrinkage else None
+
+    @isolated
     def statistics(
-        self, entries: npt.NDArray[Any]
+        self, entries: npt.NDArray[Any], prior: npt.NDArray[np.float64] | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and deviation of the similarities of every class's images to some texts.
 
         Parameters
         ----------
-        entries
-            (m, d) text embeddings.
+        entries : (m, d) array
+            Text embeddings.
+        prior : (C,) array, default=None
+            :meth:`mean_variances` of the whole vocabulary; needed where `shrinkage` is not 0.
 
         Returns
         -------
-        mu (m, C) and sigma (m, C), float64; sigma is the population deviation + 1e-8.
+        mu (m, C) and sigma (m, C), float64; sigma is the population deviation, shrunken, + 1e-8.
+
+        Raises
+        ------
+        InvalidInputError
+            The prior is missing.
         """
+        towards = self._towards(prior)
         rows = np.asarray(entries, dtype=np.float64)  # once for all classes
         mu = np.empty((rows.shape[0], len(self.classes)))
         sigma = np.empty_like(mu)
         for c, moments in enumerate(self.moments):
-            mu[:, c], sigma[:, c] = moments.statistics(rows)
+            mu[:, c], sigma[:, c] = moments.statistics(
+                rows, shrinkage=self.shrinkage, prior_variance=towards[c]
+            )
         return mu, sigma
 
     @isolated
-    def label_statistics(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def label_statistics(
+        self, prior: npt.NDArray[np.float64] | None = None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and deviation of each class's images on the class's own text.
+
+        Parameters
+        ----------
+        prior
+            As for :meth:`statistics`.
 
         Returns
         -------
         mu (C,) and sigma (C,), float64.
         """
+        towards = self._towards(prior)
         pairs = [
-            moments.statistics(text[None, :])
-            for moments, text in zip(self.moments, self.class_embeddings, strict=True)
+            moments.statistics(text[None, :], shrinkage=self.shrinkage, prior_variance=tau)
+            for moments, text, tau in zip(
+                self.moments, self.class_embeddings, towards.tolist(), strict=True
+            )
         ]
         return np.array([mu[0] for mu, _ in pairs]), np.array([sigma[0] for _, sigma in pairs])
 
+    def _towards(self, prior: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
+        """Return the (C,) variances to shrink towards; zeros where nothing is shrunk."""
+        if not self.shrinkage:
+            return np.zeros(len(self.classes))
+        if prior is None:
+            raise InvalidInputError(
+                f"deviations with shrinkage {self.shrinkage} need the mean variances of the "
+                "classes: pass prior=calibration.mean_variances(vocabulary)"
+            )
+        return prior
+
     @property
     def content_hash(self) -> str:
-        """SHA-256 over the classes, their text embeddings, their moments and the model."""
+        """SHA-256 over the classes, their text embeddings, moments, shrinkage and the model."""
         digest = hashlib.sha256()
         model = None if self.model is None else self.model.to_json()
         digest.update(json.dumps([model, self.classes], sort_keys=True).encode())
@@ -147,6 +224,8 @@ class Calibration:
             digest.update(str(moments.count).encode())
             for array in (moments.mean, spread):
                 digest.update(np.ascontiguousarray(array).tobytes())
+        if self.shrinkage:
+            digest.update(f"shrinkage {self.shrinkage!r}".encode())
         return digest.hexdigest()
 
     @property
@@ -166,8 +245,9 @@ class Calibration:
             It holds something other than a calibration.
         """
         stored = StoredCalibration(
-            self.classes, self.class_embeddings, self.moments, self.model, self.attributes
-        )
+            self.classes, self.class_embeddings, self.moments, self.model, self.attributes,
+            self.shrinkage,
+        )  # fmt: skip
         write_calibration(stored, path)
 
     @classmethod
@@ -196,6 +276,7 @@ def calibrate(
     *,
     model: ModelIdentity | None = None,
     attributes: Mapping[str, Any] | None = None,
+    shrinkage: float = 0.0,
 ) -> Calibration:
     """Compute the moments of every class in one pass over labelled images.
 
@@ -210,11 +291,13 @@ def calibrate(
         C names; by default "0", "1", ...
     model, attributes
         The model of all embeddings, and how the calibration is made, for the record.
+    shrinkage : float, default=0
+        N of :class:`Calibration`: (n sigma^2 + N tau^2) / (n + N) in place of sigma^2.
 
     Raises
     ------
     InvalidInputError
-        Shapes or class numbers do not fit.
+        Shapes, class numbers or the shrinkage do not fit.
     CalibrationError
         A class has too few images.
     """
@@ -241,21 +324,46 @@ def calibrate(
             )
         for c in np.unique(labels[labels >= 0]):
             moments[c] = moments[c].merge(ClassMoments.of(images[labels == c]))
-    return Calibration(names, texts, tuple(moments), model, dict(attributes or {}))
+    return Calibration(names, texts, tuple(moments), model, dict(attributes or {}), shrinkage)
 
 
-def _require_enough(classes: Sequence[str], moments: Sequence[ClassMoments]) -> None:
-    few = [
-        f"{name!r} ({m.count})"
-        for name, m in zip(classes, moments, strict=True)
-        if m.count < _LEAST_IMAGES
-    ]
-    if few:
-        raise CalibrationError(
-            f"{len(few)} of {len(classes)} classes have fewer than {_LEAST_IMAGES} calibration "
-            f"images: {listed(few)}. Their deviations would be zero; add images of these classes, "
-            "or leave the classes out."
+def require_shrinkage(shrinkage: float) -> None:
+    """Raise InvalidInputError unless the shrinkage is a finite number of at least 0."""
+    if isinstance(shrinkage, bool) or not isinstance(shrinkage, Real) or (
+        not 0 <= shrinkage < math.inf
+    ):  # fmt: skip
+        raise InvalidInputError(
+            f"shrinkage must be a finite number of at least 0, got {shrinkage!r}"
         )
+
+
+def _require_enough(
+    classes: Sequence[str], moments: Sequence[ClassMoments], shrinkage: float
+) -> None:
+    least = 1 if shrinkage else _LEAST_IMAGES
+    few = [f"{name!r} ({m.count})" for name, m in zip(classes, moments, strict=True)
+           if m.count < least]  # fmt: skip
+    if few:
+        if shrinkage:
+            fewer, remedy = "no calibration images", "Add images"
+        else:
+            fewer = f"fewer than {_LEAST_IMAGES} calibration images"
+            remedy = (
+                "Their deviations would be zero; set a shrinkage (calibrate --shrinkage 10), for "
+                "which one image is enough, add images"
+            )
+        raise CalibrationError(
+            f"{len(few)} of {len(classes)} classes have {fewer}: {listed(few)}. {remedy} of these "
+            "classes, or leave the classes out."
+        )
+    if shrinkage:
+        if _merged(moments).variance < _LEAST_VARIANCE:
+            raise CalibrationError(
+                f"all {sum(m.count for m in moments)} calibration images are the same, so nothing "
+                f"says how much images of {listed([repr(name) for name in classes])} differ; add "
+                "different images"
+            )
+        return
     for name, m in zip(classes, moments, strict=True):
         if m.variance < _LEAST_VARIANCE:
             raise CalibrationError(
@@ -263,3 +371,8 @@ def _require_enough(classes: Sequence[str], moments: Sequence[ClassMoments]) -> 
                 f"{m.variance:.1e}), its deviations would be zero; add different images, or leave "
                 "the class out."
             )
+
+
+def _merged(moments: Sequence[ClassMoments]) -> ClassMoments:
+    """Moments of the images of all classes together."""
+    return reduce(ClassMoments.merge, moments)

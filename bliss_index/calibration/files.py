@@ -51,6 +51,7 @@ class StoredCalibration(NamedTuple):
     moments: tuple[ClassMoments, ...]
     model: ModelIdentity | None
     attributes: Mapping[str, Any]
+    shrinkage: float
 
 
 def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
@@ -86,6 +87,7 @@ def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
         "classes": len(stored.classes),
         "images": sum(moments.count for moments in stored.moments),
         "attributes": dict(stored.attributes),
+        "shrinkage": stored.shrinkage,
         "classes_file": name,
         "classes_sha256": digest,
         "versions": library_versions(),
@@ -138,6 +140,9 @@ def read_calibration(directory: Path) -> StoredCalibration:
     dim, attributes = values.get("dim"), values.get("attributes")
     if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path} is damaged: dim {dim!r}, attributes {attributes!r}")
+    shrinkage = values.get("shrinkage", 0.0)  # not written by the first calibrations
+    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float):
+        raise CorruptStoreError(f"{path} is damaged: shrinkage {shrinkage!r} is no number")
     model = values.get("model")
     identity = None if model is None else ModelIdentity.from_json(model)
     try:
@@ -159,6 +164,7 @@ def read_calibration(directory: Path) -> StoredCalibration:
             tuple(moments for _, moments in rows),
             identity,
             attributes,
+            shrinkage,
         )
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptStoreError(f"{classes} is damaged: {error}") from error

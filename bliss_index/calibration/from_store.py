@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.calibration import Calibration, calibrate
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.labels import NO_CLASS, ClassNumbers, Labels, class_numbers
+from bliss_index.calibration.names import NamesCheck, NamesReport
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.errors import CalibrationError, InvalidInputError, listed
 from bliss_index.store import EmbeddingStore, require_same_model
@@ -35,6 +37,9 @@ class CalibrationSummary:
         they have no label.
     trimmed
         Rows left out because they lie farthest from their class.
+    names
+        How well each class's text tells its images from the other classes'; None where there is
+        one class, or where images were given the class of the nearest text.
     """
 
     calibration: Calibration
@@ -43,6 +48,13 @@ class CalibrationSummary:
     other: dict[str, int]
     unlabelled: int
     trimmed: int = 0
+    names: NamesReport | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes scores with this calibration unreliable, each with a remedy."""
+        names = None if self.names is None else self.names.warning()
+        return [text for text in (few_images_warning(self.calibration), names) if text]
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -58,6 +70,9 @@ class CalibrationSummary:
             "other_labels": self.other,
             "unlabelled": self.unlabelled,
             "trimmed": self.trimmed,
+            "shrinkage": calibration.shrinkage,
+            "names": None if self.names is None else self.names.to_json(),
+            "warnings": self.warnings,
             "content_hash": calibration.content_hash,
         }
 
@@ -70,6 +85,7 @@ def calibrate_store(
     *,
     assign: bool = False,
     trim: float = 0.0,
+    shrinkage: float = 0.0,
 ) -> CalibrationSummary:
     """Compute the moments of every class, one shard of the store at a time.
 
@@ -90,6 +106,8 @@ def calibrate_store(
     trim
         Share of every class's images to leave out: those farthest from its centre. For images that
         may include some that do not belong. Reads all embeddings into memory.
+    shrinkage : float, default=0
+        N of :class:`bliss_index.calibration.Calibration`, in images.
 
     Raises
     ------
@@ -108,13 +126,18 @@ def calibrate_store(
     )
     numbers = found.numbers
     bad = 0
+    check = NamesCheck(texts.names, texts.embeddings)
+    checked = len(texts.names) > 1 and not found.assigned
 
     def batches() -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int64]]]:
         nonlocal bad
         for shard in images.iter_shards():
             part = numbers[shard.start : shard.start + shard.rows]
             bad += int(((part != NO_CLASS) & ~shard.good).sum())
-            yield shard.embeddings, np.where(shard.good, part, NO_CLASS)
+            usable = np.where(shard.good, part, NO_CLASS)
+            if checked:
+                check.add(shard.embeddings, usable)
+            yield shard.embeddings, usable
             if progress is not None:
                 progress(shard.rows)
 
@@ -127,8 +150,9 @@ def calibrate_store(
     }
     try:
         calibration = calibrate(
-            batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes
-        )
+            batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes,
+            shrinkage=shrinkage,
+        )  # fmt: skip
     except CalibrationError as error:
         if not found.other:
             raise
@@ -137,8 +161,9 @@ def calibrate_store(
             f"{error} {len(found.other)} labels name none of the classes: {named}."
         ) from error
     return CalibrationSummary(
-        calibration, images.rows, bad, found.other, found.unlabelled, found.trimmed
-    )
+        calibration, images.rows, bad, found.other, found.unlabelled, found.trimmed,
+        check.report() if checked else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

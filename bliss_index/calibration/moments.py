@@ -102,16 +102,21 @@ class ClassMoments:
 
     @isolated
     def statistics(
-        self, entries: npt.NDArray[Any]
+        self, entries: npt.NDArray[Any], *, shrinkage: float = 0.0, prior_variance: float = 0.0
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and deviation of the similarities <x, t> over the class's images.
 
         mu = <t, mean> and sigma = sqrt(t' Cov t) + 1e-8, where Cov is the population covariance.
+        With a shrinkage N, sigma = sqrt((n t' Cov t + N tau^2) / (n + N)) + 1e-8.
 
         Parameters
         ----------
-        entries
-            (m, d) text embeddings t.
+        entries : (m, d) array
+            Text embeddings t.
+        shrinkage : float, default=0
+            N, the weight of `prior_variance` in images, at least 0.
+        prior_variance : float, default=0
+            tau^2, the variance to shrink towards; used where N > 0.
 
         Returns
         -------
@@ -131,8 +136,28 @@ class ClassMoments:
             other = block if few is None else product
             square = np.einsum("ij,ij->i", product, other)[: part.shape[0]]
             mu[start : start + _ENTRY_BLOCK] = (block @ self.mean)[: part.shape[0]]
-            sigma[start : start + _ENTRY_BLOCK] = np.sqrt(np.maximum(square, 0.0) / self.count)
+            variance = np.maximum(square, 0.0) / self.count
+            sigma[start : start + _ENTRY_BLOCK] = np.sqrt(
+                shrunken(variance, self.count, shrinkage, prior_variance)
+            )
         return mu, sigma + SIGMA_FLOOR
+
+    def mean_variance(self, second_moment: npt.NDArray[np.float64]) -> float:
+        """Return the variance of the similarities to a text, on average over many texts.
+
+        The mean over texts t of t' Cov t is the trace of Cov M, with M the mean of t t'.
+
+        Parameters
+        ----------
+        second_moment : (d, d) array
+            M, of :func:`second_moment`.
+        """
+        if self.count == 0:
+            return 0.0
+        spread = self.spread()
+        if self.images is None:
+            return float((spread * second_moment).sum() / self.count)
+        return float((spread * (second_moment @ spread)).sum() / self.count)
 
     def spread(self) -> npt.NDArray[np.float64]:
         """Return what deviations are computed from.
@@ -149,6 +174,35 @@ class ClassMoments:
         if self.images is None:
             raise InvalidInputError("moments hold neither images nor their scatter")
         return _scatter(self.images - self.mean)
+
+
+def shrunken(variance: Any, count: int, shrinkage: float, prior_variance: float) -> Any:
+    """Return (n variance + N tau^2) / (n + N); the variance itself, bit for bit, where N is 0.
+
+    Parameters
+    ----------
+    variance : array or tensor of float64
+        Population variances over n images.
+    count : int
+        n, at least 1.
+    shrinkage, prior_variance : float
+        N and tau^2.
+    """
+    if not shrinkage:
+        return variance
+    return (count * variance + shrinkage * prior_variance) / (count + shrinkage)
+
+
+def second_moment(texts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return the (d, d) mean of t t' over (m, d) texts t, float64, in one pass.
+
+    Costs m d^2 operations and little memory, however many texts there are.
+    """
+    total = np.zeros((texts.shape[1], texts.shape[1]))
+    for start in range(0, texts.shape[0], _BLOCK_ROWS):
+        block = np.asarray(texts[start : start + _BLOCK_ROWS], dtype=np.float64)
+        total += block.T @ block
+    return np.asarray(total / max(1, texts.shape[0]))
 
 
 def _scatter(centred: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -45,6 +45,16 @@ def calibrate(
             "images that may include some that do not belong.",
         ),
     ] = 0.0,
+    shrinkage: Annotated[
+        float,
+        typer.Option(
+            "--shrinkage",
+            min=0.0,
+            metavar="N",
+            help="Mix every variance with the class's mean variance over the vocabulary, which "
+            "weighs as much as N images. For classes of few images; 0 is the paper's.",
+        ),
+    ] = 0.0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -59,7 +69,9 @@ def calibrate(
     texts = ClassTexts.open(classes, store.model, template=template, device=device)
     given = None if labels is None else Labels.read(labels)
     with progress_line("calibrating", store.rows) as progress:
-        summary = calibrate_store(store, given, texts, progress, assign=assign, trim=trim)
+        summary = calibrate_store(
+            store, given, texts, progress, assign=assign, trim=trim, shrinkage=shrinkage
+        )
     summary.calibration.save(out)
     if summary.other:
         named = listed([f"{name!r} ({count})" for name, count in summary.other.items()])
@@ -72,15 +84,21 @@ def calibrate(
         say(f"{assigned} images without a label were given the class nearest to them")
     if summary.trimmed:
         say(f"{summary.trimmed} images are left out as the farthest from their class")
+    for warning in summary.warnings:
+        say(f"warning: {warning}")
     if as_json:
         print_json(summary.to_json())
         return
     counts = [moments.count for moments in summary.calibration.moments]
+    names = summary.names
+    right = {} if names is None else {"zero-shot accuracy": f"{names.overall:.1%} (of the names)"}
     print_facts(
         str(out),
         {
             "classes": len(counts),
             "images": f"{sum(counts)} ({min(counts)} to {max(counts)} a class)",
+            "shrinkage": f"{shrinkage:g}",
+            **right,
             "model": texts.model.describe(),
             "content hash": summary.calibration.content_hash,
         },

@@ -28,6 +28,13 @@ def one_of(known: tuple[str, ...]) -> Callable[[str], str]:
     return check
 
 
+def between_0_and_1(value: float | None) -> float | None:
+    """Check an option that is a probability."""
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"{value} does not lie between 0 and 1")
+    return value
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 ModelOption = Annotated[
     str,

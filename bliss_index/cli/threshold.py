@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_json, print_table, say
-from bliss_index.cli.options import JsonOption, LamOption, ThreadsOption
+from bliss_index.cli.options import JsonOption, LamOption, ThreadsOption, between_0_and_1
 
 _RATES = (0.001, 0.01, 0.05, 0.1)
+_KEPT_WITH = 0.95
 
 
 def threshold(
@@ -30,12 +31,24 @@ def threshold(
         int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
     ] = 5,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random split into parts.")] = 0,
+    confidence: Annotated[
+        float | None,
+        typer.Option(
+            "--confidence",
+            help="Keep false-alarm rates with this probability, such as 0.95, over the images "
+            "that are held out; without it they are kept on average only.",
+            callback=between_0_and_1,
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find thresholds: score normal images, each by a calibration made without it.
 
-    'bliss-index score --normal-scores FILE --false-alarm-rate RATE' uses them.
+    'bliss-index score --normal-scores FILE --false-alarm-rate RATE' uses them. A rate is kept on
+    average over sets of held-out images: one set may flag more. The column "at most" says what
+    each threshold keeps with a probability of 95 %; --confidence asks for thresholds that keep the
+    rate itself with a given probability.
     """
     from bliss_index.calibration import Calibration
     from bliss_index.calibration.labels import Labels
@@ -43,7 +56,7 @@ def threshold(
     from bliss_index.normal_scores import score_held_out
     from bliss_index.search import exact_search
     from bliss_index.store import EmbeddingStore, require_same_model
-    from bliss_index.thresholds import threshold_at
+    from bliss_index.thresholds import rate_kept
 
     store = EmbeddingStore.open(images, kind="image")
     entries = EmbeddingStore.open(corpus, kind="text")
@@ -54,23 +67,39 @@ def threshold(
         )
     given = None if labels is None else Labels.read(labels)
     search = exact_search(entries.embeddings(), k, threads=threads)
-    found = score_held_out(store, given, normal, entries, search, lam=lam, folds=folds, seed=seed)
+    found = score_held_out(
+        store, given, normal, entries, search, lam=lam, folds=folds, seed=seed,
+        confidence=confidence,
+    )  # fmt: skip
     found.write(out)
     values: dict[float, float | None] = {}
+    kept: dict[float, float | None] = dict.fromkeys(_RATES)
     for rate in _RATES:
         try:
-            values[rate] = threshold_at(found.scores, rate).value
+            value = values[rate] = found.threshold(rate).value
+            kept[rate] = rate_kept(found.scores, value, _KEPT_WITH)
         except InvalidInputError as error:
             values[rate] = None
             say(str(error))
     if as_json:
         thresholds = {str(rate): value for rate, value in values.items()}
-        print_json({"images": found.scores.size, "folds": folds, "thresholds": thresholds})
+        rates = {str(rate): value for rate, value in kept.items()}
+        print_json(
+            {
+                "images": found.scores.size, "folds": folds, "confidence": confidence,
+                "thresholds": thresholds, "rates_kept_with_95_percent": rates,
+            }
+        )  # fmt: skip
         return
     rows = [
-        [f"{rate:.1%}", "too few images" if value is None else f"{value:.4f}"]
+        [f"{rate:.1%}", "too few images", ""]
+        if value is None or kept[rate] is None
+        else [f"{rate:.1%}", f"{value:.4f}", f"{kept[rate]:.2%}"]
         for rate, value in values.items()
     ]
+    asked = "on average" if confidence is None else f"with {confidence:.0%}"
     print_table(
-        f"{found.scores.size} held-out scores in {out}", ["false alarms", "threshold"], rows
+        f"{found.scores.size} held-out scores in {out}",
+        [f"false alarms, {asked}", "threshold", f"at most, with {_KEPT_WITH:.0%}"],
+        rows,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration.calibration import require_shrinkage
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.detector import FittedDetector, ImageBlock, Reference
 
@@ -24,11 +25,14 @@ class Bliss:
         lambda, at least 0.
     k
         Entries per image, at most the search's; 0 for the search's.
+    shrinkage
+        N of :class:`bliss_index.calibration.Calibration`, in images; 0 is the paper's.
     """
 
     lam: float = 0.5
     k: int = 0
     name: str = "bliss"
+    shrinkage: float = 0.0
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.lam) and self.lam >= 0) or self.k < 0:
@@ -36,6 +40,7 @@ class Bliss:
                 f"lam must be a finite number and k a whole one, both at least 0, got {self.lam} "
                 f"and {self.k}"
             )
+        require_shrinkage(self.shrinkage)
 
     def fit(self, reference: Reference) -> FittedDetector:
         """Compute the moments of all classes once; a run is a choice among them."""
@@ -47,12 +52,14 @@ class _FittedBliss(FittedDetector):
     def __init__(self, settings: Bliss, reference: Reference) -> None:
         super().__init__(settings.name, reference)
         self._lam = settings.lam
-        self._k = settings.k or reference.scorer.k
+        self._k = settings.k or reference.scorer_with(settings.shrinkage).k
+        self._shrinkage = settings.shrinkage
 
     def score_runs(
         self, block: ImageBlock, runs: Sequence[Sequence[int]]
     ) -> npt.NDArray[np.float64]:
-        total = block.label_scores + self._lam * block.external_scores(self._k)
+        inner = block.label_scores(self._shrinkage)
+        total = inner + self._lam * block.external_scores(self._k, self._shrinkage)
         return np.stack([total[:, list(run)].min(axis=1) for run in runs])
 
 

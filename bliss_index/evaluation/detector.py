@@ -52,6 +52,7 @@ class Reference:
     vocabulary: npt.NDArray[Any] | None = None
     search: TopKSearch | None = None
     class_rows: tuple[npt.NDArray[np.intp], ...] = field(init=False, repr=False)
+    _scorers: dict[float, BlissScorer] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.class_embeddings.ndim != 2 or self.class_embeddings.shape[0] < 1:
@@ -91,16 +92,27 @@ class Reference:
         CalibrationError
             A class has too few images.
         """
+        return self._calibrate()
+
+    def _calibrate(self, shrinkage: float = 0.0) -> Calibration:
         if self.images is None or self.labels is None:
             raise InvalidInputError("calibration needs images and their labels; none were given")
-        return calibrate([(self.images, self.labels)], self.class_embeddings)
+        return calibrate([(self.images, self.labels)], self.class_embeddings, shrinkage=shrinkage)
 
-    @cached_property
-    def scorer(self) -> BlissScorer:
-        """The scorer of BLISS over all classes, whose tables all settings share."""
-        if self.search is None or self.vocabulary is None:
-            raise InvalidInputError("BLISS needs a vocabulary and a search over it")
-        return BlissScorer(self.search, self.vocabulary, self.calibration)
+    def scorer_with(self, shrinkage: float = 0.0) -> BlissScorer:
+        """Return the scorer of BLISS over all classes; settings of one shrinkage share its tables.
+
+        Parameters
+        ----------
+        shrinkage : float, default=0
+            N of :class:`bliss_index.calibration.Calibration`.
+        """
+        if shrinkage not in self._scorers:
+            if self.search is None or self.vocabulary is None:
+                raise InvalidInputError("BLISS needs a vocabulary and a search over it")
+            calibration = self._calibrate(shrinkage) if shrinkage else self.calibration
+            self._scorers[shrinkage] = BlissScorer(self.search, self.vocabulary, calibration)
+        return self._scorers[shrinkage]
 
     def restricted_to(self, classes: Sequence[int]) -> Reference:
         """Keep some classes only, numbered anew in the order given."""
@@ -153,7 +165,8 @@ class ImageBlock:
     def __init__(self, images: npt.NDArray[Any], reference: Reference) -> None:
         self.images = images
         self._reference = reference
-        self._external: dict[int, npt.NDArray[np.float64]] = {}
+        self._label: dict[float, npt.NDArray[np.float64]] = {}
+        self._external: dict[tuple[int, float], npt.NDArray[np.float64]] = {}
 
     @property
     def rows(self) -> int:
@@ -178,23 +191,26 @@ class ImageBlock:
             raise InvalidInputError("no search over the vocabulary was given")
         return self._reference.search.search(self.images)
 
-    @cached_property
-    def label_scores(self) -> npt.NDArray[np.float64]:
+    def label_scores(self, shrinkage: float = 0.0) -> npt.NDArray[np.float64]:
         """(n, C) the label term of BLISS for every class."""
-        return self._reference.scorer.internal_scores(self.images)
+        if shrinkage not in self._label:
+            scorer = self._reference.scorer_with(shrinkage)
+            self._label[shrinkage] = scorer.internal_scores(self.images)
+        return self._label[shrinkage]
 
-    def external_scores(self, k: int) -> npt.NDArray[np.float64]:
+    def external_scores(self, k: int, shrinkage: float = 0.0) -> npt.NDArray[np.float64]:
         """(n, C) the external term of BLISS for every class, of the first k entries found."""
-        if k not in self._external:
+        if (k, shrinkage) not in self._external:
             similarities, ids = self.top_k
             if not 1 <= k <= ids.shape[1]:
                 raise InvalidInputError(
                     f"k must lie between 1 and the search's {ids.shape[1]}, got {k}"
                 )
-            scorer = self._reference.scorer
+            scorer = self._reference.scorer_with(shrinkage)
             scorer.tables.require(ids[:, :k])
-            self._external[k] = scorer.external_scores(similarities[:, :k], ids[:, :k])
-        return self._external[k]
+            found = scorer.external_scores(similarities[:, :k], ids[:, :k])
+            self._external[k, shrinkage] = found
+        return self._external[k, shrinkage]
 
     def similarities_with(self, entries: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """(n, m) inner products with (m, d) float32 vectors."""

@@ -1,0 +1,218 @@
+"""Write the tables of docs/choosing.md from the committed results.
+
+    python benchmarks/choosing_tables.py
+
+A table, or a sentence full of figures, stands between ``<!-- table NAME -->`` and ``<!-- end -->``;
+whatever is there is replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "choosing.md"
+SETS = ("Caltech101", "ImageNet")
+PROTOCOLS = {"6 normal": "six", "half": "half", "all-but-one": "all but one"}
+_TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
+
+
+@cache
+def result(name: str) -> Any:
+    """Read one of benchmarks/results."""
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def render(page: str) -> str:
+    """Return the page with its tables as the results give them."""
+    return _TABLE.sub(lambda m: f"<!-- table {m[1]} -->\n\n{TABLES[m[1]]()}\n\n<!-- end -->", page)
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Write a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def percent(found: dict[str, float]) -> str:
+    """A mean in percent with its interval."""
+    return "{:.1f} ({:.1f} to {:.1f})".format(*(100 * found[n] for n in ("mean", "low", "high")))
+
+
+def points(found: dict[str, float]) -> str:
+    """A paired difference in percentage points with its interval."""
+    return "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * found[n] for n in ("mean", "low", "high")))
+
+
+def gains(part: str, default: str) -> str:
+    """AUROC of the default, and the paired differences of the other values."""
+    data = result("choosing")[part]
+    header = ["", *(f"{title}, {name}" for title in SETS for name in PROTOCOLS.values())]
+    rows = []
+    for value in data[SETS[0]]["half"]:
+        cells = [data[title][p][value] for title in SETS for p in PROTOCOLS]
+        shown = [percent(c) if value == default else points(c["gain"]) for c in cells]
+        rows.append([f"**{value}**" if value == default else value, *shown])
+    return markdown(header, rows)
+
+
+def detectors() -> str:
+    """AUROC with intervals, and how much BLISS leads."""
+    data = result("choosing")["detectors"]
+    titles = {
+        "bliss": "BLISS", "bliss:shrinkage=10": "BLISS, shrinkage 10", "label": "label term alone",
+        "raw": "raw similarity to the nearest label", "mcm": "MCM, temperature 1",
+        "neglabel": "NegLabel, 15 % of the entries",
+        "neglabel:negatives=1": "NegLabel, all entries",
+        "knn:neighbours=1": "nearest calibration image",
+    }  # fmt: skip
+    protocols = {"one-class": "one class", **PROTOCOLS}
+    header = ["", *(f"{title}, {name}" for title in SETS for name in protocols.values())]
+    rows = [
+        [title, *(percent(data[s][p][name]) for s in SETS for p in protocols)]
+        for name, title in titles.items()
+    ]
+    return markdown(header, rows)
+
+
+def shrinkage() -> str:
+    """AUROC by images a class and shrinkage."""
+    rows = []
+    shown = ("0", "2", "10", "50")
+    for title, counts in result("few_images")["sets"].items():
+        for count, found in counts.items():
+            cells = [
+                f"{100 * found['auroc'][p][n]['mean']:.1f}" if n in found["auroc"][p] else ""
+                for p in ("6 normal", "half")
+                for n in shown
+            ]
+            rows.append([f"{title}, {'all' if count == '160' else count}", *cells])
+    header = [f"{name}N = {n}" for name in ("six, ", "half, ") for n in shown]
+    return markdown(["images a class", *header], rows)
+
+
+def shrinkage_gains() -> str:
+    """What shrinkage 10 gains, with intervals."""
+    protocols = {"one-class": "one class", **PROTOCOLS}
+    rows = []
+    for title, counts in result("few_images")["sets"].items():
+        for count, found in counts.items():
+            if count != "1":
+                cells = [points(found["auroc"][p]["10"]["gain"]) for p in protocols]
+                rows.append([f"{title}, {'all' if count == '160' else count}", *cells])
+    return markdown(["images a class", *protocols.values()], rows)
+
+
+def nearest_class() -> str:
+    """How often the nearest class is the image's."""
+    rows = []
+    for title, counts in result("few_images")["sets"].items():
+        for count, found in counts.items():
+            right = found["nearest_class_right"]
+            cells = [f"{100 * right[n]:.1f} %" if n in right else "" for n in
+                     ("0", "10", "zero-shot")]  # fmt: skip
+            rows.append([f"{title}, {'all' if count == '160' else count}", *cells])
+    return markdown(["images a class", "N = 0", "N = 10", "most similar label"], rows)
+
+
+def thresholds() -> str:
+    """False alarms observed over splits."""
+    rows = []
+    for title, found in result("thresholds")["thresholds"].items():
+        for name, seen in found["rates"].items():
+            rate, how = name.split(" ", 1)
+            rows.append(
+                [
+                    f"{title} ({found['calibration_images']:.0f} images)",
+                    f"{100 * float(rate):.0f} %",
+                    how if how == "on average" else f"with {100 * float(how):.0f} %",
+                    f"{100 * seen['mean']:.1f} % ± {100 * seen['std']:.1f}",
+                    f"{100 * seen['largest']:.1f} %", f"{100 * seen['exceeded']:.1f} %",
+                    f"{100 * seen['exceeded_expected']:.1f} %",
+                ]
+            )  # fmt: skip
+    return markdown(
+        ["data", "asked for", "promised", "observed", "largest", "splits above", "by chance"], rows
+    )
+
+
+def thresholds_summary() -> str:
+    """In words: how far single splits go, and how often a promise with confidence fails."""
+    seen = [
+        (name, rate)
+        for found in result("thresholds")["thresholds"].values()
+        for name, rate in found["rates"].items()
+    ]
+    average = [(float(n.split()[0]), rate) for n, rate in seen if n.endswith("on average")]
+    sure = [rate for n, rate in seen if not n.endswith("on average")]
+    above = [rate for rate in sure if rate["exceeded"] > 0.05]
+    return (
+        "On average rates are kept everywhere: the mean is "
+        f"{min(r['mean'] / n for n, r in average):.1f} to "
+        f"{max(r['mean'] / n for n, r in average):.2f} times what was asked for. Single\n"
+        f"splits flag up to {max(r['largest'] / n for n, r in average):.1f} times as much.\n"
+        f"With confidence {100 * min(r['exceeded'] for r in sure):.1f} to "
+        f"{100 * max(r['exceeded'] for r in sure):.1f} % of the splits flag more than asked for. "
+        f"In {len(above)} of {len(sure)} rows that is\nmore than 5 %: "
+        + " and ".join(f"{100 * r['exceeded']:.1f}" for r in above)
+        + " %, where as few new images as there are would give "
+        + " and ".join(f"{100 * r['exceeded_expected']:.1f}" for r in above)
+        + " % by chance."
+    )
+
+
+def contamination() -> str:
+    """Share of new normal images that predict() flags."""
+    rows = [
+        [title, f"{100 * seen['held_out']:.1f} % ± {100 * seen['held_out_std']:.1f}",
+         f"{100 * seen['own_scores']:.1f} %"]
+        for title, seen in result("thresholds")["contamination"].items()
+    ]  # fmt: skip
+    return markdown(["six classes, contamination 0.05", "`predict`", "images' own scores"], rows)
+
+
+def float16() -> str:
+    """What storing float16 changes."""
+    rows = []
+    for title, found in result("choosing")["float16"].items():
+        largest = max(found["largest_change_of_a_runs_auroc"].values())
+        mean = max(abs(v) for v in found["change_of_mean_auroc"].values())
+        rows.append(
+            [title, f"{found['mean_change_of_a_score']:.4f}",
+             f"{found['largest_change_of_a_score']:.2f}", f"{found['std_of_scores']:.2f}",
+             f"{largest:.4f}", f"{mean:.1e}"]
+        )  # fmt: skip
+    return markdown(
+        ["", "a score moves by, mean", "at most", "deviation of the scores",
+         "AUROC of a run, at most", "mean AUROC, at most"], rows,
+    )  # fmt: skip
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "k": lambda: gains("k", "10"),
+    "lambda": lambda: gains("lambda", "0.5"),
+    "lambda-shrinkage": lambda: gains("lambda, shrinkage 10", "0.5"),
+    "vocabulary": lambda: gains("vocabulary", "ImageNet"),
+    "detectors": detectors,
+    "shrinkage": shrinkage,
+    "shrinkage-gains": shrinkage_gains,
+    "nearest-class": nearest_class,
+    "thresholds": thresholds,
+    "thresholds-summary": thresholds_summary,
+    "contamination": contamination,
+    "float16": float16,
+}
+
+
+def main() -> None:
+    """Rewrite the page."""
+    PAGE.write_text(render(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    main()
