@@ -176,12 +176,29 @@ def contamination() -> str:
     return markdown(["six classes, contamination 0.05", "`predict`", "images' own scores"], rows)
 
 
+def names() -> str:
+    """What exchanged names do, and how many of them are warned of."""
+    titles = {
+        "bliss": "BLISS", "bliss:shrinkage=10": "BLISS, shrinkage 10", "raw": "raw similarity",
+        "neglabel:negatives=1": "NegLabel, all entries", "knn:neighbours=1": "nearest image",
+    }  # fmt: skip
+    rows = [
+        [f"{title}, {found['exchanged']} of {found['classes']}",
+         f"{found['exchanged_and_warned']} and {found['others_warned']} others",
+         *(f"{100 * found['auroc'][name]['mean']:.1f}" for name in titles)]
+        for title, shares in result("names")["sets"].items()
+        for found in shares.values()
+    ]  # fmt: skip
+    return markdown(["names exchanged", "warned of", *titles.values()], rows)
+
+
 def float16() -> str:
     """What storing float16 changes."""
     rows = []
     for title, found in result("choosing")["float16"].items():
-        largest = max(found["largest_change_of_a_runs_auroc"].values())
-        mean = max(abs(v) for v in found["change_of_mean_auroc"].values())
+        shown = ("6 normal", "half")
+        largest = max(found["largest_change_of_a_runs_auroc"][p] for p in shown)
+        mean = max(abs(found["change_of_mean_auroc"][p]) for p in shown)
         rows.append(
             [title, f"{found['mean_change_of_a_score']:.4f}",
              f"{found['largest_change_of_a_score']:.2f}", f"{found['std_of_scores']:.2f}",
@@ -205,6 +222,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "thresholds": thresholds,
     "thresholds-summary": thresholds_summary,
     "contamination": contamination,
+    "names": names,
     "float16": float16,
 }
 

@@ -7,16 +7,18 @@ import gzip
 import string
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, MissingDependencyError
 
 DEFAULT_TEMPLATE = "This is a photo of a {}"
 TEXT_COLUMNS = ("text", "word", "name", "label")
-BUILT_IN = ("imagenet",)
+BUILT_IN = ("imagenet", "imagenet-synonyms", "imagenet-21k")
 
 _TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
@@ -70,7 +72,10 @@ def load_vocabulary(
         Files: ``.txt`` (an entry a line), ``.csv`` and ``.tsv`` with a header, ``.parquet``;
         the first three also as ``.gz``. A table's entries are in its column 'text', 'word', 'name'
         or 'label', or in its only column. Or a built-in: 'imagenet', the 1000 class names of
-        open_clip.
+        open_clip; 'imagenet-synonyms', the same classes with all their WordNet synonyms (1,860
+        names, the authors' dictionary; 1,842 different ones are kept); 'imagenet-21k', the
+        synonyms of the 21,843 synsets of ImageNet-21k (40,742 names, 37,009 different). The last
+        two are read from the files of timm, which comes with open_clip.
     exclude : iterable of str
         Entries to leave out, such as the names of the normal classes; compared without regard to
         case. The authors of BLISS leave none out.
@@ -194,7 +199,7 @@ def iter_rows(source: str | Path) -> Iterator[str]:
     """Raw rows of one source, as :func:`load_vocabulary` takes it, read as they are asked for."""
     path, (kind, packed) = Path(source), _kind(source)
     if kind in BUILT_IN:
-        yield from _imagenet()
+        yield from _BUILT_IN_NAMES[kind]()
     elif kind == ".parquet":
         yield from _parquet(path)
     elif kind == ".txt":
@@ -315,3 +320,34 @@ def _imagenet() -> tuple[str, ...]:
     from bliss_index.torchvision_cure import import_open_clip
 
     return tuple(import_open_clip().IMAGENET_CLASSNAMES)
+
+
+def _synonyms(synsets: str) -> tuple[str, ...]:
+    """Names of the synsets that a file of timm lists, in its order, synonyms one by one.
+
+    The files are read where they lie: timm itself imports torchvision, which is not needed here.
+    """
+    found = find_spec("timm")
+    if found is None or found.origin is None:
+        raise MissingDependencyError(
+            "the built-in vocabularies 'imagenet-synonyms' and 'imagenet-21k' are read from timm, "
+            "which is not installed: pip install 'bliss-index[clip]'"
+        )
+    folder = Path(found.origin).parent / "data" / "_info"
+    try:
+        lines = (folder / "imagenet_synset_to_lemma.txt").read_text("utf-8").splitlines()
+        wanted = (folder / synsets).read_text("utf-8").split()
+        lemmas = dict(line.split("\t", 1) for line in lines)
+        return tuple(name for synset in wanted for name in lemmas[synset].split(","))
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidInputError(
+            f"{folder} does not hold ImageNet's synsets as this version reads them: {error!r}; "
+            "name a file of entries instead"
+        ) from error
+
+
+_BUILT_IN_NAMES: dict[str, Callable[[], tuple[str, ...]]] = {
+    "imagenet": _imagenet,
+    "imagenet-synonyms": partial(_synonyms, "imagenet_synsets.txt"),
+    "imagenet-21k": partial(_synonyms, "imagenet21k_goog_synsets.txt"),
+}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import unicodedata
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.vocabulary import clean_entry, load_vocabulary, render_prompts
 
 
@@ -86,6 +88,29 @@ def test_every_file_kind_gives_the_same(tmp_path):
 def test_a_quoted_field_may_hold_a_line_break(tmp_path):
     path = write(tmp_path / "a.csv", 'text,id\n"great\nwhite shark",1\n')
     assert load_vocabulary([path]).entries == ("great white shark",)
+
+
+def test_imagenets_synonyms_are_built_in():
+    """The authors' dictionary has 1,860 strings, of which 18 occur twice."""
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    vocabulary = load_vocabulary(["imagenet-synonyms"])
+    assert (vocabulary.read, len(vocabulary), vocabulary.duplicate) == (1860, 1842, 18)
+    assert vocabulary.entries[:3] == ("tench", "Tinca tinca", "goldfish")
+    assert vocabulary.empty == 0
+    large = load_vocabulary(["imagenet-21k"])
+    assert (large.read, len(large)) == (40742, 37009)
+    assert len(set(vocabulary.entries) - set(large.entries)) < 10
+
+
+def test_built_in_synonyms_without_their_files(monkeypatch, tmp_path):
+    monkeypatch.setattr("bliss_index.vocabulary.find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"timm.*pip install 'bliss-index\[clip\]'"):
+        load_vocabulary(["imagenet-21k"])
+    spec = SimpleNamespace(origin=str(tmp_path / "timm" / "__init__.py"))
+    monkeypatch.setattr("bliss_index.vocabulary.find_spec", lambda name: spec)
+    with pytest.raises(InvalidInputError, match="does not hold ImageNet's synsets"):
+        load_vocabulary(["imagenet-synonyms"])
 
 
 def test_imagenet_is_built_in():

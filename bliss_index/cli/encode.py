@@ -62,7 +62,8 @@ def encode_text(
         list[str],
         typer.Argument(
             help="Files of entries (.txt, .csv, .tsv, .parquet, .gz), or 'imagenet', the 1000 "
-            "class names that come with open_clip."
+            "class names that come with open_clip; 'imagenet-synonyms', the same classes with all "
+            "synonyms (the paper's dictionary); 'imagenet-21k', the names of 21,843 synsets."
         ),
     ],
     out: StoreOutput,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.bliss import Bliss, LabelTerm
+from bliss_index.evaluation.comparison import Comparison, compare_detectors
 from bliss_index.evaluation.detector import Detector, Reference, blocks
 from bliss_index.evaluation.detectors import (
     MaximumConceptMatching,
@@ -74,12 +75,18 @@ class ProtocolReport:
     per_run: dict[str, dict[str, list[float]]]
     seconds: float
 
+    @property
+    def comparison(self) -> Comparison | None:
+        """The detectors in pairs, by AUROC; None of one detector or one run."""
+        return compare_detectors(self.per_run)
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        return asdict(self)
+        compared = self.comparison
+        return {**asdict(self), "comparison": None if compared is None else asdict(compared)}
 
     def to_markdown(self) -> str:
-        """Return a table as the paper prints it: percent, mean and deviation."""
+        """Return a table as the paper prints it, percent, mean and deviation; then the pairs."""
         lines = [
             f"| {self.protocol}, {self.runs} runs | AUROC | AUPR anomaly | AUPR normal | FPR95 |",
             "| --- | --- | --- | --- | --- |",
@@ -90,7 +97,9 @@ class ProtocolReport:
                 f"{100 * metrics[m].mean:.2f} ± {100 * metrics[m].deviation:.2f}" for m in shown
             ]
             lines.append(f"| {name} | {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
+        table = "\n".join(lines) + "\n"
+        compared = self.comparison
+        return table if compared is None else f"{table}\n{compared.to_markdown()}"
 
 
 def make_detectors(names: str | Sequence[str], *, lam: float | None = None) -> list[Detector]:
