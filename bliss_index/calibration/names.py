@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,28 +26,28 @@ class NamesReport:
     ----------
     classes
         C names.
-    confusion
-        (C, C) int64: images of the class of the row whose most similar text is the column's.
+    images, right
+        (C,) int64: images of each class, and how many of them are right.
+    taken_for
+        (C,) int64: the other class whose text is nearest to the most of the others; -1 where all
+        are right.
     """
 
     classes: tuple[str, ...]
-    confusion: npt.NDArray[np.int64]
-
-    @property
-    def images(self) -> npt.NDArray[np.int64]:
-        """(C,) images of each class."""
-        return np.asarray(self.confusion.sum(axis=1))
+    images: npt.NDArray[np.int64]
+    right: npt.NDArray[np.int64]
+    taken_for: npt.NDArray[np.int64]
 
     @property
     def accuracy(self) -> npt.NDArray[np.float64]:
         """(C,) share of each class's images that are right; NaN for a class of no images."""
         with np.errstate(invalid="ignore"):
-            return np.asarray(np.diagonal(self.confusion) / self.images)
+            return np.asarray(self.right / self.images)
 
     @property
     def overall(self) -> float:
         """Share of all images that are right."""
-        return float(np.diagonal(self.confusion).sum() / max(1, self.confusion.sum()))
+        return float(self.right.sum() / max(1, self.images.sum()))
 
     @property
     def failing(self) -> list[int]:
@@ -60,7 +61,7 @@ class NamesReport:
         failing = self.failing
         if not failing:
             return None
-        right, images = np.diagonal(self.confusion), self.images
+        right, images = self.right, self.images
         named = listed(
             [
                 f"{self.classes[c]!r} ({right[c]} of {images[c]} images are nearest to it, most "
@@ -77,7 +78,7 @@ class NamesReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
-        right, images = np.diagonal(self.confusion), self.images
+        right, images = self.right, self.images
         return {
             "zero_shot_accuracy": self.overall,
             "classes": {
@@ -93,9 +94,8 @@ class NamesReport:
 
     def mistaken_for(self, c: int) -> str | None:
         """Return the other class whose text is nearest to the most images of class c, or None."""
-        wrong = self.confusion[c].copy()
-        wrong[c] = 0
-        return self.classes[int(wrong.argmax())] if wrong.any() else None
+        other = int(self.taken_for[c])
+        return None if other < 0 else self.classes[other]
 
 
 class NamesCheck:
@@ -110,15 +110,25 @@ class NamesCheck:
     def __init__(self, classes: Sequence[str], class_embeddings: npt.NDArray[Any]) -> None:
         self._classes = tuple(classes)
         self._texts = class_embeddings
-        self._confusion = np.zeros((len(self._classes), len(self._classes)), dtype=np.int64)
+        # By pairs that occur: a matrix over many thousand classes would not fit into memory.
+        self._counts: Counter[tuple[int, int]] = Counter()
 
     def add(self, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> None:
         """Count (n, d) unit image embeddings of (n,) class numbers; those of no class are not."""
         known = labels != NO_CLASS
         if known.any():
             nearest = assign_labels(images[known], self._texts)
-            np.add.at(self._confusion, (labels[known], nearest), 1)
+            self._counts.update(zip(labels[known].tolist(), nearest.tolist(), strict=True))
 
     def report(self) -> NamesReport:
         """Return what was counted."""
-        return NamesReport(self._classes, self._confusion)
+        count = len(self._classes)
+        images, right, most = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        taken_for = np.full(count, NO_CLASS, dtype=np.int64)
+        for (own, nearest), times in sorted(self._counts.items()):
+            images[own] += times
+            if own == nearest:
+                right[own] = times
+            elif times > most[own]:
+                most[own], taken_for[own] = times, nearest
+        return NamesReport(self._classes, images, right, taken_for)
