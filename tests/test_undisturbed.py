@@ -47,6 +47,15 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 Search = Callable[[Any], tuple[Any, Any]]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread_of_torch() -> Iterator[None]:
+    """Many small searches: threads would only wait for each other. Forks and pools run apart."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def brute_force(entries: Any, queries: Any, k: int) -> tuple[Any, Any]:
     """Similarities and ids by exact sums, ties by smaller id; independent of the package."""
     wide, rows = entries.astype(np.float64).tolist(), queries.astype(np.float64).tolist()
