@@ -528,7 +528,7 @@ def test_shapes_of_tiles_are_checked() -> None:
         TileShape(queries=8)
     with pytest.raises(InvalidInputError, match="codes must be one of int8, bfloat16, got 'int4'"):
         DeviceOptions(codes="int4")
-    with pytest.raises(InvalidInputError, match="rows must be at least 1, got 0"):
+    with pytest.raises(InvalidInputError, match="rows must be a whole number, at least 1, got 0"):
         DeviceOptions(rows=0)
 
 
