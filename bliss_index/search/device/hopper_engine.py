@@ -16,7 +16,7 @@ import torch
 from bliss_index.search.device import hopper_launch
 from bliss_index.search.device.base import DeviceEngine, Ranked
 from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, padded_dim
-from bliss_index.search.device.triton_launch import device_of, processors_of
+from bliss_index.search.device.triton_launch import device_of, fewest_parts, processors_of
 
 UNIT_TILE = 128
 _CHUNK = 128  # coordinates whose codes are side by side in shared memory
@@ -38,7 +38,6 @@ _SAMPLE_FACTOR = 400.0
 _LEAST_ROOM = 24
 _LISTS = 4  # of a query, in a part
 _MOST_PARTS = 32
-_WELL_OCCUPIED = 0.9
 _RECORD_BYTES = 8
 
 
@@ -191,13 +190,7 @@ def plan_search(n: int, size: int, k: int, shape: ProductShape, at_once: int) ->
 
 def _parts(row_tiles: int, tiles: int, at_once: int) -> int:
     """Into how many parts to cut so many tiles of entries: as few as occupy the device."""
-    most = min(tiles, _MOST_PARTS)
-    shares = [
-        parts * row_tiles / (-(-parts * row_tiles // at_once) * at_once)
-        for parts in range(1, most + 1)
-    ]
-    good = (i for i, share in enumerate(shares, 1) if share >= _WELL_OCCUPIED)
-    return next(good, 1 + shares.index(max(shares)))
+    return fewest_parts(row_tiles, min(tiles, _MOST_PARTS), at_once)
 
 
 @dataclass(frozen=True, kw_only=True)

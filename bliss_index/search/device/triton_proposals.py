@@ -12,7 +12,7 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.search.device import block_kernels as kernels
 from bliss_index.search.device.codes import INT8, CodeFormat, EntryCodes, QueryCodes, padded_dim
 from bliss_index.search.device.proposals import Hits, group_count
-from bliss_index.search.device.triton_launch import device_of, processors_of
+from bliss_index.search.device.triton_launch import device_of, fewest_parts, processors_of
 
 TILE = 128
 _MOST_DIM = 32768  # sums of int8 products are exact and do not overflow
@@ -23,7 +23,6 @@ _LEAST_SAMPLE = 256
 _LEAST_ROOM = 128
 _PROGRAMS_PER_PROCESSOR = 2
 _MOST_SECTIONS = 8
-_WELL_OCCUPIED = 0.9
 _BLOCK_BYTES = 8
 _RECORD_BYTES = 12
 _BYTES_PER_QUERY = 36  # of shared memory, in which the compiler rearranges block maxima
@@ -228,20 +227,10 @@ def _sections(tiles: int, blocks: int, in_tile: int, at_once: int) -> tuple[int,
     """
     if blocks == 0:
         return 0, 0
-    ways = range(1, max(_MOST_SECTIONS, at_once // tiles) + 1)
-    shares = [_occupied(tiles * parts, at_once) for parts in ways]
-    parts = next(
-        (parts for parts, share in zip(ways, shares, strict=True) if share >= _WELL_OCCUPIED),
-        1 + shares.index(max(shares)),
-    )
+    parts = fewest_parts(tiles, max(_MOST_SECTIONS, at_once // tiles), at_once)
     share = -(-blocks // parts)
     share = -(-share // in_tile) * in_tile
     return -(-blocks // share), share
-
-
-def _occupied(programs: int, at_once: int) -> float:
-    """Share of the device that so many programs occupy while they run."""
-    return programs / (-(-programs // at_once) * at_once)
 
 
 def _spread(k: int) -> float:
