@@ -65,10 +65,10 @@ def pair_shards(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
 
     Every round prepares everything anew, as a job does.
     """
-    from bliss_index.bulk.inputs import open_input, part_of
-    from bliss_index.bulk.score_part import PartScorer
-    from bliss_index.bulk.settings import ScoreSettings, ScoringInputs
     from bliss_index.jobs.blas import one_blas_thread
+    from bliss_index.scoring.score_inputs import open_input, part_of
+    from bliss_index.scoring.score_part import PartScorer
+    from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
     from bliss_index.storage import open_directory
 
     settings = ScoreSettings(

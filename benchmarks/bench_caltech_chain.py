@@ -24,8 +24,8 @@ import numpy as np
 from machine import describe_machine, write_result
 from realdata import IMAGENET_ROWS, RealData, protocols
 
-from bliss_index.bulk import ScoresDirectory
 from bliss_index.cli.app import app
+from bliss_index.scoring import ScoresDirectory
 from bliss_index.store import EmbeddingStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -23,8 +23,8 @@ from realdata import IMAGENET_ROWS, RealData, mean_interval, protocols, run_auro
 
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
-from bliss_index.evaluation.protocol_run import make_detectors
-from bliss_index.scoring import BlissScorer
+from bliss_index.evaluation.paper.protocol_run import make_detectors
+from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search import exact_search
 
 KS = (1, 3, 5, 10, 20, 50, 100)

@@ -70,8 +70,8 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
     from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.pipeline import PipelineTimes
+    from bliss_index.encode.torchvision_cure import import_open_clip
     from bliss_index.store import EmbeddingStore
-    from bliss_index.torchvision_cure import import_open_clip
 
     open_clip = import_open_clip()
     save_random_model(arguments.model, directory)

@@ -55,7 +55,7 @@ def measure(arguments: argparse.Namespace, directory: Path) -> dict[str, Any]:
 
     from bliss_index.encode import load_encoder
     from bliss_index.encode.random_weights import save_random_model
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
     from bliss_index.vocabulary import render_prompts
 
     open_clip = import_open_clip()

@@ -80,8 +80,8 @@ def in_process(way: str, words: Path) -> dict[str, Any]:
 
 def measure(way: str, words: Path) -> tuple[int, float, float]:
     """Entries, seconds and peak MiB of one way."""
+    from bliss_index.encode.spooled_vocabulary import spool_vocabulary
     from bliss_index.encode.text_work import encode_text_store
-    from bliss_index.spooled_vocabulary import spool_vocabulary
     from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary
 
     began = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from machine import describe_machine, peak_memory_mib, use_fast_blas, write_result
 
-from bliss_index.synthetic import clip_like
+from bliss_index.bench.synthetic import clip_like
 
 # Training and test images of the data set that a protocol's number of classes belongs to.
 SIZES = {10: (50_000, 10_000), 100: (50_000, 10_000), 200: (100_000, 10_000)}
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     use_fast_blas(arguments.threads)
-    from bliss_index.evaluation.protocols import PROTOCOLS
+    from bliss_index.evaluation.paper.protocols import PROTOCOLS
 
     result: dict[str, Any] = {
         "benchmark": "evaluation_protocols",
@@ -54,8 +54,8 @@ def main() -> None:
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one protocol: each detector alone, then all of them together."""
     from bliss_index.evaluation.detector import Reference
-    from bliss_index.evaluation.protocol_run import evaluate_protocol, make_detectors
-    from bliss_index.evaluation.protocols import find_protocol
+    from bliss_index.evaluation.paper.protocol_run import evaluate_protocol, make_detectors
+    from bliss_index.evaluation.paper.protocols import find_protocol
     from bliss_index.search import exact_search
 
     protocol = find_protocol(name)

@@ -18,7 +18,7 @@ from machine import describe_machine, write_result
 from realdata import IMAGENET_ROWS, RealData, mean_interval, run_aurocs
 
 from bliss_index.evaluation.bliss import Bliss
-from bliss_index.scoring import BlissScorer
+from bliss_index.scoring.scorer import BlissScorer
 
 SHRINKAGES = (0.0, 2.0, 5.0, 10.0, 20.0, 50.0)
 COUNTS = (1, 2, 3, 5, 10, 20, 160)

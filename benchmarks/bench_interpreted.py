@@ -20,12 +20,12 @@ import numpy as np
 from gpu.cases import make_case
 from machine import describe_machine
 
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.search import reference_search
 from bliss_index.search.device.backend import DeviceBackend
 from bliss_index.search.device.codes import FORMATS
 from bliss_index.search.device.engine import triton_engine
-from bliss_index.search.device.triton_proposals import TileShape, TritonProposals
-from bliss_index.synthetic import clip_like
+from bliss_index.search.triton.proposals import TileShape, TritonProposals
 
 _QUERIES = 32  # the fewest for which queries are centred
 _SHAPE = TileShape(queries=32, entries=128, warps=4, stages=2)

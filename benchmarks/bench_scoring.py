@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from machine import describe_machine, peak_memory_mib, use_fast_blas, write_result
 
-from bliss_index.synthetic import clip_like
+from bliss_index.bench.synthetic import clip_like
 
 DIM, K = 512, 10
 
@@ -60,7 +60,7 @@ def score(
 ) -> dict[str, Any]:
     """Time search alone and whole scoring in turn."""
     from bliss_index.calibration import calibrate
-    from bliss_index.scoring import BlissScorer
+    from bliss_index.scoring.scorer import BlissScorer
     from bliss_index.search import exact_search
 
     known = clip_like(4 * classes, DIM, "image", 3)

@@ -6,7 +6,8 @@
 Every round times each way once, one after the other, on the same queries; medians are reported,
 and the median over the rounds of each way's time divided by ours. Ways that take much longer than
 ours get fewer queries, as many as fit the time, and fewer rounds. With --append the results are
-added to those of earlier runs on the same processor. Data: see bliss_index.synthetic.clip_like.
+added to those of earlier runs on the same processor.
+Data: see bliss_index.bench.synthetic.clip_like.
 
 "native" is the best kernel of the machine, the others of its kernels have ways of their own. faiss
 runs with its best setting here: OpenBLAS's AVX-512 kernels, as many threads as ours, and
@@ -31,7 +32,7 @@ from typing import Any
 import numpy as np
 from machine import describe_machine, use_fast_blas, write_result
 
-from bliss_index.synthetic import clip_like
+from bliss_index.bench.synthetic import clip_like
 
 Search = Callable[[np.ndarray], Any]
 KERNELS = ("avx512-vnni", "avx2")
@@ -211,7 +212,7 @@ def prepare(name: str, vocabulary: np.ndarray, k: int, threads: int) -> Search |
     """Build one way; None where it is not installed, or would need too much memory."""
     if name in ("native", "torch", *KERNELS):
         from bliss_index.search import exact_search
-        from bliss_index.search.native_backend import NativeBackend
+        from bliss_index.search.native.backend import NativeBackend
 
         if name in KERNELS:
             search = exact_search(vocabulary, k, backend="native", threads=threads)

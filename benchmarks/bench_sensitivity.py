@@ -21,9 +21,9 @@ from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
 from bliss_index.evaluation.metrics import auroc
-from bliss_index.evaluation.protocol_run import make_detectors
+from bliss_index.evaluation.paper.protocol_run import make_detectors
+from bliss_index.scoring.thresholds import held_out_scores, threshold_at
 from bliss_index.search import exact_search
-from bliss_index.thresholds import held_out_scores, threshold_at
 
 DETECTORS = "bliss,label,raw,mcm,mcm:temperature=0.01,neglabel,knn,knn:neighbours=1"
 KS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 75, 100)

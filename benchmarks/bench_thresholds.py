@@ -23,9 +23,9 @@ from realdata import IMAGENET_ROWS, RealData
 from bliss_index import BlissDetector
 from bliss_index.calibration import calibrate
 from bliss_index.errors import CalibrationWarning, InvalidInputError
-from bliss_index.scoring import BlissScorer
+from bliss_index.scoring.scorer import BlissScorer
+from bliss_index.scoring.thresholds import held_out_scores, threshold_at
 from bliss_index.search import exact_search
-from bliss_index.thresholds import held_out_scores, threshold_at
 
 RATES = (0.01, 0.05, 0.1)
 CONFIDENCES = (None, 0.95)

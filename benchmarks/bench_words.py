@@ -37,13 +37,13 @@ def main() -> None:
 def measure(given: argparse.Namespace, corpus: Path) -> dict[str, Any]:
     import torch
 
+    from bliss_index.demo.scenes import draw_scene
     from bliss_index.encode import load_encoder
-    from bliss_index.encode.scenes import draw_scene
+    from bliss_index.encode.spooled_vocabulary import spool_vocabulary
     from bliss_index.encode.text_work import encode_text_store
     from bliss_index.search import exact_search
-    from bliss_index.search.faiss_build import build_index
-    from bliss_index.search.faiss_index import open_index, save_index
-    from bliss_index.spooled_vocabulary import spool_vocabulary
+    from bliss_index.search.faiss.build import build_index
+    from bliss_index.search.faiss.index import open_index, save_index
     from bliss_index.store import EmbeddingStore
     from bliss_index.vocabulary import DEFAULT_TEMPLATE
 

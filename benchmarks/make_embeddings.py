@@ -2,7 +2,7 @@
 
     python benchmarks/make_embeddings.py FOLDER --images 2000000 --entries 20000 --classes 10
 
-About 1 KB an image at d = 512 in float16. See bliss_index.synthetic.clip_like for the data.
+About 1 KB an image at d = 512 in float16. See bliss_index.bench.synthetic.clip_like for the data.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import calibrate
 from bliss_index.store import ModelIdentity, StoreWriter
-from bliss_index.synthetic import clip_like
 
 MODEL = ModelIdentity("ViT-B-16", "synthetic")
 _ROWS = 65536

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from bliss_index.evaluation.detector import Detector, Reference, blocks
-from bliss_index.evaluation.protocol_run import evaluate_protocol
-from bliss_index.evaluation.protocols import (
+from bliss_index.evaluation.paper.protocol_run import evaluate_protocol
+from bliss_index.evaluation.paper.protocols import (
     EvaluationProtocol,
     all_but_one,
     one_class,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import gzip
 import string
@@ -20,6 +21,7 @@ DEFAULT_TEMPLATE = "This is a photo of a {}"
 TEXT_COLUMNS = ("text", "word", "name", "label")
 BUILT_IN = ("imagenet", "imagenet-synonyms", "imagenet-21k")
 
+_CLASS_NAMES = "IMAGENET_CLASSNAMES"
 _TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 
@@ -64,7 +66,7 @@ def load_vocabulary(
 ) -> Vocabulary:
     """Read and clean a vocabulary that fits into memory.
 
-    :func:`~bliss_index.spooled_vocabulary.spool_vocabulary` does the same for one that does not.
+    ``spool_vocabulary`` (``encode/``) does the same for one that does not.
 
     Parameters
     ----------
@@ -316,24 +318,34 @@ def _is_text(kind: Any) -> bool:
     )
 
 
-def _imagenet() -> tuple[str, ...]:
-    from bliss_index.torchvision_cure import import_open_clip
+def _folder_of(package: str, names: str) -> Path:
+    """Where a package's files lie, which are read without importing it: that would take seconds."""
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        raise MissingDependencyError(
+            f"built-in vocabularies ({names}) are read from {package}, which is not installed; "
+            "run: pip install 'bliss-index[clip]'"
+        )
+    return Path(found.origin).parent
 
-    return tuple(import_open_clip().IMAGENET_CLASSNAMES)
+
+def _imagenet() -> tuple[str, ...]:
+    """CLIP's names of ImageNet's 1,000 classes, as open_clip lists them."""
+    path = _folder_of("open_clip", "'imagenet'") / "zero_shot_metadata.py"
+    try:
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _CLASS_NAMES:
+                return tuple(ast.literal_eval(node.value))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read: {error!r}; name a file of entries instead"
+        ) from error
+    raise InvalidInputError(f"{path} has no {_CLASS_NAMES}; name a file of entries instead")
 
 
 def _synonyms(synsets: str) -> tuple[str, ...]:
-    """Names of the synsets that a file of timm lists, in its order, synonyms one by one.
-
-    The files are read where they lie: timm itself imports torchvision, which is not needed here.
-    """
-    found = find_spec("timm")
-    if found is None or found.origin is None:
-        raise MissingDependencyError(
-            "the built-in vocabularies 'imagenet-synonyms' and 'imagenet-21k' are read from timm, "
-            "which is not installed: pip install 'bliss-index[clip]'"
-        )
-    folder = Path(found.origin).parent / "data" / "_info"
+    """Names of the synsets that a file of timm lists, in its order, synonyms one by one."""
+    folder = _folder_of("timm", "'imagenet-synonyms', 'imagenet-21k'") / "data" / "_info"
     try:
         lines = (folder / "imagenet_synset_to_lemma.txt").read_text("utf-8").splitlines()
         wanted = (folder / synsets).read_text("utf-8").split()

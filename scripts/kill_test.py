@@ -38,7 +38,7 @@ from bulk_fixtures import (
 )
 from machine import describe_machine
 
-from bliss_index.bulk import verify_scores
+from bliss_index.scoring import verify_scores
 
 ROWS = 2000
 

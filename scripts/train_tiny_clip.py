@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from bliss_index.demo.scenes import OBJECT_KINDS, Scene, describe, draw_scene
 from bliss_index.encode import load_encoder
 from bliss_index.encode.preprocess import Preprocess
-from bliss_index.encode.scenes import OBJECT_KINDS, Scene, describe, draw_scene
 from bliss_index.vocabulary import render_prompts
 
 OUTPUT = Path(__file__).parents[1] / "bliss_index" / "encode" / "bliss_tiny"
@@ -182,7 +182,7 @@ def train(settings: Settings) -> None:
     import torch
     from torch.nn import functional
 
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
 
     open_clip = import_open_clip()
     torch.manual_seed(settings.seed)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from bliss_reference import clip_like
 
-from bliss_index.bulk import ScoreSettings
 from bliss_index.calibration import calibrate
+from bliss_index.scoring import ScoreSettings
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 
 MODEL = ModelIdentity("ViT-B-32", "openai")

@@ -32,7 +32,7 @@ def variant(*, custom=True, multimodal=False, vision=None, **text):
 def build(config, seed=0):
     import torch
 
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
 
     import_open_clip()
     from open_clip.coca_model import CoCa

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from bulk_fixtures import make_job
 from bulk_fixtures import shard as shard_of
 
-from bliss_index.bulk import ScoresDirectory, run_job, verify_scores
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.labels import Labels
 from bliss_index.errors import BlissError
 from bliss_index.jobs import Record
-from bliss_index.normal_scores import NormalScores, ScoreIdentity
-from bliss_index.search.faiss_index import index_records
+from bliss_index.scoring import ScoresDirectory, run_job, verify_scores
+from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
+from bliss_index.search.faiss.index import index_records
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, verify_store
 from bliss_index.store.sources import open_source
@@ -100,8 +100,8 @@ def make_files(folder: Path) -> None:
     pq.write_table(pa.table({"label": [i % 3 for i in range(40)]}), folder / "labels.parquet")
     identity = ScoreIdentity(5, 0.5, "corpus", "calibration")
     NormalScores(np.linspace(0, 1, 40), identity, 5).write(folder / "normal.parquet")
-    from bliss_index.search.faiss_build import build_index
-    from bliss_index.search.faiss_index import save_index
+    from bliss_index.search.faiss.build import build_index
+    from bliss_index.search.faiss.index import save_index
 
     corpus = EmbeddingStore.open(job.corpus)
     save_index(build_index(corpus.embeddings(), "flat"), corpus)

@@ -16,7 +16,7 @@ UNIT_TILE = 128
 
 
 class HopperModel:
-    """Stands for :class:`bliss_index.search.device.hopper_launch.Module`.
+    """Stands for :class:`bliss_index.search.hopper.launch.Module`.
 
     Attributes
     ----------

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from bliss_index.bench import BenchReport, BenchSettings, paired_rates, run_bench
+from bliss_index.bench.measure import BenchReport, BenchSettings, paired_rates, run_bench
+from bliss_index.bench.synthetic import IMAGE_NORM, TEXT_NORM, clip_like
 from bliss_index.errors import InvalidInputError
-from bliss_index.synthetic import IMAGE_NORM, TEXT_NORM, clip_like
 
 SMALL = {"entries": 300, "classes": 3, "dim": 32, "k": 5, "images": 500, "threads": 1}
 
@@ -20,7 +20,7 @@ SMALL = {"entries": 300, "classes": 3, "dim": 32, "k": 5, "images": 500, "thread
 def test_rates_are_rows_per_second(monkeypatch):
     """A clock that the functions move themselves: what they cost is what is reported."""
     clock = [0.0]
-    monkeypatch.setattr("bliss_index.bench.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("bliss_index.bench.measure.time.perf_counter", lambda: clock[0])
 
     def costing(seconds_a_row):
         def function(rows):

@@ -16,8 +16,8 @@ if find_spec("open_clip") is None:
     pytest.skip("open_clip is not installed", allow_module_level=True)
 
 import bliss_index.encode
+from bliss_index.demo.scenes import OBJECT_KINDS, draw_scene
 from bliss_index.encode import load_encoder
-from bliss_index.encode.scenes import OBJECT_KINDS, draw_scene
 from bliss_index.vocabulary import render_prompts
 
 

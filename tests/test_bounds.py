@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from bulk_fixtures import shard
 
-from bliss_index import processors
+from bliss_index import devices as processors
 from bliss_index.store import EmbeddingStore
 
 if find_spec("PIL") is None:
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_command_in_the_middle_of_a_long_call(tmp_path):
     script = textwrap.dedent(
         """
         import hashlib, sys
-        import bliss_index.information as information
+        import bliss_index.report.information as information
 
         def endless():
             print("begun", file=sys.stderr, flush=True)
@@ -119,7 +119,7 @@ def test_ctrl_c_ends_a_command_in_the_middle_of_a_long_call(tmp_path):
 
 def test_a_damaged_file_of_a_folder_fails_alone(job, tmp_path):
     """Somebody else's files: one is truncated; the others are scored, and it later."""
-    from bliss_index.bulk import ScoresDirectory, run_job, verify_scores
+    from bliss_index.scoring import ScoresDirectory, run_job, verify_scores
 
     rows = EmbeddingStore.open(job.images).embeddings()
     (tmp_path / "in").mkdir()
@@ -145,7 +145,7 @@ def test_a_shard_that_is_cut_off_while_it_is_scored_fails_alone(job, whole, tmp_
     """In place, as a copy over it does: what is mapped would end the process."""
     import shutil
 
-    from bliss_index.bulk import run_job
+    from bliss_index.scoring import run_job
     from bliss_index.search import ExactSearch
 
     shutil.copytree(job.images, tmp_path / "images")
@@ -160,7 +160,7 @@ def test_a_shard_that_is_cut_off_while_it_is_scored_fails_alone(job, whole, tmp_
                 os.truncate(victim, 100)
         return search(self, images)
 
-    monkeypatch.setattr("bliss_index.bulk.score_work._sample", lambda part: np.empty((0, 0)))
+    monkeypatch.setattr("bliss_index.scoring.score_work._sample", lambda part: np.empty((0, 0)))
     monkeypatch.setattr(ExactSearch, "search", cutting)
     summary = run_job(tmp_path / "images", tmp_path / "s", job.settings())
     assert shard(job.images, 5).name in [name for name, _ in summary.failed]

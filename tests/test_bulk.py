@@ -27,11 +27,12 @@ from bulk_fixtures import (
     write_images,
 )
 
-from bliss_index.bulk import JobOptions, ScoresDirectory, part_output, run_job, verify_scores
-from bliss_index.bulk.memory import plan_memory
 from bliss_index.errors import InvalidInputError, JobError, OutputError, StoreError
 from bliss_index.jobs import JobListener, Record
 from bliss_index.jobs.memory import MemoryPlan, parse_bytes
+from bliss_index.scoring import JobOptions, ScoresDirectory, run_job, verify_scores
+from bliss_index.scoring import score_output as part_output
+from bliss_index.scoring.score_memory import plan_memory
 from bliss_index.search import ExactSearch
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore
@@ -83,11 +84,11 @@ def test_what_a_listener_hears(job, tmp_path):
 
 @pytest.mark.parametrize("batch_rows", [1, 7, 64, 8192])
 def test_batches_do_not_matter(job, tmp_path, monkeypatch, batch_rows):
-    monkeypatch.setattr("bliss_index.bulk.memory.MOST_BATCH_ROWS", batch_rows)
-    monkeypatch.setattr("bliss_index.bulk.memory.LEAST_BATCH_ROWS", 1)
+    monkeypatch.setattr("bliss_index.scoring.score_memory.MOST_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("bliss_index.scoring.score_memory.LEAST_BATCH_ROWS", 1)
     monkeypatch.setattr(part_output, "ROW_GROUP_ROWS", 16)
     run_job(job.images, tmp_path / "a", job.settings())
-    monkeypatch.setattr("bliss_index.bulk.memory.MOST_BATCH_ROWS", 8192)
+    monkeypatch.setattr("bliss_index.scoring.score_memory.MOST_BATCH_ROWS", 8192)
     run_job(job.images, tmp_path / "b", job.settings())
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
     assert pq.ParquetFile(scored(tmp_path / "a")).num_row_groups == 4

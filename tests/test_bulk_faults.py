@@ -28,13 +28,13 @@ from bulk_fixtures import (
     write_text,
 )
 
-from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
-from bliss_index.bulk.inputs import open_input
-from bliss_index.bulk.score_part import PartScorer
-from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.jobs import JobListener
 from bliss_index.jobs.record import RECORD_FOLDER
+from bliss_index.scoring import JobOptions, ScoresDirectory, run_job, verify_scores
+from bliss_index.scoring.score_inputs import open_input
+from bliss_index.scoring.score_part import PartScorer
+from bliss_index.scoring.score_settings import ScoringInputs
 from bliss_index.search import ExactSearch
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore
@@ -109,7 +109,7 @@ def test_a_full_disk(job, whole, tmp_path):
     script = textwrap.dedent(
         """
         import pathlib, resource, signal, sys
-        from bliss_index.bulk import run_job
+        from bliss_index.scoring import run_job
         from bliss_index.errors import OutputError
         from bulk_fixtures import Job
         folder, out = map(pathlib.Path, sys.argv[1:])
@@ -141,7 +141,7 @@ def test_a_read_only_output(job, tmp_path):
     script = textwrap.dedent(
         """
         import os, pathlib, sys
-        from bliss_index.bulk import run_job
+        from bliss_index.scoring import run_job
         from bliss_index.errors import OutputError
         from bulk_fixtures import Job
         folder, out = map(pathlib.Path, sys.argv[1:])
@@ -328,7 +328,7 @@ def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypat
             if sum(scored) == 50:
                 every_row.set()
 
-    monkeypatch.setattr("bliss_index.bulk.score_work._sample", lambda part: np.empty((0, 0)))
+    monkeypatch.setattr("bliss_index.scoring.score_work._sample", lambda part: np.empty((0, 0)))
     monkeypatch.setattr(EmbeddingStore, "check_hash", late)
     summary = run_job(copy.images, tmp_path / "s", copy.settings(), listener=Listening())
     assert [name for name, _ in summary.failed] == [shard(copy.images, 0).name]
@@ -530,7 +530,7 @@ def test_memory_does_not_grow_with_the_images(job, tmp_path):
     script = textwrap.dedent(
         """
         import pathlib, resource, sys
-        from bliss_index.bulk import run_job
+        from bliss_index.scoring import run_job
         from bulk_fixtures import Job
         folder, images, out = map(pathlib.Path, sys.argv[1:])
         job = Job(folder, folder / "corpus", folder / "calibration", images)

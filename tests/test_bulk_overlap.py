@@ -18,16 +18,16 @@ import numpy as np
 import pytest
 from bulk_fixtures import wait_for
 
-from bliss_index.bulk import run_job
-from bliss_index.bulk.finishing import Finishing
-from bliss_index.bulk.inputs import open_input, part_of
-from bliss_index.bulk.part_output import PartOutput
-from bliss_index.bulk.score_part import PartScorer
-from bliss_index.bulk.settings import ScoringInputs
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.jobs import JobListener, Outcome
 from bliss_index.jobs.processes import _after_death, _hand_out, _Question, _Worker
 from bliss_index.jobs.record import RECORD_FOLDER
+from bliss_index.scoring import run_job
+from bliss_index.scoring.score_finish import Finishing
+from bliss_index.scoring.score_inputs import open_input, part_of
+from bliss_index.scoring.score_output import PartOutput
+from bliss_index.scoring.score_part import PartScorer
+from bliss_index.scoring.score_settings import ScoringInputs
 from bliss_index.search import ExactSearch
 from bliss_index.storage import files, open_directory
 from bliss_index.storage.files import NewFile

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from bulk_fixtures import scored, shard
 
-from bliss_index.bulk import run_job, verify_scores
 from bliss_index.errors import InvalidInputError
+from bliss_index.report.verification import verify_directory
+from bliss_index.scoring import run_job, verify_scores
 from bliss_index.store import EmbeddingStore
-from bliss_index.verification import verify_directory
 
 
 @pytest.fixture(params=["store", "arrays"])

@@ -298,10 +298,10 @@ def test_values_that_an_option_does_not_take_are_usage_errors(chain, tmp_path, a
 
 
 def test_the_words_of_options_are_those_of_the_rooms():
-    from bliss_index.bulk import settings
     from bliss_index.encode import model
     from bliss_index.jobs import options as job_options
-    from bliss_index.search import faiss_search
+    from bliss_index.scoring import score_settings as settings
+    from bliss_index.search.faiss import search as faiss_search
     from bliss_index.store import manifest
 
     assert options.KINDS == manifest.KINDS

@@ -9,10 +9,10 @@ import pytest
 from bulk_fixtures import shard
 from typer.testing import CliRunner
 
-from bliss_index.bulk import run_job
 from bliss_index.calibration import Calibration
 from bliss_index.cli.app import app
 from bliss_index.errors import BlissError, CorruptStoreError
+from bliss_index.scoring import run_job
 from bliss_index.store import EmbeddingStore
 
 
@@ -85,8 +85,8 @@ def test_a_bit_of_the_calibration(mine, tmp_path):
 
 def test_a_bit_of_an_index(mine, tmp_path):
     pytest.importorskip("faiss")
-    from bliss_index.search.faiss_build import build_index
-    from bliss_index.search.faiss_index import save_index
+    from bliss_index.search.faiss.build import build_index
+    from bliss_index.search.faiss.index import save_index
 
     corpus = EmbeddingStore.open(mine.corpus)
     record = save_index(build_index(corpus.embeddings(), "flat"), corpus)

@@ -16,8 +16,8 @@ from bliss_index.errors import (
     InvalidInputError,
     ModelMismatchError,
 )
+from bliss_index.scoring.thresholds import held_out_scores
 from bliss_index.store import ModelIdentity
-from bliss_index.thresholds import held_out_scores
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
 

@@ -10,16 +10,16 @@ import pytest
 import torch
 from bulk_fixtures import make_job
 
-from bliss_index.bulk import JobOptions, ScoreSettings, run_job
-from bliss_index.bulk.settings import ScoringInputs
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import calibrate
-from bliss_index.device_scoring import DeviceScorer, DeviceTables
 from bliss_index.errors import InvalidInputError, JobError
-from bliss_index.scoring import BlissScorer
+from bliss_index.scoring import JobOptions, ScoreSettings, run_job
+from bliss_index.scoring.device_scorer import DeviceScorer, DeviceTables
+from bliss_index.scoring.score_settings import ScoringInputs
+from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search import TensorSearch, exact_search
 from bliss_index.search.device.backend import DeviceBackend
 from bliss_index.search.device.engine import torch_engine
-from bliss_index.synthetic import clip_like
 
 
 class OnTensors:

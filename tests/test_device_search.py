@@ -16,8 +16,10 @@ import pytest
 import torch
 from test_torch_proposals import KINDS, data
 
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search import exact_search, reference_search
+from bliss_index.search.certificate.ordering import exact_dot, to_float32
 from bliss_index.search.device import engine as engines
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.search.device.base import DeviceEngine
@@ -34,8 +36,6 @@ from bliss_index.search.device.engine import torch_engine, torch_score_tail
 from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.proposals import TorchProposals, _bounds, _place, block_size
 from bliss_index.search.inputs import require_tensor
-from bliss_index.search.ordering import exact_dot, to_float32
-from bliss_index.synthetic import clip_like
 
 CPU = torch.device("cpu")
 
@@ -43,7 +43,7 @@ CPU = torch.device("cpu")
 def triton_engine(queries: int = 16, entries: int = 32, form: str = "int8") -> DeviceEngine:
     """Triton's kernels with small tiles: on CPU tensors where no GPU is (see conftest)."""
     pytest.importorskip("triton")
-    from bliss_index.search.device.triton_proposals import TileShape, TritonProposals
+    from bliss_index.search.triton.proposals import TileShape, TritonProposals
 
     shape = TileShape(queries, entries, warps=4, stages=2)
     return engines.triton_engine(TritonProposals(shape, FORMATS[form]))
@@ -340,7 +340,7 @@ def test_triton_proposals_are_those_of_torch(block: int, form: CodeFormat) -> No
 
 def assert_sampled(size: int, k: int) -> None:
     """The vocabulary is so large that some blocks give the threshold for the others."""
-    from bliss_index.search.device.triton_proposals import TILE, _sample
+    from bliss_index.search.triton.proposals import TILE, _sample
 
     blocks = -(-size // TILE) * TILE // block_size(size, TILE, k)
     assert _sample(blocks, k, 16) < blocks
@@ -372,7 +372,7 @@ def test_triton_lists_the_blocks_that_reach_a_sample(
 def test_lists_have_room_for_what_reaches_a_samples_threshold(k: int) -> None:
     """One list for a query, as on a GPU that has queries enough."""
     pytest.importorskip("triton")
-    from bliss_index.search.device.triton_proposals import TILE, _room, _sample
+    from bliss_index.search.triton.proposals import TILE, _room, _sample
 
     size = 40_000
     entries = torch.from_numpy(clip_like(size, 96, "text", 1, np.float16))
@@ -395,7 +395,7 @@ def test_lists_have_room_for_what_reaches_a_samples_threshold(k: int) -> None:
 )
 def test_a_product_is_cut_so_that_a_device_is_occupied(tiles: int, at_once: int, most: int) -> None:
     pytest.importorskip("triton")
-    from bliss_index.search.device.triton_proposals import _sections
+    from bliss_index.search.triton.proposals import _sections
 
     sections, share = _sections(tiles, 31_250, 4, at_once)
     assert share % 4 == 0
@@ -443,7 +443,7 @@ def test_tensors_of_bfloat16_are_searched_and_integers_refused() -> None:
 
 def test_codes_that_do_not_fit_are_for_torch() -> None:
     pytest.importorskip("triton")
-    from bliss_index.search.device.triton_proposals import TileShape, fitting_shape, why_too_long
+    from bliss_index.search.triton.proposals import TileShape, fitting_shape, why_too_long
 
     assert fitting_shape(512, 227 << 10) == TileShape()  # twice
     assert fitting_shape(256, 227 << 10) == TileShape(stages=3)
@@ -520,7 +520,7 @@ def test_kernels_compile_for_gpus() -> None:
 
 def test_shapes_of_tiles_are_checked() -> None:
     pytest.importorskip("triton")
-    from bliss_index.search.device.triton_proposals import TileShape
+    from bliss_index.search.triton.proposals import TileShape
 
     with pytest.raises(InvalidInputError, match="entries must be a power of two .* got 96"):
         TileShape(entries=96)

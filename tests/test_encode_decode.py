@@ -196,7 +196,7 @@ def test_to_rgb_leaves_rgb_alone(picture):
 def test_preprocessing_is_open_clips_bit_for_bit(interpolation, mode, size, shape):
     import torch
 
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
 
     import_open_clip()
     from open_clip.transform import PreprocessCfg, image_transform_v2

@@ -31,7 +31,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_family(name, tmp_path):
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
 
     if import_open_clip().get_model_config(name) is None:
         pytest.skip(f"this open_clip has no '{name}'")

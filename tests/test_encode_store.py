@@ -25,14 +25,14 @@ if find_spec("open_clip") is None:
     pytest.skip("open_clip is not installed", allow_module_level=True)
 
 from bliss_index.cli.app import app
+from bliss_index.demo.scenes import draw_scene
 from bliss_index.encode import load_encoder
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
-from bliss_index.encode.scenes import draw_scene
+from bliss_index.encode.spooled_vocabulary import spool_vocabulary
 from bliss_index.encode.text_work import encode_text_store
 from bliss_index.errors import InvalidInputError, JobError
 from bliss_index.jobs import JobListener
-from bliss_index.spooled_vocabulary import spool_vocabulary
 from bliss_index.store import EmbeddingStore, verify_store
 from bliss_index.vocabulary import load_vocabulary, render_prompts
 
@@ -42,7 +42,7 @@ from bliss_index.encode import load_encoder
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.text_work import encode_text_store
 from bliss_index.encode.images import open_images
-from bliss_index.spooled_vocabulary import spool_vocabulary
+from bliss_index.encode.spooled_vocabulary import spool_vocabulary
 if __name__ == "__main__":
     kind, source, out = sys.argv[1:]
     encoder = load_encoder("bliss-tiny", device="cpu", batch_size=64)

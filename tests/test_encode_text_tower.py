@@ -129,7 +129,7 @@ def test_buckets_hold_what_is_needed(needed):
 
 def test_the_tokenizer_does_not_remember_every_word(monkeypatch):
     from bliss_index.encode import tokenizer as module
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
 
     monkeypatch.setattr(module, "_MOST_WORDS", 20)
     own = import_open_clip().SimpleTokenizer()
@@ -152,7 +152,7 @@ def test_short_texts_are_not_tokenised_to_know_that_they_fit():
 @functools.cache
 def tokenizers():
     from bliss_index.encode.tokenizer import _byte_pair_tokenizer
-    from bliss_index.torchvision_cure import import_open_clip
+    from bliss_index.encode.torchvision_cure import import_open_clip
 
     reference = import_open_clip().SimpleTokenizer()
     return reference, _byte_pair_tokenizer("m", {}, reference, 77)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bliss_index.evaluation.comparison import compare_detectors
-from bliss_index.evaluation.protocol_run import ProtocolReport, Summary
+from bliss_index.evaluation.paper.protocol_run import ProtocolReport, Summary
 
 
 def table(values):

@@ -19,8 +19,8 @@ from PIL import Image
 
 from bliss_index.cli.app import app
 from bliss_index.errors import CorruptStoreError, InvalidInputError, JobError
-from bliss_index.evaluation.datasets import dataset_of_protocol, open_dataset
-from bliss_index.evaluation.protocols import PROTOCOLS
+from bliss_index.evaluation.paper.datasets import dataset_of_protocol, open_dataset
+from bliss_index.evaluation.paper.protocols import PROTOCOLS
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 

@@ -18,8 +18,8 @@ from bliss_index.errors import CalibrationError, InvalidInputError
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import ImageBlock, Reference, blocks
 from bliss_index.evaluation.detectors import MaximumConceptMatching, NearestImages, NegLabel
-from bliss_index.evaluation.protocol_run import DETECTORS, evaluate_protocol, make_detectors
-from bliss_index.evaluation.protocols import (
+from bliss_index.evaluation.paper.protocol_run import DETECTORS, evaluate_protocol, make_detectors
+from bliss_index.evaluation.paper.protocols import (
     EvaluationProtocol,
     all_but_one,
     find_protocol,

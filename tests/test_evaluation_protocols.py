@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.evaluation.protocols import (
+from bliss_index.evaluation.paper.protocols import (
     PROTOCOLS,
     EvaluationProtocol,
     find_protocol,

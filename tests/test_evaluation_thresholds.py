@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from bliss_index.calibration import calibrate
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.errors import CalibrationError, InvalidInputError
-from bliss_index.scoring import BlissScorer
-from bliss_index.search import exact_search
-from bliss_index.thresholds import (
+from bliss_index.scoring.scorer import BlissScorer
+from bliss_index.scoring.thresholds import (
     conformal_p_values,
     deal,
     held_out_scores,
     rate_kept,
     threshold_at,
 )
+from bliss_index.search import exact_search
 
 
 @settings(max_examples=80, deadline=None)

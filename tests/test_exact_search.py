@@ -23,7 +23,7 @@ from bliss_index.search import (
     exact_search,
     reference_search,
 )
-from bliss_index.search.ordering import exact_dot
+from bliss_index.search.certificate.ordering import exact_dot
 
 Array = npt.NDArray[Any]
 BACKENDS = [

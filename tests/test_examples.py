@@ -17,7 +17,7 @@ MODULES = [
 
 
 def test_there_are_examples():
-    assert {"bliss_index.search.exact", "bliss_index.thresholds"} <= set(MODULES)
+    assert {"bliss_index.search.exact", "bliss_index.scoring.thresholds"} <= set(MODULES)
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.search.faiss_probe import explain, probe_gpu
+from bliss_index.search.faiss.probe import explain, probe_gpu
 
 faiss = pytest.importorskip("faiss")
 
-from bliss_index.search.faiss_gpu import gpu_count, place_index, require_gpus  # noqa: E402
-from bliss_index.search.faiss_index import build_index  # noqa: E402
-from bliss_index.search.faiss_search import FaissSearch  # noqa: E402
-from bliss_index.synthetic import clip_like  # noqa: E402
+from bliss_index.bench.synthetic import clip_like  # noqa: E402
+from bliss_index.search.faiss.gpu import gpu_count, place_index, require_gpus  # noqa: E402
+from bliss_index.search.faiss.index import build_index  # noqa: E402
+from bliss_index.search.faiss.search import FaissSearch  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(gpu_count(faiss) == 0, reason="no GPU, or faiss for the CPU alone")
 
@@ -102,7 +102,7 @@ def test_tensors_in_and_out(kind: str) -> None:
     """On the CPU, where tensors are searched by the same calls."""
     torch = pytest.importorskip("torch")
     from bliss_index.search import TensorSearch, reference_search
-    from bliss_index.search.device.faiss_tensors import FaissTensorSearch
+    from bliss_index.search.faiss.tensors import FaissTensorSearch
 
     entries = clip_like(3000, 48, "text", 1, np.float16)
     queries = clip_like(70, 48, "image", 2, np.float16)
@@ -137,7 +137,7 @@ def test_tensors_in_and_out(kind: str) -> None:
 def test_tensors_on_a_gpu(storage: str) -> None:
     torch = pytest.importorskip("torch")
     from bliss_index.search import reference_search
-    from bliss_index.search.device.faiss_tensors import FaissTensorSearch
+    from bliss_index.search.faiss.tensors import FaissTensorSearch
 
     entries = clip_like(20_000, 128, "text", 1, np.float16)
     queries = clip_like(300, 128, "image", 2, np.float16)

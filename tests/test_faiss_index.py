@@ -20,11 +20,11 @@ from bliss_index.errors import (
     StaleIndexError,
     StoreError,
 )
-from bliss_index.search import faiss_runtime
+from bliss_index.search.faiss import runtime as faiss_runtime
 
 faiss = pytest.importorskip("faiss")
 
-from bliss_index.search.faiss_index import (  # noqa: E402
+from bliss_index.search.faiss.index import (  # noqa: E402
     IndexParameters,
     build_index,
     index_records,

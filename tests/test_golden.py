@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-
-from bliss_index.bulk import ScoresDirectory, ScoreSettings, run_job, verify_scores
-from bliss_index.calibration import Calibration
-from bliss_index.store import EmbeddingStore, verify_store
 from bliss_index.verification import verify_directory
+
+from bliss_index.calibration import Calibration
+from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job, verify_scores
+from bliss_index.store import EmbeddingStore, verify_store
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
 

@@ -9,9 +9,9 @@ import pytest
 from bulk_fixtures import write_images
 from job_fixtures import TrivialWork, result, run_trivial
 
-from bliss_index.bulk import ScoresDirectory, run_job, verify_scores
 from bliss_index.errors import JobError
 from bliss_index.jobs import JobListener, JobOptions, run
+from bliss_index.scoring import ScoresDirectory, run_job, verify_scores
 from bliss_index.store import EmbeddingStore, ModelIdentity, verify_store
 from bliss_index.store.import_work import import_embeddings
 
@@ -87,10 +87,10 @@ def test_a_store_that_has_grown_is_scored_behind(job, tmp_path):
 
 @pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
 def test_new_photos_are_encoded_behind_the_others(tmp_path):
+    from bliss_index.demo.scenes import draw_scene
     from bliss_index.encode import load_encoder
     from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
-    from bliss_index.encode.scenes import draw_scene
 
     folder = tmp_path / "p"
     folder.mkdir()

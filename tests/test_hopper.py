@@ -15,13 +15,14 @@ from hopper_model import HopperModel, plain_codes
 from test_device_search import assert_exact
 from test_torch_proposals import KINDS, data
 
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.search.device import hopper_launch
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.search.device.base import DeviceEngine
 from bliss_index.search.device.codes import BFLOAT16, INT8, EntryCodes
 from bliss_index.search.device.engine import ProposalEngine, torch_engine
-from bliss_index.search.device.hopper_engine import (
+from bliss_index.search.hopper import launch as hopper_launch
+from bliss_index.search.hopper.engine import (
     HopperEngine,
     ProductShape,
     arranged,
@@ -30,7 +31,6 @@ from bliss_index.search.device.hopper_engine import (
     plan_search,
     why_no_hopper,
 )
-from bliss_index.synthetic import clip_like
 
 SMALL = ProductShape(128, 2, 2)
 
@@ -289,7 +289,8 @@ def test_every_card_has_its_kernels(
     capability: tuple[int, int], missing: str, name: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    from bliss_index.search.device import engine, triton_proposals
+    from bliss_index.search.device import engine
+    from bliss_index.search.triton import proposals as triton_proposals
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(triton_proposals, "shared_memory", lambda device: 227 << 10)

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pytest
 from bulk_fixtures import make_job, shard, write_images
 
-from bliss_index.bulk import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.cli.app import app
 from bliss_index.errors import EncoderError, InvalidInputError
 from bliss_index.evaluation.from_scores import evaluate_directory
 from bliss_index.evaluation.metrics import evaluate_scores
-from bliss_index.explanation import explain_image
+from bliss_index.report.explanation import explain_image
+from bliss_index.scoring import JobOptions, ScoresDirectory, run_job, verify_scores
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.sources import open_source
 
@@ -164,7 +164,7 @@ def test_places_that_cannot_be_reached(monkeypatch):
 def test_a_model_that_is_not_there_is_said_before_anything_is_measured(tmp_path):
     if find_spec("open_clip") is None:
         pytest.skip("the extra 'clip' is not installed")
-    from bliss_index.bench import BenchSettings, run_bench
+    from bliss_index.bench.measure import BenchSettings, run_bench
 
     said: list[str] = []
     with pytest.raises(EncoderError, match="open_clip knows no model 'ViT-X'"):

@@ -17,7 +17,7 @@ import pytest
 from bliss_index.errors import InvalidInputError
 from bliss_index.search import reference_search
 from bliss_index.search.duplicates import find_duplicates
-from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
+from bliss_index.search.native.backend import NativeBackend, load_native, why_unfit
 
 native, found_kernel = load_native()
 NAMES = ("amx-int8", "avx512-vnni", "avx2")

@@ -18,10 +18,10 @@ if not all(map(find_spec, ("obstore", "moto"))):
 
 from object_store import s3_server
 
-from bliss_index.bulk import run_job
 from bliss_index.errors import BlissError, StoreError
 from bliss_index.jobs import JobOptions, Part, run
 from bliss_index.jobs.record import commit
+from bliss_index.scoring import run_job
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.import_work import import_embeddings
@@ -160,10 +160,10 @@ def test_what_is_not_there_is_one_message(job, bucket, tmp_path):
 @pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
 @pytest.mark.parametrize("layout", ["folder", "tar", "parquet"])
 def test_images_are_encoded_from_and_to_a_bucket(bucket, tmp_path, layout):
+    from bliss_index.demo.scenes import draw_scene
     from bliss_index.encode import load_encoder
     from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
-    from bliss_index.encode.scenes import draw_scene
 
     pictures = tmp_path / "pictures"
     pictures.mkdir()

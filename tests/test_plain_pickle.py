@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from bliss_index.errors import CorruptStoreError
-from bliss_index.evaluation import plain_pickle
-from bliss_index.evaluation.plain_pickle import read_plain_pickle
+from bliss_index.evaluation.paper import plain_pickle
+from bliss_index.evaluation.paper.plain_pickle import read_plain_pickle
 
 RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR"
 BYTE = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"

@@ -18,8 +18,8 @@ from detector_reference import EXPECTED, DetectorData, expected_neglabel
 from bliss_index.calibration import Calibration
 from bliss_index.cli.app import app
 from bliss_index.evaluation.detector import Reference, blocks
-from bliss_index.evaluation.protocol_run import DETECTORS
-from bliss_index.evaluation.protocols import all_but_one, one_class, random_classes
+from bliss_index.evaluation.paper.protocol_run import DETECTORS
+from bliss_index.evaluation.paper.protocols import all_but_one, one_class, random_classes
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore
 

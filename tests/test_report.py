@@ -22,9 +22,6 @@ if not all(map(find_spec, ("jinja2", "matplotlib", "PIL"))):
 
 from PIL import Image
 
-from bliss_index.bulk.score_table import scores_schema
-from bliss_index.bulk.score_work import MANIFEST_NAME
-from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
 from bliss_index.jobs import Part, Plan
 from bliss_index.jobs.description import JobDescription
@@ -34,6 +31,9 @@ from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.gallery import PictureFolder
 from bliss_index.report.make import percent
+from bliss_index.scoring.score_table import scores_schema
+from bliss_index.scoring.score_work import MANIFEST_NAME
+from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage import open_directory
 
 HOSTILE = "<script>alert('x')</script>\u202e\x00"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from bliss_index.search import reference_search, torch_rescoring
-from bliss_index.search.native_backend import NativeBackend, load_native
-from bliss_index.search.ordering import dot_error, exact_dot, order_candidates
-from bliss_index.search.torch_backend import TorchBackend
-from bliss_index.search.torch_rescoring import PairProducts
+from bliss_index.search import reference_search
+from bliss_index.search.certificate.ordering import dot_error, exact_dot, order_candidates
+from bliss_index.search.native.backend import NativeBackend, load_native
+from bliss_index.search.torch import rescoring as torch_rescoring
+from bliss_index.search.torch.backend import TorchBackend
+from bliss_index.search.torch.rescoring import PairProducts
 
 native = load_native()[0]
 NAMES = ("amx-int8", "avx512-vnni", "avx2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bliss_index.encode.scenes import (
+from bliss_index.demo.scenes import (
     COLOUR_NAMES,
     OBJECT_KINDS,
     TEXTURE_NAMES,

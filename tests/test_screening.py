@@ -13,7 +13,7 @@ from test_cli import MODEL, SCORE, chain, run
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
-from bliss_index.normal_scores import NormalScores, ScoreIdentity
+from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.store import EmbeddingStore
 
 __all__ = ["chain"]
@@ -34,7 +34,7 @@ def embeddings(folder, *names):
 
 def test_held_out_scores_come_from_calibrations_without_the_image(chain, normal_scores):
     """Against the plain formulas: a fold's images, calibrated with all the others."""
-    from bliss_index.thresholds import deal
+    from bliss_index.scoring.thresholds import deal
 
     folder, labels = chain
     path, printed, err = normal_scores

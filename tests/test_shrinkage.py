@@ -16,7 +16,6 @@ from bliss_reference import clip_like, mean_variances, reference_scores, shrunke
 from bulk_fixtures import MODEL, make_job, outputs
 
 from bliss_index import BlissDetector
-from bliss_index.bulk import run_job
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.calibration.advice import FEW_IMAGES, MEASURED, SHRINKAGE, few_images_warning
 from bliss_index.calibration.moments import SIGMA_FLOOR, ClassMoments
@@ -28,11 +27,12 @@ from bliss_index.errors import (
 )
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
-from bliss_index.explanation import explain_image
-from bliss_index.scoring import BlissScorer
+from bliss_index.report.explanation import explain_image
+from bliss_index.scoring import run_job
+from bliss_index.scoring.native_kernel import tail_available
+from bliss_index.scoring.scorer import BlissScorer
+from bliss_index.scoring.thresholds import deal, held_out_scores
 from bliss_index.search import exact_search
-from bliss_index.search.native_tail import tail_available
-from bliss_index.thresholds import deal, held_out_scores
 
 PATHS = ["numpy", "tensors", *(["native"] if tail_available() else [])]
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
@@ -53,7 +53,7 @@ def scorer_of(path, vocabulary, calibration, lam=LAM):
     if path == "tensors":
         from test_device_scoring import OnTensors
 
-        from bliss_index.device_scoring import DeviceScorer
+        from bliss_index.scoring.device_scorer import DeviceScorer
 
         return DeviceScorer(OnTensors(vocabulary, K), vocabulary, calibration, lam=lam)
     search = exact_search(vocabulary, K, threads=1)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bliss_index.encode.spooled_vocabulary import spool_vocabulary
 from bliss_index.errors import InvalidInputError, OutputError
-from bliss_index.spooled_vocabulary import spool_vocabulary
 from bliss_index.vocabulary import load_vocabulary
 
 COUNTS = ("read", "empty", "duplicate", "excluded", "sources")

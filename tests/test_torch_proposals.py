@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.search import reference_search
-from bliss_index.search.ordering import to_float32
-from bliss_index.search.torch_backend import TorchBackend
-from bliss_index.search.torch_proposals import Bfloat16Scores, Float32Scores
-from bliss_index.synthetic import clip_like
+from bliss_index.search.certificate.ordering import to_float32
+from bliss_index.search.torch.backend import TorchBackend
+from bliss_index.search.torch.proposals import Bfloat16Scores, Float32Scores
 
 PRECISIONS = ["float32", "bfloat16"]
 

@@ -28,18 +28,19 @@ from test_device_search import triton_engine
 
 from bliss_index import BlissDetector, exact_search
 from bliss_index.calibration import calibrate
-from bliss_index.device_scoring import DeviceScorer
 from bliss_index.errors import BlissError, InvalidInputError, MissingDependencyError
-from bliss_index.scoring import BlissScorer
+from bliss_index.scoring.device_scorer import DeviceScorer
+from bliss_index.scoring.scorer import BlissScorer
+from bliss_index.scoring.thresholds import conformal_p_values, threshold_at
 from bliss_index.search import isolation, reference_search
+from bliss_index.search.certificate.precision import UNIT_BFLOAT16, UNIT_TF32, factor_unit
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
+from bliss_index.search.device.choice import find_gpu
 from bliss_index.search.device.engine import torch_engine
 from bliss_index.search.exact import ExactSearch
 from bliss_index.search.inputs import as_tensor
-from bliss_index.search.native_backend import NativeBackend, load_native
-from bliss_index.search.precision import UNIT_BFLOAT16, UNIT_TF32, factor_unit
-from bliss_index.search.torch_backend import TorchBackend
-from bliss_index.thresholds import conformal_p_values, threshold_at
+from bliss_index.search.native.backend import NativeBackend, load_native
+from bliss_index.search.torch.backend import TorchBackend
 
 K, DIM = 5, 40
 TINY = 1e-39  # of float32, denormal
@@ -108,7 +109,7 @@ def directly(backend: Any) -> Search:
 
 def flat(entries: Any) -> Search:
     pytest.importorskip("faiss")
-    from bliss_index.search.faiss_build import build_index
+    from bliss_index.search.faiss.build import build_index
 
     found: Search = build_index(entries, "flat", k=K, threads=2).search
     return found
@@ -274,13 +275,13 @@ def test_a_search_is_right_and_leaves_no_trace(engine: str, disturbance: str) ->
 
 @pytest.mark.triton
 @pytest.mark.parametrize("disturbance", ["autocast bfloat16", "default float64", "default device"])
-def test_interpreted_triton_kernels_are_right(disturbance: str) -> None:
+def test_triton_kernels_are_right(disturbance: str) -> None:
     rng = np.random.default_rng(1)
     entries = rng.standard_normal((260, 16)).astype(np.float32)
     queries = rng.standard_normal((5, 16)).astype(np.float32)
     engine = triton_engine()
     with DISTURBANCES[disturbance]():
-        backend = DeviceBackend(entries, 2, device="cpu", engine=engine)
+        backend = DeviceBackend(entries, 2, device=find_gpu()[0] or "cpu", engine=engine)
         values, ids, _ = backend.search(queries, 0)
     similarities, expected = brute_force(entries, queries, 2)
     np.testing.assert_array_equal(ids, expected)
@@ -404,7 +405,7 @@ def test_threads_that_flush_denormals_for_ever_change_nothing() -> None:
         tiny = torch.from_numpy(np.full(1 << 20, 1e-40, np.float32))
         assert not bool((tiny.double() > 0).all()), "the threads do not flush: nothing is tested"
         from bliss_index.search import reference_search
-        from bliss_index.search.torch_backend import TorchBackend
+        from bliss_index.search.torch.backend import TorchBackend
         rng = np.random.default_rng(0)
         X = (rng.standard_normal((20, 4096)) + 1).astype(np.float32)
         tiny = (rng.standard_normal((1100, 4096)) * 1e-39).astype(np.float32)
@@ -452,8 +453,8 @@ def test_a_child_of_a_fork_searches() -> None:
         warnings.simplefilter("ignore")
         import numpy as np, torch
         from bliss_index import exact_search
-        from bliss_index.search.torch_backend import TorchBackend
-        from bliss_index.search.faiss_build import build_index
+        from bliss_index.search.torch.backend import TorchBackend
+        from bliss_index.search.faiss.build import build_index
         torch.set_num_threads(2)
         rng = np.random.default_rng(0)
         V, X = (rng.standard_normal((n, 64)).astype(np.float32) for n in (3000, 600))

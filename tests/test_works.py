@@ -19,7 +19,7 @@ from bliss_index.store import EmbeddingStore, verify_store
 if find_spec("open_clip") is None:
     pytest.skip("open_clip is not installed", allow_module_level=True)
 
-from bliss_index.encode.scenes import draw_scene
+from bliss_index.demo.scenes import draw_scene
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bliss_index.search.device import block_kernels
-from bliss_index.search.device import triton_kernels as kernels
-from bliss_index.search.device.triton_proposals import TILE, TileShape
+from bliss_index.search.triton import block_kernels, kernels
+from bliss_index.search.triton.proposals import TILE, TileShape
 
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 SHAPE = TileShape()

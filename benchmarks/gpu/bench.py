@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bliss_index.bench.synthetic import clip_shape
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.search.device.codes import FORMATS
 from bliss_index.search.device.engine import (
@@ -19,7 +20,6 @@ from bliss_index.search.device.engine import (
     torch_engine,
     triton_engine,
 )
-from bliss_index.synthetic import clip_shape
 
 _DRAWN_ROWS = 262_144
 _ROUNDS = 5
@@ -45,7 +45,7 @@ class Bench:
         """Return the engine that the package takes on this device, or its stand-in."""
         if not self.rehearsal:
             return choose_engine(self.device, dim, FORMATS[codes])
-        from bliss_index.search.device.triton_proposals import TileShape, TritonProposals
+        from bliss_index.search.triton.proposals import TileShape, TritonProposals
 
         shape = TileShape(queries=16, entries=128, warps=4, stages=2)
         return triton_engine(TritonProposals(shape, FORMATS[codes]))
@@ -66,7 +66,7 @@ class Bench:
         elif self.rehearsal:
             engine = self.engine(form)
         elif codes == "triton":
-            from bliss_index.search.device.triton_proposals import TritonProposals
+            from bliss_index.search.triton.proposals import TritonProposals
 
             engine = triton_engine(TritonProposals())
         options = DeviceOptions(codes=form)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bliss_index.bulk import JobOptions, ScoreSettings, run_job
 from bliss_index.calibration import Calibration
+from bliss_index.scoring import JobOptions, ScoreSettings, run_job
 from bliss_index.store import ModelIdentity, StoreWriter
 from gpu.bench import Bench, to_host
 from gpu.normal_classes import random_calibration

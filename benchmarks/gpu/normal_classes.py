@@ -10,7 +10,7 @@ import torch
 
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.calibration.moments import ClassMoments
-from bliss_index.device_scoring import DeviceTables
+from bliss_index.scoring.device_scorer import DeviceTables
 from gpu.bench import Bench, to_host
 
 _COMPARED = 100

@@ -57,10 +57,10 @@ def faiss_ways(
         import faiss
     except (ImportError, RuntimeError) as error:
         raise UnavailableError(f"faiss cannot be imported: {error}") from error
-    from bliss_index.search.device.faiss_tensors import FaissTensorSearch
-    from bliss_index.search.faiss_build import build_index
-    from bliss_index.search.faiss_gpu import gpu_count, place_index
-    from bliss_index.search.faiss_search import FaissSearch
+    from bliss_index.search.faiss.build import build_index
+    from bliss_index.search.faiss.gpu import gpu_count, place_index
+    from bliss_index.search.faiss.search import FaissSearch
+    from bliss_index.search.faiss.tensors import FaissTensorSearch
 
     on_gpu = bench.device.type == "cuda"
     if on_gpu and gpu_count(faiss) == 0:

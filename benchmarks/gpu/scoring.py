@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bliss_index.device_scoring import DeviceScorer
+from bliss_index.scoring.device_scorer import DeviceScorer
 from gpu.bench import Bench, to_host
 from gpu.normal_classes import random_calibration
 

@@ -16,7 +16,7 @@ def tile_shape(
     bench: Bench, entries: int, dim: int, k: int, queries: int, codes: str, shape: list[int]
 ) -> dict[str, Any]:
     """Time a whole search; the shape is queries, entries, warps and stages."""
-    from bliss_index.search.device.triton_proposals import TileShape, TritonProposals
+    from bliss_index.search.triton.proposals import TileShape, TritonProposals
 
     texts = to_host(bench.draw(entries, dim, "text", 1))
     images = bench.draw(queries, dim, "image", 2)

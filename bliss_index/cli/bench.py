@@ -39,7 +39,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure this machine: images per second for a vocabulary like yours."""
-    from bliss_index.bench import BenchSettings, run_bench
+    from bliss_index.bench.measure import BenchSettings, run_bench
 
     settings = BenchSettings(
         entries=entries,

@@ -41,8 +41,8 @@ def build(
 ) -> None:
     """Build a FAISS index beside a corpus; approximate ones are tuned on held-out images."""
     from bliss_index.errors import InvalidInputError
-    from bliss_index.search.faiss_build import IndexParameters, build_index
-    from bliss_index.search.faiss_index import save_index
+    from bliss_index.search.faiss.build import IndexParameters, build_index
+    from bliss_index.search.faiss.index import save_index
     from bliss_index.store import EmbeddingStore, require_same_model
 
     store = EmbeddingStore.open(corpus, kind="text")
@@ -51,7 +51,7 @@ def build(
         search = build_index(store.embeddings(), index, parameters, k=k, threads=threads)
         report = None
         if queries is not None:
-            from bliss_index.search.faiss_tuning import tune_index
+            from bliss_index.search.faiss.tuning import tune_index
 
             images = EmbeddingStore.open(queries, kind="image")
             require_same_model(images.model, store.model, f"images {queries}", f"corpus {corpus}")

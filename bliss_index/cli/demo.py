@@ -23,7 +23,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole chain on drawn scenes with the embedded model, and say where to look."""
-    from bliss_index.demo import run_demo
+    from bliss_index.demo.chain import run_demo
 
     result = run_demo(out, images_per_class=images, seed=seed, say=say)
     if as_json:

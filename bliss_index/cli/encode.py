@@ -93,8 +93,8 @@ def encode_text(
 ) -> None:
     """Encode a vocabulary into a corpus. Run again after an interruption, it continues."""
     from bliss_index.encode.encode_work import EncoderSpec
+    from bliss_index.encode.spooled_vocabulary import spool_vocabulary
     from bliss_index.encode.text_work import encode_text_store
-    from bliss_index.spooled_vocabulary import spool_vocabulary
     from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, require_template
 
     templates = template or [DEFAULT_TEMPLATE]

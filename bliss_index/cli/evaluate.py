@@ -18,7 +18,7 @@ from bliss_index.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bliss_index.evaluation.protocol_run import ProtocolReport
+    from bliss_index.evaluation.paper.protocol_run import ProtocolReport
 
 
 def evaluate(
@@ -99,7 +99,7 @@ def evaluate(
     if encoded is not None:
         _forbid("with --encoded, which takes it from the data set", own)
         (vocabulary,) = _required("--encoded", {"--corpus": corpus})
-        from bliss_index.evaluation.from_dataset import evaluate_dataset
+        from bliss_index.evaluation.paper.from_dataset import evaluate_dataset
 
         with progress_line("encoding") as progress:
             report = evaluate_dataset(

@@ -28,7 +28,7 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say why an image scored as it did: its nearest classes, and the entries that pulled it."""
-    from bliss_index.explanation import explain_image
+    from bliss_index.report.explanation import explain_image
     from bliss_index.store.source_part import ColumnNames
 
     found = explain_image(

@@ -31,8 +31,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Read everything in a directory and say what does not agree."""
+    from bliss_index.report.verification import verify_directory
     from bliss_index.store.source_part import ColumnNames
-    from bliss_index.verification import verify_directory
 
     columns = ColumnNames(embedding_column, key_column)
     with progress_line("verifying") as progress:
@@ -63,7 +63,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Describe a directory; without one, what is installed here and what will run."""
-    from bliss_index.information import describe_directory, describe_installation
+    from bliss_index.report.information import describe_directory, describe_installation
 
     facts: dict[str, Any]
     if path is None:

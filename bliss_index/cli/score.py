@@ -30,7 +30,7 @@ from bliss_index.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from bliss_index.bulk import JobSummary
+    from bliss_index.scoring import JobSummary
 
 
 def score(
@@ -93,7 +93,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every image. Run again after an interruption, it continues where it stopped."""
-    from bliss_index.bulk import ScoreSettings, run_job
+    from bliss_index.scoring import ScoreSettings, run_job
     from bliss_index.store.source_part import ColumnNames
 
     listed = device_names(devices)

@@ -53,10 +53,10 @@ def threshold(
     from bliss_index.calibration import Calibration
     from bliss_index.calibration.labels import Labels
     from bliss_index.errors import InvalidInputError
-    from bliss_index.normal_scores import score_held_out
+    from bliss_index.scoring.normal_scores import score_held_out
+    from bliss_index.scoring.thresholds import rate_kept
     from bliss_index.search import exact_search
     from bliss_index.store import EmbeddingStore, require_same_model
-    from bliss_index.thresholds import rate_kept
 
     store = EmbeddingStore.open(images, kind="image")
     entries = EmbeddingStore.open(corpus, kind="text")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bliss_index.encode.torchvision_cure import import_open_clip
 from bliss_index.errors import EncoderError
-from bliss_index.torchvision_cure import import_open_clip
 
 TINY_NAME = "bliss-tiny"
 TINY_TAG = "scenes"

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from bliss_index.devices import thread_count
 from bliss_index.encode.model import Encoder, load_encoder
 from bliss_index.errors import BlissError
 from bliss_index.jobs import JobSummary
 from bliss_index.jobs.description import JobDescription
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
-from bliss_index.processors import thread_count
 from bliss_index.storage import open_directory
 from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.store_work import StoreWork

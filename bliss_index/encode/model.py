@@ -19,9 +19,9 @@ from bliss_index.encode.decode import decode_image, to_rgb
 from bliss_index.encode.preprocess import Preprocess
 from bliss_index.encode.text_tower import TextTower
 from bliss_index.encode.tokenizer import Tokenizer, load_tokenizer
+from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, InvalidInputError
 from bliss_index.store.identity import ModelIdentity
-from bliss_index.torchvision_cure import import_open_clip, root_logger_kept
 
 if TYPE_CHECKING:
     import torch

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.devices import usable_processors
 from bliss_index.encode.decode import MAX_PIXELS
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
 from bliss_index.encode.image_rows import ImageRow, ImageSource
 from bliss_index.errors import InvalidInputError
-from bliss_index.processors import usable_processors
 from bliss_index.store.schema import OK
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bliss_index.encode.torchvision_cure import import_open_clip
 from bliss_index.errors import EncoderError
-from bliss_index.torchvision_cure import import_open_clip
 
 _CLIP_TOKENS = 49408
 

@@ -23,10 +23,10 @@ from bliss_index.encode.encode_work import (
     summed_up,
 )
 from bliss_index.encode.model import Encoder
+from bliss_index.encode.spooled_vocabulary import SpooledVocabulary
 from bliss_index.errors import InvalidInputError
 from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Record, run
 from bliss_index.jobs.work import Notify, Progress
-from bliss_index.spooled_vocabulary import SpooledVocabulary
 from bliss_index.storage import Directory
 from bliss_index.store.shards import ShardColumns
 from bliss_index.vocabulary import render_prompts, require_template
@@ -54,8 +54,8 @@ def encode_text_store(
     encoder
         The model, or what to load in every process.
     entries
-        W different texts; they become the keys too. Of a
-        :class:`~bliss_index.spooled_vocabulary.SpooledVocabulary` one shard's are held in memory.
+        W different texts; they become the keys too. Of a ``SpooledVocabulary`` one shard's are held
+        in memory.
     output
         Directory of the store.
     templates

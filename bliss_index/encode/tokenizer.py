@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.encode.checkpoint import ModelSource
+from bliss_index.encode.torchvision_cure import import_open_clip, root_logger_kept
 from bliss_index.errors import EncoderError, MissingDependencyError
-from bliss_index.torchvision_cure import import_open_clip, root_logger_kept
 
 # ftfy and html.unescape change nothing in printable ASCII without "&"; they cost more than BPE.
 _PLAIN = re.compile(r"[ -%'-~]+")

@@ -17,7 +17,7 @@ from bliss_index.evaluation.detector import FittedDetector, ImageBlock, Referenc
 class Bliss:
     """BLISS (Goodge, Hooi, Ng, BMVC 2024): label term and external term, both normalised.
 
-    S(x) = min_c [ I_c(x) + lambda E_c(x) ]; see :mod:`bliss_index.scoring`.
+    S(x) = min_c [ I_c(x) + lambda E_c(x) ]; see :mod:`bliss_index.scoring.scorer`.
 
     Attributes
     ----------

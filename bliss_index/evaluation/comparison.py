@@ -100,7 +100,7 @@ def compare_detectors(
     ----------
     per_run : mapping
         By detector and metric: the value of every run, as in
-        :attr:`bliss_index.evaluation.protocol_run.ProtocolReport.per_run`.
+        :attr:`bliss_index.evaluation.paper.protocol_run.ProtocolReport.per_run`.
     metric : str, default="auroc"
         One of which higher is better.
     seed : int, default=0

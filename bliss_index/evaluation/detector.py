@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import InvalidInputError
-from bliss_index.scoring import BlissScorer
+from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search.protocol import TopKSearch
 
 BLOCK_ROWS = 1024

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.calibration.labels import ANOMALY_COLUMNS, Labels
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.metrics import Metrics, evaluate_scores
+from bliss_index.scoring.scores_directory import ScoresDirectory
 
 _KINDS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
 

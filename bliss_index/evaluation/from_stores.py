@@ -12,8 +12,12 @@ import numpy.typing as npt
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.labels import NO_CLASS, Labels, class_numbers
 from bliss_index.evaluation.detector import Reference
-from bliss_index.evaluation.protocol_run import ProtocolReport, evaluate_protocol, make_detectors
-from bliss_index.evaluation.protocols import (
+from bliss_index.evaluation.paper.protocol_run import (
+    ProtocolReport,
+    evaluate_protocol,
+    make_detectors,
+)
+from bliss_index.evaluation.paper.protocols import (
     PROTOCOLS,
     EvaluationProtocol,
     all_but_one,

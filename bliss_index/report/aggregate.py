@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bliss_index.bulk.scores import SCORE_COLUMNS, ScoresDirectory, read_scores
 from bliss_index.errors import CorruptStoreError
+from bliss_index.scoring.scores_directory import SCORE_COLUMNS, ScoresDirectory, read_scores
 from bliss_index.store.schema import OK
 
 _QUANTILES = (0.05, 0.5, 0.95)

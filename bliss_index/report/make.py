@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.bulk.scores import ScoresDirectory
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.evaluation.from_scores import evaluate_known, read_anomalies
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.figures import class_distributions, score_histogram, to_png
 from bliss_index.report.gallery import Picture, PictureFolder, make_pictures
+from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage.files import atomic_file, make_directory
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bliss_index.search.certificate.reference import reference_search
     from bliss_index.search.exact import ExactSearch, available_backends, exact_search
     from bliss_index.search.protocol import SearchStatistics, TensorSearch, TopKSearch
-    from bliss_index.search.reference import reference_search
 
 __all__ = [
     "ExactSearch",
@@ -29,7 +29,7 @@ _HOMES = {
     "TopKSearch": "protocol",
     "available_backends": "exact",
     "exact_search": "exact",
-    "reference_search": "reference",
+    "reference_search": "certificate.reference",
 }
 
 

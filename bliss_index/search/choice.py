@@ -116,7 +116,7 @@ def make_exact(
         faiss is asked for and not installed.
     """
     if name == "faiss":
-        from bliss_index.search.faiss_build import build_index
+        from bliss_index.search.faiss.build import build_index
 
         return build_index(vocabulary, "flat", k=k, threads=threads)
     return exact_search(vocabulary, k, backend=name, threads=threads, device=device)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.devices import thread_count as thread_count  # bulk.job imports it from here
 from bliss_index.errors import InvalidInputError
-from bliss_index.processors import thread_count as thread_count  # bulk.job imports it from here
+from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
@@ -26,8 +27,7 @@ from bliss_index.search.inputs import (
     require_tile,
 )
 from bliss_index.search.isolation import isolated
-from bliss_index.search.native_backend import NativeBackend, load_native, why_unfit
-from bliss_index.search.ordering import to_float32
+from bliss_index.search.native.backend import NativeBackend, load_native, why_unfit
 from bliss_index.search.protocol import SearchStatistics
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class ExactSearch:
             return _on_gpu(matrix, k, device or "cuda", triton=wanted != "torch")
         if device is not None:
             require_device_here(device)
-        from bliss_index.search.torch_backend import TorchBackend
+        from bliss_index.search.torch.backend import TorchBackend
 
         return TorchBackend(matrix, k, device=device, tile=tile, reason=reason)
 

@@ -22,7 +22,7 @@ public methods gets along with any value of it:
 
 ==========================  =====================================================================
 default dtype               every tensor is made with its dtype
-precision of float32        :func:`bliss_index.search.precision.factor_unit` widens the bounds
+precision of float32        ``factor_unit`` of ``certificate/precision.py`` widens the bounds
 deterministic algorithms    as asked for; where torch has none, the error is typed
 warning filters             nothing that is called warns; what does is in :func:`without_warnings`
 ==========================  =====================================================================

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.certificate.ordering import exact_dot
 from bliss_index.search.device.base import DeviceEngine, Ranked
 from bliss_index.search.device.codes import FORMATS, EntryCodes
 from bliss_index.search.device.engine import choose_engine
@@ -29,7 +30,6 @@ from bliss_index.search.inputs import (
     checked_rows,
 )
 from bliss_index.search.isolation import isolated
-from bliss_index.search.ordering import exact_dot
 from bliss_index.search.protocol import SearchStatistics
 
 _LOGGER = logging.getLogger("bliss_index")

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from bliss_index.search.certificate.precision import factor_unit
 from bliss_index.search.device.ordering import row_errors, sum_limits
-from bliss_index.search.precision import factor_unit
 
 LEVELS = 127
 CODE_NORM = 1024.0

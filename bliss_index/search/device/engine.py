@@ -22,7 +22,7 @@ from bliss_index.search.device.proposals import (
 )
 
 if TYPE_CHECKING:
-    from bliss_index.search.device.hopper_engine import ProductShape
+    from bliss_index.search.hopper.engine import ProductShape
 
 Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPABILITY = (8, 0)
@@ -103,7 +103,7 @@ def choose_engine(
     """
     reason = why_no_triton(device)
     if not reason and dim is not None:
-        from bliss_index.search.device.triton_proposals import why_too_long
+        from bliss_index.search.triton.proposals import why_too_long
 
         reason = why_too_long(dim, form, device)
     if reason:
@@ -112,12 +112,12 @@ def choose_engine(
     if capability != _HOPPER:
         reason = f"not yet run on compute capability {capability[0]}.{capability[1]}"
     elif dim is not None:
-        from bliss_index.search.device.hopper_engine import why_no_hopper
+        from bliss_index.search.hopper.engine import why_no_hopper
 
         reason = why_no_hopper(dim, form)
         if not reason:
             return hopper_engine()
-    from bliss_index.search.device.triton_proposals import TritonProposals
+    from bliss_index.search.triton.proposals import TritonProposals
 
     return triton_engine(TritonProposals(form=form), reason)
 
@@ -136,8 +136,8 @@ def why_no_triton(device: torch.device) -> str:
 
 def hopper_engine(shape: ProductShape | None = None) -> DeviceEngine:
     """CUDA kernels for Hopper, and Triton's around them."""
-    from bliss_index.search.device import triton_engine as kernels
-    from bliss_index.search.device.hopper_engine import HopperEngine
+    from bliss_index.search.hopper.engine import HopperEngine
+    from bliss_index.search.triton import engine as kernels
 
     return HopperEngine(
         prepare=kernels.prepare,
@@ -149,7 +149,7 @@ def hopper_engine(shape: ProductShape | None = None) -> DeviceEngine:
 
 def triton_engine(proposals: Proposals, reason: str = "") -> ProposalEngine:
     """Triton's kernels around products of theirs."""
-    from bliss_index.search.device import triton_engine as kernels
+    from bliss_index.search.triton import engine as kernels
 
     return ProposalEngine(
         prepare=kernels.prepare,
@@ -256,7 +256,7 @@ def torch_score_tail(
         for j in range(k):
             slope, offset = scale[ids[part, j]].double(), shift[ids[part, j]].double()
             total += similarities[part, j].double()[:, None] * slope - offset
-        outer = total / k
+        outer = total / total.new_tensor(k)  # by a number, a GPU multiplies with its reciprocal
         score = inner + lam * outer
         nearest = score.argmin(1, keepdim=True)
         pieces.append(

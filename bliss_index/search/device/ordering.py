@@ -1,8 +1,8 @@
 """The k best of rescored candidates, in order: on the device where float64 decides it.
 
-The rules are those of :mod:`bliss_index.search.ordering`. Where two neighbours are closer than
-their errors, or an error straddles the border between two float32 numbers, the row is handed to the
-host, which knows exact arithmetic.
+The rules are those of :mod:`bliss_index.search.certificate.ordering`. Where two neighbours are
+closer than their errors, or an error straddles the border between two float32 numbers, the row is
+handed to the host, which knows exact arithmetic.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from bliss_index.search.ordering import ROUNDING_64, order_candidates
+from bliss_index.search.certificate.ordering import ROUNDING_64, order_candidates
 
 _LAST = torch.iinfo(torch.int64).max
 _WIDE = 256
@@ -99,8 +99,9 @@ def rank(found: Rescored, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
 def row_errors(queries: torch.Tensor, entries: torch.Tensor, longest: float) -> torch.Tensor:
     """Bound (n,) of |float64 sum - correctly rounded inner product|, for any entry.
 
-    :func:`bliss_index.search.ordering.dot_error` of the longest entry. Of float16 vectors all
-    products are multiples of 2^-48, and sums of them below 2^5 are exact in float64, in any order.
+    :func:`bliss_index.search.certificate.ordering.dot_error` of the longest entry. Of float16
+    vectors all products are multiples of 2^-48, and sums of them below 2^5 are exact in float64,
+    in any order.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-// The final order of one query's candidates; see bliss_index/search/ordering.py.
+// The final order of one query's candidates; see bliss_index/search/certificate/ordering.py.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,1 @@
+"""Measures this machine, and makes synthetic embeddings to measure with."""

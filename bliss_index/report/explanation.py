@@ -1,0 +1,283 @@
+"""Why an image scored as it did: its classes, and the entries that pulled its score."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from bliss_index.errors import InvalidInputError, JobError, StoreError
+from bliss_index.scoring.score_inputs import InputPart, open_input
+from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
+from bliss_index.scoring.scorer import BlissScorer, Scores
+from bliss_index.scoring.scores_directory import ScoresDirectory, read_scores
+from bliss_index.store.schema import OK
+from bliss_index.store.source_part import ColumnNames
+
+_READ_ROWS = 8192
+_TOLERANCE = 1e-4
+_LISTS = ("entries", "similarities", "contributions")
+
+
+@dataclass(frozen=True)
+class EntryPull:
+    """What one vocabulary entry did to a score.
+
+    Attributes
+    ----------
+    text, similarity
+        The entry, and its raw similarity to the image.
+    deviations
+        How many standard deviations that is above what normal images of the winning class have.
+    contribution
+        What it adds to the anomaly score: lambda / k times the deviations.
+    """
+
+    text: str
+    similarity: float
+    deviations: float
+    contribution: float
+
+
+@dataclass(frozen=True)
+class ClassTotal:
+    """A normal class, and what the image's score is if only that class were normal."""
+
+    name: str
+    anomaly_score: float
+    internal_score: float
+    external_score: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why an image scored as it did.
+
+    Attributes
+    ----------
+    key, status, error
+        The image, and why it has no score if it has none.
+    anomaly_score, internal_score, external_score, lam
+        anomaly = internal + lam * external, of the winning class.
+    less_anomalous
+        Share of the scored images whose score is lower.
+    flag, p_value
+        As in the scores; None where they have no such column.
+    classes
+        The normal classes in order, the winning one first.
+    entries
+        The k entries, the most similar first.
+    """
+
+    key: str
+    status: str
+    error: str | None
+    anomaly_score: float | None
+    internal_score: float | None
+    external_score: float | None
+    lam: float
+    less_anomalous: float | None
+    flag: bool | None
+    p_value: float | None
+    classes: tuple[ClassTotal, ...]
+    entries: tuple[EntryPull, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+def explain_image(
+    scores: str | Path,
+    key: str,
+    *,
+    images: str | None = None,
+    columns: ColumnNames | None = None,
+    classes: int = 5,
+) -> Explanation:
+    """Explain the score of one image; its embedding is read again from where the job read it.
+
+    Parameters
+    ----------
+    scores
+        Directory of a complete job.
+    key
+        The image; where several rows have this key, the first of them.
+    images
+        Where the images are now; by default where the job read them.
+    columns
+        Of Parquet input.
+    classes
+        How many of the normal classes to list.
+
+    Raises
+    ------
+    InvalidInputError
+        No row has this key.
+    StoreError
+        The images, the corpus or the calibration are gone, or are no longer those of the job.
+    """
+    directory = ScoresDirectory.open(scores)
+    part, row, found = _find(directory, key)
+    if found["status"] != OK:
+        return _unscored(directory, found)
+    embedding = _read_embedding(directory, part, row, key, images, columns)
+    inputs = _open_inputs(directory, embedding)
+    scorer = inputs.make_scorer()
+    result = scorer.score(embedding)
+    _require_same_score(found, float(result.anomaly[0]), images or directory.location)
+    return Explanation(
+        **_common(directory, found),
+        anomaly_score=float(result.anomaly[0]),
+        internal_score=float(result.internal[0]),
+        external_score=float(result.external[0]),
+        less_anomalous=_share_below(directory, found["anomaly_score"]),
+        classes=_class_totals(scorer, result, embedding, directory.classes, classes),
+        entries=_entry_pulls(scorer, result, inputs.corpus.texts()),
+    )
+
+
+def _common(directory: ScoresDirectory, found: dict[str, Any]) -> dict[str, Any]:
+    """What an explanation says of every image, whether it has a score or not."""
+    return {
+        "key": found["key"], "status": found["status"], "error": found["error"],
+        "lam": float(directory.job.settings["lam"]),
+        "flag": found.get("flag"), "p_value": found.get("p_value"),
+    }  # fmt: skip
+
+
+def _unscored(directory: ScoresDirectory, found: dict[str, Any]) -> Explanation:
+    return Explanation(
+        **_common(directory, found), anomaly_score=None, internal_score=None,
+        external_score=None, less_anomalous=None, classes=(), entries=(),
+    )  # fmt: skip
+
+
+def _require_same_score(found: dict[str, Any], now: float, location: str) -> None:
+    """Refuse an embedding that does not give the score on record: it is another image."""
+    before = found["anomaly_score"]
+    if abs(now - before) > _TOLERANCE * max(1.0, abs(before)):
+        raise StoreError(
+            f"{found['key']!r} was scored {before:.6f}, now it scores {now:.6f}: {location} is "
+            "not what was scored; give the original with --images"
+        )
+
+
+def _class_totals(
+    scorer: BlissScorer,
+    result: Scores,
+    embedding: npt.NDArray[Any],
+    names: tuple[str, ...],
+    most: int,
+) -> tuple[ClassTotal, ...]:
+    """Scores of the image for each class alone, the smallest first."""
+    inner = scorer.internal_scores(embedding)[0]
+    outer = scorer.external_scores(result.similarities, result.ids)[0]
+    total = inner + scorer.lam * outer
+    order = np.argsort(total, kind="stable")[:most]
+    return tuple(
+        ClassTotal(names[c], float(total[c]), float(inner[c]), float(outer[c])) for c in order
+    )
+
+
+def _entry_pulls(scorer: BlissScorer, result: Scores, texts: list[str]) -> tuple[EntryPull, ...]:
+    """What each of the k entries did to the score, the most similar first."""
+    columns = (
+        result.ids[0], result.similarities[0],
+        scorer.deviations(result)[0], scorer.contributions(result)[0],
+    )  # fmt: skip
+    return tuple(
+        EntryPull(texts[entry], similarity, deviations, share)
+        for entry, similarity, deviations, share in zip(*(c.tolist() for c in columns), strict=True)
+    )
+
+
+def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any]]:
+    """Return the part and row of a key, and its row in the scores."""
+    for part, file in enumerate(directory.files):
+        path = directory.path / file.file
+        keys = read_scores(path, file.rows, ["key"]).column("key")
+        row = pc.index(keys, key).as_py()
+        if row >= 0:
+            names = [name for name in pq.read_schema(path).names if name not in _LISTS]
+            return part, row, read_scores(path, file.rows, names).slice(row, 1).to_pylist()[0]
+    raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
+
+
+def _read_embedding(
+    directory: ScoresDirectory,
+    part: int,
+    row: int,
+    key: str,
+    images: str | None,
+    columns: ColumnNames | None,
+) -> npt.NDArray[Any]:
+    """Read the embedding of an image from where the images are now: (1, d)."""
+    if images is None and "://" in directory.location:
+        raise InvalidInputError(
+            f"the images are at {directory.location}, says {directory.path}; what a file names is "
+            f"not contacted: name it yourself with --images {directory.location}"
+        )
+    source = open_input(images or directory.job.find(directory.location), columns)
+    planned = directory.plan[part]
+    try:
+        return _read_row(source.find(planned), row, key)
+    except JobError as error:
+        raise StoreError(
+            f"{source.location} has no part {planned.name}, from which {key!r} was scored: it is "
+            "not what was scored; give the original with --images"
+        ) from error
+
+
+def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
+    """Read the embedding of one row: (1, d)."""
+    start = 0
+    for rows in part.read(_READ_ROWS):
+        if row < start + len(rows.keys):
+            here = row - start
+            found = rows.keys[here].as_py()
+            if found != key:
+                raise StoreError(
+                    f"row {row} of {part.name} is {found!r}, it was {key!r} when it was scored; "
+                    "give the original images with --images"
+                )
+            return rows.embeddings[here : here + 1]
+        start += len(rows.keys)
+    raise StoreError(f"{part.name} has {start} rows, {key!r} was scored from row {row}")
+
+
+def _open_inputs(directory: ScoresDirectory, queries: npt.NDArray[Any]) -> ScoringInputs:
+    """Open the job's corpus and calibration, and check that they are still the same."""
+    recorded = directory.job.settings
+    search = "auto" if recorded["search"] == "exact" else recorded["search"]
+    settings = ScoreSettings(
+        directory.job.find(directory.job.facts["corpus"]),
+        directory.job.find(directory.job.facts["calibration"]),
+        recorded["k"],
+        recorded["lam"],
+        search,
+        device="cpu",
+    )
+    inputs = ScoringInputs.open(settings)
+    now = inputs.result_settings()
+    for name in ("corpus content hash", "calibration content hash"):
+        if now[name] != recorded[name]:
+            raise StoreError(
+                f"{directory.path} was made with {name} {recorded[name]}, now it is {now[name]}"
+            )
+    chosen, _ = inputs.chosen(queries, 1)
+    return replace(inputs, settings=chosen)
+
+
+def _share_below(directory: ScoresDirectory, score: float) -> float:
+    below = scored = 0
+    for table in directory.iter_tables(["anomaly_score"]):
+        column = table.column("anomaly_score")
+        scored += len(column) - column.null_count
+        below += pc.sum(pc.less(column, score)).as_py() or 0
+    return below / scored

@@ -1,0 +1,483 @@
+"""BLISS as a detector with the habits of scikit-learn."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.calibration import calibrate
+from bliss_index.calibration.advice import few_images_warning
+from bliss_index.calibration.labels import NO_CLASS, ClassNames
+from bliss_index.errors import CalibrationWarning, InvalidInputError, listed
+from bliss_index.scoring.scorer import BlissScorer, Scores
+from bliss_index.scoring.thresholds import held_out_scores
+from bliss_index.search import exact_search
+from bliss_index.search.inputs import (
+    as_array,
+    as_matrix,
+    column_names,
+    require_real,
+    require_same_order,
+)
+from bliss_index.search.isolation import isolated
+from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
+from bliss_index.store.normalise import norm_defects
+
+_FOLDS = 5
+
+_LOGGER = logging.getLogger("bliss_index")
+
+Embeddings: TypeAlias = "npt.ArrayLike | EmbeddingStore | str | Path"
+"""A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one."""
+
+
+class BlissDetector:
+    """Bias-corrected language-image anomaly detection.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) unit text embeddings of the external texts: an array, a store or its path.
+    class_embeddings
+        (C, d) unit text embeddings of the normal classes' prompts; a store's texts are the names.
+    k
+        Vocabulary entries per image.
+    lam
+        Weight lambda of the external score.
+    shrinkage : float, default=0
+        N: every variance is mixed with the class's mean variance over the vocabulary, which weighs
+        as much as N images; see :class:`bliss_index.calibration.Calibration`. For classes of few
+        images; 0 is the paper's.
+    threshold
+        Anomaly score above which :meth:`predict` says anomaly; None to take it from
+        `contamination`. Not NaN.
+    contamination
+        Share of new normal images above the threshold, on average, in (0, 0.5]. The threshold
+        comes from the calibration images, each scored by a calibration of the others (five folds;
+        :func:`bliss_index.scoring.thresholds.held_out_scores`). It needs
+        1 / contamination - 1 images; with fewer it is the largest of their scores. Of images that
+        are left out (label -1) none counts.
+    backend, threads, device
+        As in :class:`bliss_index.search.ExactSearch`; they never change results.
+
+    Attributes
+    ----------
+    calibration_ : Calibration
+        Moments of the normal classes, after :meth:`fit`.
+    classes_ : (C,) array
+        Names of the normal classes.
+    offset_ : float
+        The threshold in use, on the anomaly score.
+    left_out_ : int
+        Images that neither the calibration nor the threshold comes from: those labelled -1, and a
+        store's bad rows.
+    feature_names_in_ : (d,) array of str
+        Names of the columns of X, where it was a table with names.
+
+    Examples
+    --------
+    Random embeddings stand for those of a model here.
+
+    >>> from bliss_index.bench.synthetic import clip_like
+    >>> vocabulary, classes = clip_like(500, 64, "text", 1), clip_like(2, 64, "text", 2)
+    >>> images = clip_like(100, 64, "image", 3)
+    >>> detector = BlissDetector(vocabulary, classes, contamination=0.1).fit(images, [0, 1] * 50)
+    >>> detector.anomaly_score(images).shape
+    (100,)
+    >>> new = clip_like(100, 64, "image", 4)
+    >>> bool((detector.predict(new) == 1).mean() > 0.8)
+    True
+    """
+
+    _estimator_type = "outlier_detector"  # what scikit-learn before 1.6 asks for
+
+    def __init__(
+        self,
+        vocabulary: Embeddings | None = None,
+        class_embeddings: Embeddings | None = None,
+        *,
+        k: int = 10,
+        lam: float = 0.5,
+        shrinkage: float = 0.0,
+        threshold: float | None = None,
+        contamination: float = 0.05,
+        backend: str = "auto",
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.class_embeddings = class_embeddings
+        self.k = k
+        self.lam = lam
+        self.shrinkage = shrinkage
+        self.threshold = threshold
+        self.contamination = contamination
+        self.backend = backend
+        self.threads = threads
+        self.device = device
+
+    @isolated
+    def fit(self, X: Embeddings, y: Sequence[Any] | npt.ArrayLike | None = None) -> BlissDetector:
+        """Learn what images of the normal classes look like.
+
+        Parameters
+        ----------
+        X
+            (n, d) unit embeddings of normal images.
+        y
+            n classes: numbers 0..C-1, or names where `class_embeddings` is a store. May be left out
+            where there is one class. -1 leaves an image out: it is neither calibrated with, nor
+            counted for the threshold; how many are left out is logged as a warning.
+
+        Raises
+        ------
+        InvalidInputError
+            Shapes, norms or labels do not fit.
+        CalibrationError
+            A class has fewer than two different images; with a shrinkage, none.
+        ModelMismatchError
+            Stores of different models were given.
+
+        Warns
+        -----
+        CalibrationWarning
+            A class has fewer than ten images and `shrinkage` is 0; or no class has enough images
+            to hold any out for the threshold.
+        """
+        require_real(
+            self.contamination, "contamination", "lie in (0, 0.5]", lambda share: 0 < share <= 0.5
+        )
+        if self.threshold is not None:
+            require_real(self.threshold, "threshold", "be a number, or None")
+        vocabulary = _rows_of(self.vocabulary, "vocabulary")
+        texts = _rows_of(self.class_embeddings, "class_embeddings")
+        images = _rows_of(X, "X")
+        for other in (texts, images):
+            _require_compatible(vocabulary, other)
+            require_same_order(other.columns, vocabulary.columns, other.what, vocabulary.what)
+        for source in (vocabulary, texts, images):
+            source.require_unit()
+        entries = vocabulary.matrix()
+        search = exact_search(
+            entries, self.k, backend=self.backend, threads=self.threads, device=self.device
+        )
+        names = texts.names()
+        labels = _class_numbers(y, images.rows, names)
+        calibration = calibrate(
+            (
+                (rows, np.where(good, labels[start : start + rows.shape[0]], -1))
+                for start, rows, good in images.batches()
+            ),
+            texts.matrix(),
+            names,
+            shrinkage=self.shrinkage,
+        )
+        if text := few_images_warning(calibration):
+            warnings.warn(text, CalibrationWarning, stacklevel=2)
+        self._scorer = BlissScorer(search, entries, calibration, lam=self.lam, threads=self.threads)
+        self._vocabulary_source = vocabulary
+        self.calibration_ = calibration
+        self.classes_ = np.array(names)
+        self.n_features_in_ = calibration.dim
+        self._columns = images.columns
+        if images.columns is not None and all(isinstance(name, str) for name in images.columns):
+            self.feature_names_in_ = np.array(images.columns, dtype=object)
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        self.left_out_ = images.rows - calibration.images
+        if (labels == NO_CLASS).any():
+            _LOGGER.warning(
+                "%d of %d images are labelled %d: they are left out of the calibration and of the "
+                "threshold", (labels == NO_CLASS).sum(), images.rows, NO_CLASS,
+            )  # fmt: skip
+        self.offset_ = self._threshold_of(images, labels)
+        return self
+
+    @isolated
+    def anomaly_score(self, X: Embeddings) -> npt.NDArray[np.float64]:
+        """Return the (n,) anomaly scores S(x), higher = more anomalous; NaN for a store's bad rows.
+
+        Raises
+        ------
+        InvalidInputError
+            The detector is not fitted, the dimension differs, or rows of an array are not of unit
+            norm; they are named.
+        """
+        return self._score(self._checked(X))
+
+    def score_samples(self, X: Embeddings) -> npt.NDArray[np.float64]:
+        """Return the (n,) negated anomaly scores: higher = more normal, as in scikit-learn."""
+        return -self.anomaly_score(X)
+
+    def decision_function(self, X: Embeddings) -> npt.NDArray[np.float64]:
+        """Return the (n,) distances to the threshold: negative = anomaly, as in scikit-learn."""
+        scores = self.anomaly_score(X)
+        return np.asarray(self.offset_ - scores)
+
+    def predict(self, X: Embeddings) -> npt.NDArray[np.int64]:
+        """Return (n,) labels: 1 = normal, -1 = anomaly, as in scikit-learn.
+
+        A store's bad rows have no score; they are -1.
+        """
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def fit_predict(
+        self, X: Embeddings, y: Sequence[Any] | npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.int64]:
+        """Fit, then predict the same images."""
+        return self.fit(X, y).predict(X)
+
+    @isolated
+    def explain(self, X: Embeddings) -> Scores:
+        """Return the scores with their nearest classes, internal and external parts, and entries.
+
+        Raises
+        ------
+        InvalidInputError
+            As for :meth:`anomaly_score`.
+        """
+        images = self._checked(X)
+        return self._scorer.score(images.matrix())
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments by name."""
+        return {name: getattr(self, name) for name in self._parameter_names()}
+
+    def set_params(self, **params: Any) -> BlissDetector:
+        """Set constructor arguments by name; takes effect at the next fit."""
+        known = self._parameter_names()
+        for name, value in params.items():
+            if name not in known:
+                raise InvalidInputError(
+                    f"BlissDetector has no parameter {name!r}; it has {', '.join(known)}"
+                )
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        """Say what kind of estimator this is; scikit-learn asks, and is imported only then."""
+        from sklearn.utils import Tags, TargetTags
+
+        return Tags(
+            estimator_type=self._estimator_type,
+            target_tags=TargetTags(required=False),
+            transformer_tags=None,
+            classifier_tags=None,
+            regressor_tags=None,
+        )
+
+    def __repr__(self) -> str:
+        shown = ("k", "lam", "threshold", "contamination", "backend")
+        return f"BlissDetector({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    @classmethod
+    def _parameter_names(cls) -> list[str]:
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    def _threshold_of(self, images: _Rows, labels: npt.NDArray[np.int64]) -> float:
+        """Return the threshold: the given one, or that of held-out images."""
+        if self.threshold is not None:
+            return float(self.threshold)
+        scores = self._held_out_scores(images, labels)
+        if scores.size == 0:
+            warnings.warn(
+                "no class has three images to hold one out in turn (two with a shrinkage), so the "
+                "threshold of predict() comes from images that the detector knows, and flags far "
+                f"more than {self.contamination:.0%} of new normal images; give more images, a "
+                "shrinkage or a threshold",
+                CalibrationWarning,
+                stacklevel=3,
+            )
+            known = self._score(images)[labels != NO_CLASS]
+            scores = known[np.isfinite(known)]
+        rank = math.ceil((scores.size + 1) * (1 - self.contamination) - 1e-9)
+        return float(np.sort(scores)[min(rank, scores.size) - 1])
+
+    def _held_out_scores(
+        self, images: _Rows, labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """Scores of the images of classes that are large enough, each by the others."""
+        good = np.zeros(images.rows, dtype=bool)
+        for start, rows, there in images.batches():
+            good[start : start + rows.shape[0]] = there
+        remaining = 1 if self.shrinkage else 2
+        counts = np.bincount(labels[good & (labels >= 0)], minlength=len(self.classes_))
+        # Of a class of n images at most ceil(n / folds) are held out at once.
+        large = counts - -(-counts // _FOLDS) >= remaining
+        used = good & (labels >= 0)
+        held = used.copy()
+        held[used] = large[labels[used]]
+        if not held.any():
+            return np.empty(0)
+        scores = held_out_scores(
+            images.matrix()[used], labels[used], self.calibration_.class_embeddings,
+            self._vocabulary_source.matrix(), self._scorer.search, lam=self.lam, folds=_FOLDS,
+            shrinkage=self.shrinkage, held=held[used],
+        )  # fmt: skip
+        return scores[held[used]]
+
+    def _checked(self, X: Embeddings) -> _Rows:
+        """Images that this detector can score."""
+        if not hasattr(self, "_scorer"):
+            raise InvalidInputError("this BlissDetector is not fitted; call fit(X, y) first")
+        images = _rows_of(X, "X")
+        _require_compatible(self._vocabulary_source, images)
+        require_same_order(images.columns, self._columns, images.what, "the images of fit")
+        require_same_order(
+            images.columns, self._vocabulary_source.columns, images.what, "vocabulary"
+        )
+        images.require_unit()
+        return images
+
+    def _score(self, images: _Rows) -> npt.NDArray[np.float64]:
+        scores = np.full(images.rows, np.nan)
+        for start, rows, good in images.batches():
+            part = scores[start : start + rows.shape[0]]
+            part[good] = self._scorer.score(rows[good]).anomaly
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _ArrayRows:
+    """The rows of an array; all of them are good."""
+
+    what: str
+    array: npt.NDArray[Any]
+    columns: tuple[Any, ...] | None = None
+
+    model = None
+
+    def require_unit(self) -> None:
+        """Raise InvalidInputError, naming rows, unless an array's are of unit norm."""
+        _require_unit(self.array, self.what)
+
+    @property
+    def rows(self) -> int:
+        return int(self.array.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self.array.shape[1])
+
+    def matrix(self) -> npt.NDArray[Any]:
+        return self.array
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(map(str, range(self.rows)))
+
+    def batches(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+        """Yield the first row, the rows, and which of them are good."""
+        yield 0, self.array, np.ones(self.rows, dtype=bool)
+
+
+@dataclass(frozen=True, eq=False)
+class _StoreRows:
+    """The rows of a store, read shard by shard."""
+
+    what: str
+    store: EmbeddingStore
+
+    columns = None
+
+    @property
+    def model(self) -> ModelIdentity:
+        return self.store.model
+
+    @property
+    def rows(self) -> int:
+        return self.store.rows
+
+    @property
+    def dim(self) -> int:
+        return self.store.dim
+
+    def matrix(self) -> npt.NDArray[Any]:
+        return self.store.embeddings()
+
+    def require_unit(self) -> None:
+        """A store's rows are of unit norm where they are good."""
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.store.texts() if self.store.kind == "text" else self.store.keys())
+
+    def batches(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+        """Yield the first row, the rows, and which of them are good."""
+        for shard in self.store.iter_shards():
+            yield shard.start, shard.embeddings, shard.good
+
+
+_Rows = _ArrayRows | _StoreRows
+
+
+def _rows_of(value: Embeddings | None, what: str) -> _Rows:
+    """Recognise an array, a store or a path."""
+    if value is None:
+        raise InvalidInputError(f"{what} is missing: give an array, a store or its path")
+    if isinstance(value, (str, Path)):
+        return _StoreRows(what, EmbeddingStore.open(value))
+    if isinstance(value, EmbeddingStore):
+        return _StoreRows(what, value)
+    return _ArrayRows(what, as_matrix(value, what), column_names(value))
+
+
+def _require_unit(array: npt.NDArray[Any], what: str) -> None:
+    defects = norm_defects(array)
+    if defects.size:
+        rows = array[defects[:1]].astype(np.float64)
+        norm = float(np.sqrt((rows * rows).sum()))
+        raise InvalidInputError(
+            f"{defects.size} of {array.shape[0]} rows of {what} are not of unit norm: row(s) "
+            f"{listed(defects.tolist())}; the first has norm {norm:.6g}. Divide rows by their "
+            "norm, and leave out zero and NaN rows."
+        )
+
+
+def _require_compatible(first: _Rows, second: _Rows) -> None:
+    if first.dim != second.dim:
+        raise InvalidInputError(
+            f"{first.what} has dimension {first.dim}, {second.what} has dimension {second.dim}; "
+            "were they encoded by the same model?"
+        )
+    if first.model is not None and second.model is not None:
+        require_same_model(first.model, second.model, first.what, second.what)
+
+
+def _class_numbers(
+    y: Sequence[Any] | npt.ArrayLike | None, rows: int, names: Sequence[str]
+) -> npt.NDArray[np.int64]:
+    if y is None:
+        if len(names) > 1:
+            raise InvalidInputError(f"y is needed to tell {len(names)} classes apart")
+        return np.zeros(rows, dtype=np.int64)
+    labels = as_array(y, "y")
+    if labels.shape != (rows,):
+        raise InvalidInputError(
+            f"y has shape {labels.shape}, X has {rows} rows: one label per image is needed"
+        )
+    if labels.dtype.kind == "f":  # as tables keep whole numbers
+        odd = labels[~(np.isfinite(labels) & (np.rint(labels) == labels))]
+        if odd.size:
+            raise InvalidInputError(
+                f"y holds {odd[0]}; class numbers are whole, 0 to {len(names) - 1}"
+            )
+    if labels.dtype.kind in "iuf":
+        return labels.astype(np.int64)
+    given = [str(label) for label in labels]
+    find = ClassNames(names)
+    number = {name: find.position(name) for name in set(given)}
+    unknown = sorted(name for name, position in number.items() if position is None)
+    if unknown:
+        raise InvalidInputError(
+            f"y names {len(unknown)} classes that class_embeddings does not have: "
+            f"{listed([repr(name) for name in unknown])}"
+        )
+    return np.array([number[name] for name in given], dtype=np.int64)

@@ -1,0 +1,66 @@
+"""How much memory a scoring job takes, planned before it starts."""
+
+from __future__ import annotations
+
+from bliss_index.jobs.memory import MemoryPlan, fit_memory
+from bliss_index.scoring.scorer import BLOCK_ROWS
+
+MOST_BATCH_ROWS = 8192
+MOST_BATCH_ROWS_ON_GPU = 65536
+LEAST_BATCH_ROWS = 64
+_THREAD_BYTES = 12 << 20
+
+
+def plan_memory(
+    *,
+    entries: int,
+    dim: int,
+    item_bytes: int,
+    classes: int,
+    k: int,
+    threads: int,
+    workers: int,
+    calibration: int = 0,
+    budget: int | None = None,
+    on_gpu: bool = False,
+) -> MemoryPlan:
+    """Choose the largest batch that keeps a job within its budget.
+
+    Parameters
+    ----------
+    entries, dim, item_bytes, classes, k
+        Size of the vocabulary, of a vector and of its coordinates, of the calibration, of the top.
+    threads
+        Threads of one process.
+    workers
+        Processes.
+    calibration : int, default=0
+        Bytes of the calibration: moments, or the images of small classes.
+    budget
+        Bytes of the host; by default 80 % of what is available now.
+    on_gpu
+        Whether batches go to a GPU, which wants larger ones.
+
+    Raises
+    ------
+    JobError
+        Even the smallest batch does not fit; both sizes are named.
+    """
+    pieces = {
+        "vocabulary": entries * dim * item_bytes,
+        "search": entries * (dim + 64) + threads * _THREAD_BYTES,
+        "tables": 2 * 4 * entries * classes,
+        "calibration": calibration,
+        "blocks": BLOCK_ROWS * (8 * dim + 5 * 8 * classes),
+    }
+    return fit_memory(
+        pieces,
+        "batches of {} images",
+        dim * 16 + k * 64 + 512,
+        workers=workers,
+        budget=budget,
+        least=LEAST_BATCH_ROWS,
+        most=MOST_BATCH_ROWS_ON_GPU if on_gpu else MOST_BATCH_ROWS,
+        what=f"{entries} entries and {classes} classes",
+        remedy=", or use a smaller vocabulary",
+    )

@@ -1,0 +1,269 @@
+"""What a scoring job computes: everything that decides its output, and nothing else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from bliss_index.calibration import Calibration
+from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
+from bliss_index.scoring.scorer import BlissScorer, Scorer, require_lam
+from bliss_index.search.protocol import TensorSearch
+from bliss_index.store import EmbeddingStore, require_same_model
+
+if TYPE_CHECKING:
+    from bliss_index.search.protocol import TopKSearch
+
+EXACT_SEARCHES = ("auto", "native", "torch", "cuda", "faiss")
+_TORCH_SEARCHES = ("auto", "torch", "cuda")  # those that a device says something to
+INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Settings of a job.
+
+    Attributes
+    ----------
+    corpus, calibration
+        Directories of the vocabulary and of the normal classes.
+    k, lam
+        Entries per image, and the weight of the external score.
+    search
+        "auto" takes the fastest exact search, "native", "torch", "cuda" and "faiss" name one, and
+        "flat", "ivf", "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
+    device
+        "auto", "cpu", or a torch device such as "cuda:0".
+    threads
+        Threads of one process; None for all.
+    explain
+        Whether the output names the k entries of every image and what they contributed.
+    threshold
+        Anomaly score from which an image is flagged; None for no flag.
+    normal_scores
+        File of scores of held-out normal images, for p-values; None for none.
+    false_alarm_rate
+        Probability that a normal image is flagged, which takes the place of a threshold; needs
+        `normal_scores`.
+    """
+
+    corpus: str
+    calibration: str
+    k: int = 10
+    lam: float = 0.5
+    search: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    explain: bool = False
+    threshold: float | None = None
+    normal_scores: str | None = None
+    false_alarm_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.false_alarm_rate is not None and self.normal_scores is None:
+            raise InvalidInputError(
+                f"a false-alarm rate of {self.false_alarm_rate} needs the scores of held-out "
+                "normal images: --normal-scores, made by 'bliss-index threshold'"
+            )
+        if self.false_alarm_rate is not None and self.threshold is not None:
+            raise InvalidInputError(
+                f"give either a threshold ({self.threshold}) or a false-alarm rate "
+                f"({self.false_alarm_rate}), not both"
+            )
+        if self.search not in (*EXACT_SEARCHES, *INDEX_SEARCHES):
+            raise InvalidInputError(
+                f"search must be one of {', '.join((*EXACT_SEARCHES, *INDEX_SEARCHES))}, got "
+                f"{self.search!r}"
+            )
+        require_lam(self.lam)
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise InvalidInputError(f"the threshold must be a finite number, got {self.threshold}")
+        if self.threads is not None and self.threads < 1:
+            raise InvalidInputError(f"threads must be at least 1, got {self.threads}")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the search finds the true top k, however it does it."""
+        return self.search in EXACT_SEARCHES or self.search == "flat"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether scores are computed on a GPU, and not only entries found there."""
+        on_device = _torch_device(self.device) or ""
+        return self.search in _TORCH_SEARCHES and on_device.startswith("cuda")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoringInputs:
+    """An opened corpus and calibration that belong together."""
+
+    settings: ScoreSettings
+    corpus: EmbeddingStore
+    calibration: Calibration
+    normal: NormalScores | None = None
+
+    @classmethod
+    def open(cls, settings: ScoreSettings) -> ScoringInputs:
+        """Open both and check that one model made them.
+
+        Raises
+        ------
+        StoreError, ModelMismatchError, InvalidInputError
+            They cannot be read, do not belong together, or the vocabulary has fewer than k entries.
+        """
+        corpus = EmbeddingStore.open(settings.corpus, kind="text")
+        calibration = Calibration.load(settings.calibration)
+        if calibration.model is None:
+            raise StoreError(f"{settings.calibration} does not say which model made it")
+        require_same_model(
+            corpus.model,
+            calibration.model,
+            f"corpus {settings.corpus}",
+            f"calibration {settings.calibration}",
+        )
+        if not 1 <= settings.k <= corpus.rows:
+            raise InvalidInputError(
+                f"k = {settings.k} must lie between 1 and the {corpus.rows} entries of "
+                f"{settings.corpus}; lower k"
+            )
+        normal = None
+        if settings.normal_scores is not None:
+            normal = NormalScores.read(settings.normal_scores)
+            identity = ScoreIdentity(
+                settings.k, float(settings.lam), corpus.content_hash, calibration.content_hash
+            )
+            normal.require(identity, settings.normal_scores)
+        return cls(settings, corpus, calibration, normal)
+
+    @property
+    def threshold(self) -> float | None:
+        """Anomaly score from which an image is flagged; None for no flags."""
+        settings = self.settings
+        if self.normal is None or settings.false_alarm_rate is None:
+            return settings.threshold
+        return self.normal.threshold(settings.false_alarm_rate).value
+
+    def result_settings(self) -> dict[str, Any]:
+        """Everything that must not change between the runs of one job."""
+        settings = self.settings
+        search = "exact" if settings.is_exact else settings.search
+        values: dict[str, Any] = {
+            "k": settings.k,
+            "lam": settings.lam,
+            "search": search,
+            "explain": settings.explain,
+            "scores computed on": "GPU" if settings.on_gpu else "processor",
+            "threshold": self.threshold,
+            "normal scores": None if self.normal is None else self.normal.content_hash,
+            "corpus content hash": self.corpus.content_hash,
+            "calibration content hash": self.calibration.content_hash,
+        }
+        if search != "exact":
+            values["index sha256"] = self._index_sha256()
+        return values
+
+    def chosen(self, queries: npt.NDArray[Any], rows: int) -> tuple[ScoreSettings, str]:
+        """Replace the search "auto" by the fastest exact one here; also say why.
+
+        Parameters
+        ----------
+        queries
+            (n, d) images of the job, some hundred.
+        rows
+            Images to score.
+        """
+        settings = self.settings
+        if settings.search != "auto":
+            return settings, ""
+        if settings.on_gpu:
+            return settings, f"exact search on {_torch_device(settings.device)}"
+        from bliss_index.search.choice import choose_search
+
+        choice = choose_search(
+            self.corpus.embeddings(),
+            settings.k,
+            queries=queries,
+            rows=rows,
+            threads=settings.threads,
+        )
+        return replace(settings, search=choice.name), choice.reason
+
+    def job_scorer(self) -> Scorer:
+        """Prepare what scores a job's images: on a GPU where the settings name one."""
+        if not self.settings.on_gpu:
+            return self.make_scorer()
+        from bliss_index.scoring.device_scorer import DeviceScorer
+
+        entries = self.corpus.embeddings()
+        search = self._open_search(entries)
+        if not isinstance(search, TensorSearch):
+            raise InvalidInputError(f"search {search.name!r} does not keep tensors on a GPU")
+        return DeviceScorer(search, entries, self.calibration, lam=self.settings.lam)
+
+    def make_scorer(self) -> BlissScorer:
+        """Prepare the search and the tables; takes memory and time."""
+        entries = self.corpus.embeddings()
+        search = self._open_search(entries)
+        return BlissScorer(
+            search,
+            entries,
+            self.calibration,
+            lam=self.settings.lam,
+            threads=self.settings.threads,
+        )
+
+    def _open_search(self, entries: Any) -> TopKSearch:
+        settings = self.settings
+        if settings.search in INDEX_SEARCHES:
+            from bliss_index.search.faiss.index import open_index
+
+            device = "cpu" if settings.device == "auto" else settings.device
+            return open_index(
+                self.corpus, settings.k, settings.search, device, threads=settings.threads
+            )
+        from bliss_index.search.choice import make_exact
+
+        return make_exact(
+            settings.search,
+            entries,
+            settings.k,
+            threads=settings.threads,
+            device=_torch_device(settings.device) if settings.search in _TORCH_SEARCHES else None,
+        )
+
+    def _index_sha256(self) -> str:
+        from bliss_index.search.faiss.index import index_records
+
+        kind = self.settings.search
+        for record in index_records(self.corpus):
+            if record.kind == kind:
+                return record.sha256
+        raise StoreError(
+            f"{self.corpus.path} has no {kind} index; build it: "
+            f"bliss-index build {Path(self.corpus.path)} --index {kind}"
+        )
+
+
+def named_device(device: str) -> str:
+    """Decide what "auto" means on this machine: "cpu" or the first GPU; others stay."""
+    return _torch_device(device) or "cpu"
+
+
+def _torch_device(device: str) -> str | None:
+    """Return a torch device for the search, or None for the processor's own engine."""
+    if device == "cpu":
+        return None
+    if device != "auto":
+        return device
+    from bliss_index.search.device.choice import find_gpu
+
+    return find_gpu()[0]

@@ -1,0 +1,382 @@
+"""BLISS scores: the formulas of Goodge, Hooi and Ng (BMVC 2024, arXiv 2407.17083), on arrays.
+
+For a unit image embedding x, normal classes c with text embeddings t_c, and the k entries w of the
+vocabulary most similar to x:
+
+    I_c(x) = -(<x, t_c> - mu_c) / sigma_c
+    E_c(x) = 1/k sum_w (<x, t_w> - mu_cw) / sigma_cw
+    S(x)   = min_c [ I_c(x) + lambda E_c(x) ]            higher = more anomalous
+
+mu and sigma are mean and population deviation (+ 1e-8) of the same similarity over the images of
+class c. The k entries are chosen by raw similarity, once per image. A calibration may shrink its
+variances (:class:`bliss_index.calibration.Calibration`); by default it does not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.calibration import Calibration
+from bliss_index.devices import thread_count
+from bliss_index.errors import InvalidInputError
+from bliss_index.scoring.native_kernel import NativeTail, Winners, tail_available
+from bliss_index.search.inputs import as_matrix, require_real
+from bliss_index.search.isolation import isolated
+from bliss_index.search.protocol import TopKSearch
+
+BLOCK_ROWS = 1024
+_ENTRY_ROWS = 256
+
+Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of n images.
+
+    Attributes
+    ----------
+    anomaly
+        (n,) float64 S, higher = more anomalous.
+    nearest_class
+        (n,) int64, the class that attains the minimum; of equal ones the first.
+    internal, external
+        (n,) float64, I and E of that class: anomaly = internal + lambda * external.
+    similarities, ids
+        (n, k) float32 and int64: the entries most similar to each image.
+    """
+
+    anomaly: npt.NDArray[np.float64]
+    nearest_class: npt.NDArray[np.int64]
+    internal: npt.NDArray[np.float64]
+    external: npt.NDArray[np.float64]
+    similarities: npt.NDArray[np.float32]
+    ids: npt.NDArray[np.int64]
+
+
+class Scorer(Protocol):
+    """What a bulk job needs of a scorer: its work in four steps, so that batches can overlap.
+
+    A batch is staged, searched and combined, and while one is searched the next is staged. Images
+    and search results are of the scorer's own kind: arrays for :class:`BlissScorer`, tensors on
+    the GPU for :class:`bliss_index.scoring.device_scorer.DeviceScorer`.
+    """
+
+    calibration: Calibration
+
+    def stage(self, images: npt.NDArray[Any], /) -> Any:
+        """Bring (n, d) images to where they are scored; the result has a shape and slices."""
+        ...
+
+    def find(self, images: Any, /) -> tuple[Any, Any]:
+        """Search staged images: similarities and ids (n, k)."""
+        ...
+
+    def join(self, pieces: Sequence[Any], /) -> tuple[Any, Any]:
+        """Put the results of successive images together."""
+        ...
+
+    def combine(self, images: Any, similarities: Any, ids: Any, /) -> Scores:
+        """Score staged images whose search is done."""
+        ...
+
+    def contributions(self, scores: Scores, /) -> npt.NDArray[np.float64]:
+        """What each entry adds to the anomaly score: (n, k)."""
+        ...
+
+
+class ExternalTables:
+    """What normalises the similarity to an entry, for every class.
+
+    (s - mu_cw) / sigma_cw = s A_wc - B_wc with A = 1 / sigma (`scale`) and B = mu / sigma
+    (`shift`), both (W, C) float32. The C values of an entry are next to each other in memory. They
+    are computed when an entry first occurs in a top k; :meth:`require` does that.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) text embeddings.
+    calibration
+        The normal classes.
+
+    Attributes
+    ----------
+    prior : (C,) array or None
+        Mean variances over the vocabulary, where the calibration shrinks towards them.
+    """
+
+    def __init__(self, vocabulary: npt.NDArray[Any], calibration: Calibration) -> None:
+        self._vocabulary = vocabulary
+        self._calibration = calibration
+        self.prior = calibration.prior_of(vocabulary)
+        shape = (vocabulary.shape[0], len(calibration.classes))
+        # Pages of these arrays that no entry touches are never given memory by the system.
+        self.scale = np.empty(shape, dtype=np.float32)
+        self.shift = np.empty(shape, dtype=np.float32)
+        self._known = np.zeros(shape[0], dtype=bool)
+
+    @property
+    def known(self) -> int:
+        """Number of entries computed so far."""
+        return int(self._known.sum())
+
+    @isolated
+    def require(self, ids: npt.NDArray[np.int64]) -> None:
+        """Compute the rows of these entries, of any shape, unless they are known already.
+
+        A block costs the same however few entries it has, so it is filled with others that are
+        not known yet. Otherwise the rare entries of a long job would each cost a block.
+        """
+        wanted = np.zeros_like(self._known)
+        wanted[ids.reshape(-1)] = True
+        missing = np.flatnonzero(wanted & ~self._known)
+        if free := -missing.size % _ENTRY_ROWS:
+            others = np.flatnonzero(~wanted & ~self._known)[:free]
+            missing = np.concatenate([missing, others])
+        for start in range(0, missing.size, _ENTRY_ROWS):
+            entries = missing[start : start + _ENTRY_ROWS]
+            mu, sigma = self._calibration.statistics(self._vocabulary[entries], self.prior)
+            self.scale[entries] = 1.0 / sigma
+            self.shift[entries] = mu / sigma
+            self._known[entries] = True
+
+
+class BlissScorer:
+    """Scores images against one vocabulary and one calibration.
+
+    Scores of an image do not depend on the images around it, nor on how many come at once.
+
+    Parameters
+    ----------
+    search
+        Top-k search over `vocabulary`; its k is the score's k.
+    vocabulary
+        (W, d) text embeddings, unit norm.
+    calibration
+        The normal classes.
+    lam
+        Weight lambda of the external score, at least 0.
+    threads
+        Threads of the compiled code; by default BLISS_INDEX_THREADS, else all usable processors.
+    native
+        Whether to use the compiled code for what follows the search; by default wherever it is
+        installed. It adds the d terms of an internal score in another order than numpy does, so
+        these agree to 1e-12 or better; everything else is the same.
+
+    Raises
+    ------
+    InvalidInputError
+        Dimensions or sizes differ; both are named.
+    """
+
+    @isolated
+    def __init__(
+        self,
+        search: TopKSearch,
+        vocabulary: npt.NDArray[Any],
+        calibration: Calibration,
+        *,
+        lam: float = 0.5,
+        threads: int | None = None,
+        native: bool | None = None,
+    ) -> None:
+        require_fitting(search, vocabulary, calibration, lam)
+        self._made_of = (search, vocabulary, calibration)
+        self._options: dict[str, Any] = {"lam": lam, "threads": threads, "native": native}
+        self.search = search
+        self.calibration = calibration
+        self.lam = float(lam)
+        self.tables = ExternalTables(vocabulary, calibration)
+        self._texts = calibration.class_embeddings.T.copy()
+        self._mu, self._sigma = calibration.label_statistics(self.tables.prior)
+        self._native = None
+        if tail_available() if native is None else native:
+            self._native = NativeTail(
+                calibration.class_embeddings, self._mu, self._sigma, lam, thread_count(threads)
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Tables are computed again as entries occur: compiled code and its memory stay behind.
+        return partial(type(self), **self._options), self._made_of
+
+    @property
+    def k(self) -> int:
+        """Vocabulary entries per image."""
+        return self.search.k
+
+    def stage(self, images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the images: they are scored where they are."""
+        return images
+
+    def find(self, images: npt.NDArray[Any]) -> Found:
+        """Search (n, d) images: similarities and ids (n, k) of the entries nearest to them."""
+        return self.search.search(images)
+
+    def join(self, pieces: Sequence[Found]) -> Found:
+        """Put the results of successive images together."""
+        similarities, ids = zip(*pieces, strict=True)
+        return np.concatenate(similarities), np.concatenate(ids)
+
+    @isolated
+    def score(self, images: npt.NDArray[Any]) -> Scores:
+        """Score (n, d) unit image embeddings.
+
+        Raises
+        ------
+        InvalidInputError
+            A dimension differs, or rows hold NaN or infinity.
+        """
+        images = as_matrix(images, "images")
+        return self.combine(images, *self.search.search(images))
+
+    @isolated
+    def combine(
+        self,
+        images: npt.NDArray[Any],
+        similarities: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int64],
+    ) -> Scores:
+        """Score images whose search is done.
+
+        Parameters
+        ----------
+        images
+            (n, d) unit image embeddings.
+        similarities, ids
+            (n, k) what :attr:`search` found for them.
+        """
+        images = as_matrix(images, "images")
+        self.tables.require(ids)
+        if self._native is not None:
+            scale, shift = self.tables.scale, self.tables.shift
+            winners = self._native.winners(images, similarities, ids, scale, shift)
+            return Scores(*winners, similarities, ids)
+        n = similarities.shape[0]
+        anomaly, internal, external = np.empty(n), np.empty(n), np.empty(n)
+        nearest = np.empty(n, dtype=np.int64)
+        for start in range(0, n, BLOCK_ROWS):
+            part = slice(start, min(n, start + BLOCK_ROWS))
+            anomaly[part], nearest[part], internal[part], external[part] = self._winners(
+                images[part], similarities[part], ids[part]
+            )
+        return Scores(anomaly, nearest, internal, external, similarities, ids)
+
+    def _winners(
+        self,
+        images: npt.NDArray[Any],
+        similarities: npt.NDArray[np.float32],
+        ids: npt.NDArray[np.int64],
+    ) -> Winners:
+        """Scores, classes and parts of the smallest totals, by numpy."""
+        inner = self.internal_scores(images)
+        outer = self.external_scores(similarities, ids)
+        total = inner + self.lam * outer
+        winner = total.argmin(axis=1)
+        rows = np.arange(winner.size)
+        return total[rows, winner], winner, inner[rows, winner], outer[rows, winner]
+
+    @isolated
+    def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """I_c of (n, d) images for every class: (n, C) float64."""
+        if self._native is not None:
+            return self._native.internal_scores(images)
+        scores = np.empty((images.shape[0], len(self.calibration.classes)))
+        # Always the same shape: a matrix product's last bits may depend on it.
+        block = np.zeros((BLOCK_ROWS, images.shape[1]))
+        for start in range(0, images.shape[0], BLOCK_ROWS):
+            part = images[start : start + BLOCK_ROWS]
+            block[: part.shape[0]] = part
+            similarity = (block @ self._texts)[: part.shape[0]]
+            scores[start : start + BLOCK_ROWS] = (self._mu - similarity) / self._sigma
+        return scores
+
+    @isolated
+    def external_scores(
+        self, similarities: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        """E_c for every class, (n, C) float64, of entries (n, k) whose tables are known.
+
+        Terms are added in the order of the entries, in float64, so that every way of computing
+        them gives the same bits.
+        """
+        total: npt.NDArray[np.float64] = np.zeros((ids.shape[0], len(self.calibration.classes)))
+        for j in range(ids.shape[1]):
+            total += self._term(similarities[:, j], ids[:, j])
+        return np.asarray(total / ids.shape[1])
+
+    @isolated
+    def contributions(self, scores: Scores) -> npt.NDArray[np.float64]:
+        """What each entry adds to the anomaly score: (n, k) float64, summing to lambda E."""
+        return np.asarray(self.deviations(scores) * (self.lam / scores.ids.shape[1]))
+
+    @isolated
+    def deviations(self, scores: Scores) -> npt.NDArray[np.float64]:
+        """(<x, t_w> - mu_cw) / sigma_cw of the entries, for the nearest class: (n, k) float64."""
+        terms: npt.NDArray[np.float64] = np.empty(scores.ids.shape)
+        rows = np.arange(scores.ids.shape[0])
+        for j in range(terms.shape[1]):
+            term = self._term(scores.similarities[:, j], scores.ids[:, j])
+            terms[:, j] = term[rows, scores.nearest_class]
+        return terms
+
+    def _term(
+        self, similarity: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float64]:
+        scale = self.tables.scale[ids].astype(np.float64)
+        return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
+
+
+def require_lam(lam: float) -> None:
+    """Raise InvalidInputError unless lambda is a finite number of at least 0."""
+    require_real(
+        lam, "lam", "be a finite number of at least 0", lambda value: 0 <= value < math.inf
+    )
+
+
+def require_fitting(
+    search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
+) -> None:
+    """Raise InvalidInputError, naming both, unless these can be scored with together."""
+    require_lam(lam)
+    if vocabulary.shape != (search.size, search.dim):
+        raise InvalidInputError(
+            f"the search is over {search.size} x {search.dim} entries, the vocabulary is "
+            f"{' x '.join(map(str, vocabulary.shape))}"
+        )
+    if calibration.dim != search.dim:
+        raise InvalidInputError(
+            f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
+            "were they encoded by the same model?"
+        )
+
+
+@isolated
+def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
+    """Similarity to the nearest label without any correction, negated: (n,) float64.
+
+    -max_c <x, t_c>, for comparison.
+    """
+    similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
+    return np.asarray(-similarity.max(axis=1))
+
+
+@isolated
+def label_scores(
+    images: npt.NDArray[Any],
+    calibration: Calibration,
+    prior: npt.NDArray[np.float64] | None = None,
+) -> npt.NDArray[np.float64]:
+    """The label term alone: min_c I_c(x), (n,) float64, for comparison.
+
+    `prior` is that of :meth:`bliss_index.calibration.Calibration.label_statistics`.
+    """
+    mu, sigma = calibration.label_statistics(prior)
+    similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
+    return np.asarray(((mu - similarity) / sigma).min(axis=1))

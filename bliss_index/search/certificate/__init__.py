@@ -1,0 +1,1 @@
+"""What every exact search is held to: order, ties, precision, and float64 brute force."""

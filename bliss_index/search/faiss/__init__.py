@@ -1,0 +1,1 @@
+"""FAISS's indexes: building, tuning, searching, on processors and GPUs."""

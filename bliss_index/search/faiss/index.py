@@ -1,0 +1,303 @@
+"""FAISS indexes of a corpus: built, saved beside it, and opened again only where they belong.
+
+``<corpus>/index/`` holds ``<kind>.<hash>.faiss``, as faiss writes it, and ``<kind>.json``, which
+says how it was built, of which corpus content, the file's SHA-256 and the recall measured. Each
+kind has a record of its own, so builds of several kinds do not meet, and who opens an index that is
+built again finds the old one or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bliss_index.errors import (
+    CorruptStoreError,
+    InvalidInputError,
+    OutputError,
+    StaleIndexError,
+    StoreError,
+)
+from bliss_index.search.faiss.build import Corpus, IndexParameters, build_index
+from bliss_index.search.faiss.runtime import import_faiss
+from bliss_index.search.faiss.search import KINDS, FaissSearch
+from bliss_index.storage.files import (
+    NewFile,
+    commit_content,
+    make_directory,
+    read_json,
+    write_json,
+)
+from bliss_index.storage.hashing import file_sha256
+
+__all__ = [
+    "Corpus",
+    "FaissSearch",
+    "IndexParameters",
+    "IndexRecord",
+    "build_index",
+    "index_records",
+    "open_index",
+    "save_index",
+]
+
+FORMAT_VERSION = 2
+INDEX_FOLDER = "index"
+_CLASSES = {
+    "flat": ("IndexFlatIP", "IndexFlat"),
+    "ivf": ("IndexIVFFlat",),
+    "ivfpq": ("IndexIVFPQ",),
+    "hnsw": ("IndexHNSWFlat",),
+    "cagra": ("IndexHNSWCagra",),
+}
+
+
+@dataclass(frozen=True)
+class IndexRecord:
+    """What ``<kind>.json`` says of one index file.
+
+    Attributes
+    ----------
+    kind, file, sha256
+        Kind, file name, and SHA-256 of the file.
+    rows, dim, content_hash
+        Shape and content hash of the corpus that was indexed.
+    parameters, effort
+        How it was built; nprobe, efSearch or itopk_size to search with (None: the default).
+    faiss_version
+        Version that wrote the file.
+    recall
+        What was measured, and how (:meth:`TuningReport.to_json`); None where nothing was.
+    number
+        The higher, the later it was written.
+    """
+
+    kind: str
+    file: str
+    sha256: str
+    rows: int
+    dim: int
+    content_hash: str
+    parameters: dict[str, Any]
+    effort: int | None
+    faiss_version: str
+    recall: dict[str, Any] | None
+    number: int = 1
+
+
+def save_index(
+    search: FaissSearch,
+    corpus: Corpus,
+    parameters: IndexParameters | None = None,
+    recall: Mapping[str, Any] | None = None,
+) -> IndexRecord:
+    """Write an index beside its corpus, atomically; an index of the same kind is replaced.
+
+    Parameters
+    ----------
+    search, corpus
+        The index, and the text store that it was built of.
+    parameters
+        What it was built with, for the record.
+    recall
+        The measured recall and how it was measured, ``TuningReport.to_json()``.
+
+    Raises
+    ------
+    InvalidInputError
+        The index is not of this corpus's shape.
+    OutputError
+        The folder cannot be written.
+    """
+    if (search.size, search.dim) != (corpus.rows, corpus.dim):
+        raise InvalidInputError(
+            f"the index holds {search.size} x {search.dim} vectors, the corpus {corpus.path} "
+            f"{corpus.rows} x {corpus.dim}"
+        )
+    faiss = import_faiss()
+    folder = Path(corpus.path) / INDEX_FOLDER
+    index = (
+        search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
+    )
+    make_directory(folder)
+    earlier = index_records(corpus)
+    file = NewFile(folder)
+    try:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.sink.write, 1 << 20))
+        digest = file.sink.sha256
+        record = IndexRecord(
+            kind=search.kind,
+            file=f"{search.kind}.{digest[:16]}.faiss",
+            sha256=digest,
+            rows=search.size,
+            dim=search.dim,
+            content_hash=corpus.content_hash,
+            parameters=asdict(parameters or IndexParameters()),
+            effort=search.effort,
+            faiss_version=str(faiss.__version__),
+            recall=None if recall is None else dict(recall),
+            number=1 + max((one.number for one in earlier), default=0),
+        )
+        commit_content(file, folder, record.file)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"cannot write the index {folder / search.kind}: {error}") from error
+    finally:
+        file.discard()
+    values = {"format_version": FORMAT_VERSION, **asdict(record)}
+    write_json(folder / f"{search.kind}.json", values)
+    for one in earlier:  # those of other content are of no use, and the last one of this kind
+        if one.file != record.file and one.kind == search.kind:
+            with suppress(OSError):
+                (folder / one.file).unlink()
+    return record
+
+
+def index_records(corpus: Corpus) -> list[IndexRecord]:
+    """Read the records of the indexes beside a corpus, the one written last first.
+
+    Raises
+    ------
+    CorruptStoreError
+        A record cannot be read, or is of another format version.
+    """
+    records = []
+    for path in sorted((Path(corpus.path) / INDEX_FOLDER).glob("*.json")):
+        try:
+            data = read_json(path)
+        except CorruptStoreError as error:
+            raise _unreadable(path, error) from error
+        version = data.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise CorruptStoreError(
+                f"{path} has format version {version}, this version of bliss_index reads "
+                f"{FORMAT_VERSION}; upgrade bliss_index, or build the index again"
+            )
+        try:
+            record = IndexRecord(**data)
+            if record.kind not in KINDS or path.name != f"{record.kind}.json":
+                raise ValueError("unknown kind or file name")
+            if not re.fullmatch(rf"{record.kind}\.[0-9a-f]{{16}}\.faiss", record.file):
+                raise ValueError(f"unknown file name {record.file!r}")
+            records.append((-int(record.number), record.kind, record))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(path, error) from error
+    return [record for *_, record in sorted(records, key=lambda item: item[:2])]
+
+
+def _unreadable(path: Path, error: Exception) -> CorruptStoreError:
+    return CorruptStoreError(f"{path} cannot be read ({error}); build the index again")
+
+
+def open_index(
+    corpus: Corpus,
+    k: int = 10,
+    kind: str | None = None,
+    device: str = "cpu",
+    *,
+    storage: str = "float32",
+    shards: bool = False,
+    threads: int | None = None,
+) -> FaissSearch:
+    """Open the index beside a corpus.
+
+    Parameters
+    ----------
+    corpus
+        The text store.
+    k
+        Results per query.
+    kind
+        Which one; None for the one written last.
+    device
+        "cpu", "cuda", "cuda:N", or "cuda:all".
+    storage
+        "float32", or "float16" on a GPU; a flat index stays exact by its certificate.
+    shards
+        With "cuda:all": every GPU holds a part of the entries, rather than a copy of all.
+    threads
+        As for :class:`bliss_index.search.faiss.search.FaissSearch`.
+
+    Raises
+    ------
+    StoreError
+        The corpus has no such index.
+    StaleIndexError
+        The index is of other content than the corpus has now; both hashes are named.
+    CorruptStoreError
+        The file is missing, truncated, altered, or not an index of this kind.
+    MissingDependencyError
+        faiss, or its GPU build, is not installed.
+    """
+    faiss = import_faiss()
+    records = index_records(corpus)
+    chosen = [r for r in records if kind is None or r.kind == kind]
+    if not chosen:
+        have = ", ".join(r.kind for r in records) or "none"
+        raise StoreError(
+            f"{corpus.path} has no {kind or 'FAISS'} index (it has: {have}); "
+            f"build it: bliss-index build {corpus.path} --index {kind or 'flat'}"
+        )
+    record = chosen[0]
+    path = _checked_file(corpus, record)
+    index = faiss.read_index(str(path))
+    metric = index.metric_type
+    if type(index).__name__ not in _CLASSES[record.kind] or metric != faiss.METRIC_INNER_PRODUCT:
+        raise CorruptStoreError(
+            f"{path} holds a {type(index).__name__} of metric {metric}, not an inner product index "
+            f"of kind {record.kind}; {_again(corpus, record)}"
+        )
+    placement = None
+    if device != "cpu":
+        from bliss_index.search.faiss.gpu import place_index
+
+        index, placement = place_index(index, record.kind, device, storage=storage, shards=shards)
+    elif storage != "float32":
+        raise InvalidInputError(f"storage {storage!r} needs a GPU, device is 'cpu'")
+    return FaissSearch(
+        index,
+        corpus.embeddings(),
+        k,
+        kind=record.kind,
+        effort=record.effort,
+        threads=threads,
+        placement=placement,
+    )
+
+
+def verify_index(corpus: Corpus, record: IndexRecord) -> None:
+    """Check that an index file is the one on record, and of the corpus as it is now.
+
+    Raises
+    ------
+    StaleIndexError
+        The index is of other content; both hashes are named.
+    CorruptStoreError
+        The file is missing, truncated or altered.
+    """
+    _checked_file(corpus, record)
+
+
+def _checked_file(corpus: Corpus, record: IndexRecord) -> Path:
+    if record.content_hash != corpus.content_hash:
+        raise StaleIndexError(
+            f"the {record.kind} index of {corpus.path} was built of content {record.content_hash}, "
+            f"the corpus has content {corpus.content_hash} now; {_again(corpus, record)}"
+        )
+    path = Path(corpus.path) / INDEX_FOLDER / record.file
+    if not path.is_file():
+        raise CorruptStoreError(f"{path} is missing; {_again(corpus, record)}")
+    found = file_sha256(path)
+    if found != record.sha256:
+        raise CorruptStoreError(
+            f"{path} has SHA-256 {found}, its record says {record.sha256}: "
+            f"truncated or altered; {_again(corpus, record)}"
+        )
+    return path
+
+
+def _again(corpus: Corpus, record: IndexRecord) -> str:
+    return f"build it again: bliss-index build {corpus.path} --index {record.kind}"

@@ -1,0 +1,1 @@
+"""The native exact search: C++ kernels for x86-64, and their loading."""

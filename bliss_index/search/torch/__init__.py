@@ -1,0 +1,1 @@
+"""The portable exact search, in torch on the processor."""

@@ -1,0 +1,1 @@
+"""The exact search's kernels for GPUs in Triton."""
