@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from bliss_index.search.faiss_build import build_index
-from bliss_index.search.faiss_index import save_index
-from bliss_index.synthetic import clip_like
 
+from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import calibrate
 from bliss_index.jobs import job
-from bliss_index.scoring import JobOptions, ScoreSettings, run_job
+from bliss_index.scoring.scorer import JobOptions, ScoreSettings, run_job
+from bliss_index.search.faiss.build import build_index
+from bliss_index.search.faiss.index import save_index
 from bliss_index.storage.files import make_directory
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 from bliss_index.store import writer as writer_module

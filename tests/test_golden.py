@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from bliss_index.verification import verify_directory
 
 from bliss_index.calibration import Calibration
-from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job, verify_scores
+from bliss_index.report.verification import verify_directory
+from bliss_index.scoring.scorer import ScoresDirectory, ScoreSettings, run_job, verify_scores
 from bliss_index.store import EmbeddingStore, verify_store
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
@@ -45,7 +45,7 @@ def test_a_calibration(golden):
 
 def test_an_index(golden):
     pytest.importorskip("faiss")
-    from bliss_index.search.faiss_index import open_index
+    from bliss_index.search.faiss.index import open_index
 
     assert open_index(EmbeddingStore.open(golden / "corpus"), 3).size == 30
     assert verify_directory(golden / "corpus").ok
