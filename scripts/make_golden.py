@@ -17,7 +17,7 @@ import numpy as np
 from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import calibrate
 from bliss_index.jobs import job
-from bliss_index.scoring.scorer import JobOptions, ScoreSettings, run_job
+from bliss_index.scoring import JobOptions, ScoreSettings, run_job
 from bliss_index.search.faiss.build import build_index
 from bliss_index.search.faiss.index import save_index
 from bliss_index.storage.files import make_directory

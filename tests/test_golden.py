@@ -10,7 +10,7 @@ import pytest
 
 from bliss_index.calibration import Calibration
 from bliss_index.report.verification import verify_directory
-from bliss_index.scoring.scorer import ScoresDirectory, ScoreSettings, run_job, verify_scores
+from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job, verify_scores
 from bliss_index.store import EmbeddingStore, verify_store
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
