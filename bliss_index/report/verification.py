@@ -9,7 +9,7 @@ from bliss_index.calibration import Calibration
 from bliss_index.calibration.files import CALIBRATION_FORMAT
 from bliss_index.errors import BlissError, InvalidInputError, StoreError
 from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, JobDescription
-from bliss_index.scoring.verify_scores import verify_scores
+from bliss_index.scoring.score_verify import verify_scores
 from bliss_index.storage.directory import LocalDirectory
 from bliss_index.storage.files import read_json
 from bliss_index.store import EmbeddingStore, VerificationReport, verify_store

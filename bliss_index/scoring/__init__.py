@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bliss_index.jobs import JobOptions, JobSummary
     from bliss_index.scoring.score_settings import ScoreSettings
+    from bliss_index.scoring.score_verify import verify_scores
     from bliss_index.scoring.score_work import ScoreWork, run_job
     from bliss_index.scoring.scores_directory import ScoresDirectory
-    from bliss_index.scoring.verify_scores import verify_scores
 
 __all__ = [
     "JobOptions",
@@ -32,7 +32,7 @@ _HOMES = {
     "ScoreWork": "bliss_index.scoring.score_work",
     "ScoresDirectory": "bliss_index.scoring.scores_directory",
     "run_job": "bliss_index.scoring.score_work",
-    "verify_scores": "bliss_index.scoring.verify_scores",
+    "verify_scores": "bliss_index.scoring.score_verify",
 }
 
 
