@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from bulk_fixtures import Job, make_job, outputs
 
+from bliss_index.devices import find_gpu
 from bliss_index.scoring import run_job
-from bliss_index.search.device.choice import find_gpu
 
 if find_gpu()[0] is None:  # Triton's kernels then run on CPU tensors; read when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -152,7 +152,7 @@ def test_every_process_of_a_job_takes_the_same_device(
     options = JobOptions(engine="ray", devices=("auto",))
     for number, device in enumerate(("cuda", None)):
         monkeypatch.setattr(
-            "bliss_index.search.device.choice.find_gpu", lambda device=device: (device, "a card")
+            "bliss_index.devices.find_gpu", lambda device=device: (device, "a card")
         )
         out = tmp_path / f"scores {number}"
         run_job(job.images, out, job.settings(device="auto", search="auto"), options)

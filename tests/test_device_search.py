@@ -17,13 +17,13 @@ import torch
 from test_torch_proposals import KINDS, data
 
 from bliss_index.bench.synthetic import clip_like
+from bliss_index.devices import find_gpu
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search import exact_search, reference_search
 from bliss_index.search.certificate.ordering import exact_dot, to_float32
 from bliss_index.search.device import engine as engines
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.search.device.base import DeviceEngine
-from bliss_index.search.device.choice import find_gpu
 from bliss_index.search.device.codes import (
     BFLOAT16,
     FORMATS,

@@ -14,7 +14,7 @@ import pytest
 from bulk_fixtures import make_job, shard, write_images
 
 from bliss_index.cli.app import app
-from bliss_index.errors import EncoderError, InvalidInputError
+from bliss_index.errors import EncoderError, InvalidInputError, MissingDependencyError
 from bliss_index.evaluation.from_scores import evaluate_directory
 from bliss_index.evaluation.metrics import evaluate_scores
 from bliss_index.report.explanation import explain_image
@@ -51,15 +51,16 @@ def test_numbers_that_are_none(job, settings, message):
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("cuda:97", "there is no device cuda:97: torch sees [0-9]+ GPUs here; choose among cpu"),
-        ("banana", "'banana' is not a device; write 'auto', 'cpu', or GPUs such as '0,1'"),
-        ("", "'' is not a device"),
+        ("cuda:97", "device 'cuda:97' (cannot be used: .*or take the CPU|is not here: torch sees)"),
+        ("banana", "device 'banana' is not known; give 'auto' or one of cpu, .* listed as '0,1'"),
+        ("", "device '' is not known"),
     ],
 )
 def test_devices_that_are_not_here(job, tmp_path, device, message):
-    with pytest.raises(InvalidInputError, match=message):
+    absent = (InvalidInputError, MissingDependencyError)
+    with pytest.raises(absent, match=message):
         run_job(job.images, tmp_path / "s", job.settings(device=device))
-    with pytest.raises(InvalidInputError, match=message):
+    with pytest.raises(absent, match=message):
         options = JobOptions(workers=2, devices=("cpu", device))
         run_job(job.images, tmp_path / "s", job.settings(), options)
     assert not (tmp_path / "s").exists()

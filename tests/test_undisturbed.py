@@ -28,6 +28,7 @@ from test_device_search import triton_engine
 
 from bliss_index import BlissDetector, exact_search
 from bliss_index.calibration import calibrate
+from bliss_index.devices import find_gpu
 from bliss_index.errors import BlissError, InvalidInputError, MissingDependencyError
 from bliss_index.scoring.device_scorer import DeviceScorer
 from bliss_index.scoring.scorer import BlissScorer
@@ -35,7 +36,6 @@ from bliss_index.scoring.thresholds import conformal_p_values, threshold_at
 from bliss_index.search import isolation, reference_search
 from bliss_index.search.certificate.precision import UNIT_BFLOAT16, UNIT_TF32, factor_unit
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
-from bliss_index.search.device.choice import find_gpu
 from bliss_index.search.device.engine import torch_engine
 from bliss_index.search.exact import ExactSearch
 from bliss_index.search.inputs import as_tensor
@@ -568,7 +568,8 @@ def test_tiles(tile: Any, backend: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "device", ["banana", "gpu", "meta", "", "cuda:x", "cuda:-1", "cpu:1", "CUDA", 0, CPU]
+    "device",
+    ["banana", "gpu", "meta", "", "cuda:x", "cuda:-1", "cpu:1", "CUDA", 0, torch.device("meta")],
 )
 def test_unknown_devices(device: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"device .*give"):
@@ -582,7 +583,7 @@ def test_absent_devices(device: str) -> None:
 
 
 def test_the_highest_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bliss_index.search.device.choice.find_gpu", lambda: ("cuda", "a GPU"))
+    monkeypatch.setattr("bliss_index.devices.find_gpu", lambda: ("cuda", "a GPU"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InvalidInputError, match="torch sees 2 GPUs, the last is 'cuda:1'"):
         exact_search(sample()[0], K, device="cuda:99")

@@ -20,7 +20,6 @@ from bliss_index.cli.jobs import (
     EngineOption,
     MemoryOption,
     TaskOption,
-    device_names,
     end,
     job_options,
     make_listener,
@@ -36,6 +35,7 @@ from bliss_index.cli.options import (
     StoreOutput,
     one_of,
 )
+from bliss_index.devices import device_names, resolve_device
 
 if TYPE_CHECKING:
     from bliss_index.jobs import JobOptions
@@ -211,10 +211,14 @@ def _options(
 ) -> JobOptions:
     """Options of an encoding job; on a processor, one worker for each of its threads."""
     from bliss_index.encode.encode_work import default_workers
-    from bliss_index.encode.model import device_name
+    from bliss_index.encode.model import ENCODER_DEVICES
 
-    named = tuple(device_name(name) for name in device_names(devices or device))
-    chosen = workers is None and engine == "local"
+    here = engine == "local"
+    named = tuple(
+        resolve_device(name, among=ENCODER_DEVICES, here=here)
+        for name in device_names(devices or device)
+    )
+    chosen = workers is None and here
     if chosen:
         workers = default_workers(named)
     return job_options(workers, named, engine, task, memory, fewer_workers=chosen)

@@ -33,14 +33,6 @@ MemoryOption = Annotated[
 ]
 
 
-def device_names(text: str) -> tuple[str, ...]:
-    """Read '0,1' as two GPUs; anything else is taken as it is."""
-    return tuple(
-        f"cuda:{name.strip()}" if name.strip().isdigit() else name.strip()
-        for name in text.split(",")
-    )
-
-
 def job_options(
     workers: int | None,
     devices: Sequence[str],

@@ -14,7 +14,6 @@ from bliss_index.cli.jobs import (
     MemoryOption,
     TaskOption,
     WorkersOption,
-    device_names,
     end,
     job_options,
     make_listener,
@@ -28,6 +27,7 @@ from bliss_index.cli.options import (
     ThreadsOption,
     one_of,
 )
+from bliss_index.devices import device_names
 
 if TYPE_CHECKING:
     from bliss_index.scoring import JobSummary

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.devices import resolve_device
 from bliss_index.encode.checkpoint import (
     ModelSource,
     check_positions,
@@ -31,8 +32,11 @@ Progress = Callable[[int], None]
 
 _PRECISIONS = ("float32", "bfloat16")
 _PREPROCESSES = ("model", "authors")
-_TEXT_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512}
-_IMAGE_BATCH = {"cpu": 32, "cuda": 256, "mps": 64}
+ENCODER_DEVICES = ("cuda", "mps")
+"""What "auto" stands for where it is there, the first that is."""
+
+_TEXT_BATCH = {"cpu": 256, "cuda": 2048, "mps": 512, "xpu": 512}
+_IMAGE_BATCH = {"cpu": 32, "cuda": 256, "mps": 64, "xpu": 64}
 
 
 class Encoder:
@@ -290,7 +294,7 @@ def load_encoder(
         raise InvalidInputError(f"batch_size is {batch_size}, must be at least 1")
     import torch
 
-    place = _choose_device(device)
+    place = torch.device(resolve_device(device, among=ENCODER_DEVICES))
     source = resolve_model(name, None if pretrained is None else str(pretrained))
     tokenizer = load_tokenizer(source)
     text = source.config["text_cfg"]
@@ -339,31 +343,6 @@ def _geometry(model: Any, source: ModelSource) -> Preprocess:
         if source.preprocess.get(key) is not None:
             settings[key] = source.preprocess[key]
     return Preprocess.from_open_clip(settings)
-
-
-def _choose_device(device: str) -> torch.device:
-    import torch
-
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"unknown device '{device}'; use auto, cpu, cuda or cuda:N"
-        ) from error
-    if place.type not in _TEXT_BATCH:
-        raise InvalidInputError(f"device '{device}' must be one of {', '.join(_TEXT_BATCH)}")
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise EncoderError(f"device '{device}' asked for, {torch.cuda.device_count()} GPUs found")
-    return place
-
-
-def device_name(device: str) -> str:
-    """Decide what "auto" means on this machine; refuse a device that is not here."""
-    return str(_choose_device(device))
 
 
 def _check_choice(what: str, value: str, known: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bliss_index.devices import resolve_device
 from bliss_index.errors import CorruptStoreError, JobError, StoreError, listed
 from bliss_index.jobs.description import (
     FORMAT_VERSION,
@@ -20,7 +21,6 @@ from bliss_index.jobs.description import (
     require_format,
     require_same,
 )
-from bliss_index.jobs.devices import require_devices
 from bliss_index.jobs.listener import JobListener
 from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.memory import MemoryPlan
@@ -75,7 +75,8 @@ def run(
     directory = open_directory(output)
     found = find_job(directory, work.kind, work.command)  # before anything is created
     if options.engine == "local":  # Ray's nodes have devices of their own
-        require_devices(options.devices)
+        for name in options.devices:
+            resolve_device(name)
     settings = work.settings()
     if found is not None:
         complete = work.manifest_name in directory.names()

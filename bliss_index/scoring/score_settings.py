@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
+from bliss_index.devices import resolve_device
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring.scorer import BlissScorer, Scorer, require_lam
@@ -253,17 +254,7 @@ class ScoringInputs:
         )
 
 
-def named_device(device: str) -> str:
-    """Decide what "auto" means on this machine: "cpu" or the first GPU; others stay."""
-    return _torch_device(device) or "cpu"
-
-
 def _torch_device(device: str) -> str | None:
     """Return a torch device for the search, or None for the processor's own engine."""
-    if device == "cpu":
-        return None
-    if device != "auto":
-        return device
-    from bliss_index.search.device.choice import find_gpu
-
-    return find_gpu()[0]
+    name = resolve_device(device, here=False)
+    return None if name == "cpu" else name

@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.devices import thread_count
+from bliss_index.devices import resolve_device, thread_count
 from bliss_index.errors import CorruptStoreError, ModelMismatchError
 from bliss_index.jobs import JobListener, JobOptions, JobSummary, Outcome, Part, Record, run
 from bliss_index.jobs.blas import one_blas_thread
-from bliss_index.jobs.devices import require_devices
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, Plan, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input, part_of
 from bliss_index.scoring.score_memory import plan_memory
 from bliss_index.scoring.score_part import PartScorer
-from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs, named_device
+from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
 from bliss_index.storage import Directory
 from bliss_index.store import require_same_model
 from bliss_index.store.source_part import ColumnNames
@@ -73,14 +72,13 @@ def run_job(
         be written, or another job is writing it.
     """
     options = options or JobOptions()
-    if options.engine == "local":  # Ray's nodes have devices of their own
-        require_devices((settings.device, *options.devices))
     # Decided here, once: a process of the job may see other devices than this one.
-    device = named_device(settings.device)
+    here = options.engine == "local"  # Ray's nodes have devices of their own
+    device = resolve_device(settings.device, here=here)
     threads = max(1, thread_count(settings.threads) // options.processes)
     settings = replace(settings, threads=threads, device=device)
     work = ScoreWork(str(location), settings, columns or ColumnNames())
-    devices = tuple(named_device(name) for name in options.devices) or (device,)
+    devices = tuple(resolve_device(name, here=here) for name in options.devices) or (device,)
     options = replace(options, devices=devices)
     return run(work, output, options, listener)
 

@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.devices import thread_count as thread_count  # bulk.job imports it from here
+from bliss_index.devices import (  # bulk.job imports it from here
+    device_name,
+    find_gpu,
+    resolve_device,
+)
+from bliss_index.devices import thread_count as thread_count
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
     checked_rows,
-    require_device,
-    require_device_here,
     require_dim,
     require_k,
     require_tensor,
@@ -68,8 +71,6 @@ def available_backends() -> dict[str, str]:
     A description that starts with "unavailable" belongs to a backend that cannot be used here.
     """
     from importlib.util import find_spec
-
-    from bliss_index.search.device.choice import find_gpu
 
     native, found = load_native()
     portable = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
@@ -152,7 +153,7 @@ class ExactSearch:
             raise InvalidInputError(
                 f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
             )
-        device = require_device(device)
+        device = None if device is None else device_name(device)
         self._size, self._dim = matrix.shape
         self._k = int(k)
         self._made_of = matrix
@@ -200,7 +201,7 @@ class ExactSearch:
         if wanted == "cuda" or (device or "").startswith("cuda"):
             return _on_gpu(matrix, k, device or "cuda", triton=wanted != "torch")
         if device is not None:
-            require_device_here(device)
+            resolve_device(device)
         from bliss_index.search.torch.backend import TorchBackend
 
         return TorchBackend(matrix, k, device=device, tile=tile, reason=reason)
@@ -318,7 +319,7 @@ class ExactSearch:
 
 def _on_gpu(matrix: npt.NDArray[Any], k: int, device: str, *, triton: bool) -> _Backend:
     """Prepare the search on a GPU."""
-    require_device_here(device)
+    resolve_device(device)
     from bliss_index.search.device.backend import DeviceBackend
     from bliss_index.search.device.engine import torch_engine
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError, listed
+from bliss_index.errors import InvalidInputError, listed
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +20,6 @@ FLOAT64_LARGEST = 2.0**480
 FLOAT64_SMALLEST = 2.0**-480
 MAX_K = 2048
 MAX_TILE = 2**30
-DEVICES = ("cpu", "cuda", "mps", "xpu")
 _SCAN_ELEMENTS = 1 << 22
 
 
@@ -177,73 +176,6 @@ def require_tile(tile: object, least: int) -> tuple[int, int] | None:
     raise InvalidInputError(
         f"tile must be two whole numbers from {least} to {MAX_TILE}, got {tile!r}"
     )
-
-
-def require_device(device: object) -> str | None:
-    """Return the name of a kind of device that is searched on, or None for None.
-
-    Raises
-    ------
-    InvalidInputError
-        It is not a string, or not the name of such a device.
-    """
-    if device is None:
-        return None
-    if not isinstance(device, str):
-        raise InvalidInputError(
-            f"device must be a string such as 'cpu' or 'cuda:1', got {device!r}; give str(device)"
-        )
-    kind, colon, number = device.partition(":")
-    plain = number.isascii() and number.isdigit() and len(number) < 5 if colon else True
-    if kind not in DEVICES or not plain or (kind == "cpu" and number.strip("0")):
-        raise InvalidInputError(
-            f"device {device!r} is not known; give one of {', '.join(DEVICES)}, with a number "
-            "where there are several, such as 'cuda:1'"
-        )
-    return device
-
-
-def require_device_here(device: str) -> None:
-    """Raise an error, with the reason and a remedy, unless a device of this name is here.
-
-    Raises
-    ------
-    InvalidInputError
-        There are fewer GPUs than the number says.
-    MissingDependencyError
-        There is no device of this kind.
-    """
-    kind, _, number = device.partition(":")
-    if kind == "cuda":
-        _require_gpu(device, int(number or 0))
-    elif kind != "cpu":
-        import torch
-
-        there = torch.backends.mps.is_available() if kind == "mps" else torch.xpu.is_available()
-        if not there:
-            raise MissingDependencyError(
-                f"device {device!r} cannot be used: torch {torch.__version__} finds none here; "
-                "search on the CPU"
-            )
-
-
-def _require_gpu(device: str, number: int) -> None:
-    from bliss_index.search.device.choice import find_gpu
-
-    gpu, why = find_gpu()
-    if gpu is None:
-        raise MissingDependencyError(
-            f"device {device!r} cannot be used: {why}. Install the GPU's driver and a CUDA build "
-            "of torch, or search on the CPU"
-        )
-    import torch
-
-    count = torch.cuda.device_count()
-    if number >= count:
-        raise InvalidInputError(
-            f"device {device!r} is not here: torch sees {count} GPU{'s' * (count > 1)}, the last "
-            f"is 'cuda:{count - 1}'"
-        )
 
 
 def require_dim(matrix: npt.NDArray[Any], dim: int, what: str) -> None:
