@@ -300,8 +300,6 @@ def test_values_that_an_option_does_not_take_are_usage_errors(chain, tmp_path, a
 def test_the_words_of_options_are_those_of_the_rooms():
     from bliss_index.encode import model
     from bliss_index.jobs import options as job_options
-    from bliss_index.scoring import score_settings as settings
-    from bliss_index.search.faiss import search as faiss_search
     from bliss_index.store import manifest
 
     assert options.KINDS == manifest.KINDS
@@ -309,8 +307,6 @@ def test_the_words_of_options_are_those_of_the_rooms():
     assert options.PRECISIONS == model._PRECISIONS
     assert options.PREPROCESSES == model._PREPROCESSES
     assert options.ENGINES == job_options.ENGINES
-    assert set(options.INDEXES) == set(faiss_search.KINDS) - {"cagra"}
-    assert options.SEARCHES == settings.EXACT_SEARCHES + settings.INDEX_SEARCHES
 
 
 def test_a_truncated_shard_fails_alone_and_is_tried_again(chain, tmp_path):

@@ -23,6 +23,7 @@ from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search.choice import make_exact
 from bliss_index.search.exact import available_backends
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.search.registry import FAISS, UNAVAILABLE
 from bliss_index.storage.files import make_directory
 from bliss_index.store import ModelIdentity, StoreWriter
 
@@ -197,8 +198,8 @@ def open_searches(
     """Prepare every exact search that is installed; also say why others are not."""
     searches: dict[str, TopKSearch] = {}
     unavailable: dict[str, str] = {}
-    for name, state in {**available_backends(), "faiss": ""}.items():
-        if "unavailable" in state:
+    for name, state in {**available_backends(), FAISS: ""}.items():
+        if state.startswith(UNAVAILABLE):
             unavailable[name] = state
             continue
         try:

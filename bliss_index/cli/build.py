@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, say, timed
-from bliss_index.cli.options import INDEXES, JsonOption, ThreadsOption, one_of
+from bliss_index.cli.options import JsonOption, ThreadsOption, one_of
+from bliss_index.search.registry import index_names
 
 
 def build(
@@ -17,8 +18,8 @@ def build(
         str,
         typer.Option(
             "--index",
-            help="'flat' (exact), 'ivf', 'ivfpq' or 'hnsw'.",
-            callback=one_of(INDEXES),
+            help=f"{', '.join(index_names())}: 'flat' is exact, 'cagra' is built on a GPU.",
+            callback=one_of(index_names()),
         ),
     ] = "flat",
     queries: Annotated[

@@ -13,8 +13,6 @@ DTYPES = ("float16", "float32")
 PRECISIONS = ("float32", "bfloat16")
 PREPROCESSES = ("model", "authors")
 ENGINES = ("local", "ray")
-INDEXES = ("flat", "ivf", "ivfpq", "hnsw")
-SEARCHES = ("auto", "native", "torch", "cuda", "faiss", *INDEXES, "cagra")
 
 
 def one_of(known: tuple[str, ...]) -> Callable[[str], str]:

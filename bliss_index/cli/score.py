@@ -19,7 +19,6 @@ from bliss_index.cli.jobs import (
     make_listener,
 )
 from bliss_index.cli.options import (
-    SEARCHES,
     EmbeddingColumnOption,
     JsonOption,
     KeyColumnOption,
@@ -28,6 +27,7 @@ from bliss_index.cli.options import (
     one_of,
 )
 from bliss_index.devices import device_names
+from bliss_index.search.registry import exact_names, index_names, search_names
 
 if TYPE_CHECKING:
     from bliss_index.scoring import JobSummary
@@ -50,9 +50,9 @@ def score(
         str,
         typer.Option(
             "--search",
-            help="'auto' (fastest exact), 'native', 'torch', 'cuda', 'faiss', or the corpus's "
-            "index: 'flat', 'ivf', 'ivfpq', 'hnsw', 'cagra'.",
-            callback=one_of(SEARCHES),
+            help=f"{', '.join(exact_names())} ('auto': the fastest exact one here), or the "
+            f"corpus's index: {', '.join(index_names())}.",
+            callback=one_of(search_names()),
         ),
     ] = "auto",
     devices: DevicesOption = "auto",

@@ -15,14 +15,11 @@ from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring.scorer import BlissScorer, Scorer, require_lam
 from bliss_index.search.protocol import TensorSearch
+from bliss_index.search.registry import index_names, is_exact, search_names, takes_device
 from bliss_index.store import EmbeddingStore, require_same_model
 
 if TYPE_CHECKING:
     from bliss_index.search.protocol import TopKSearch
-
-EXACT_SEARCHES = ("auto", "native", "torch", "cuda", "faiss")
-_TORCH_SEARCHES = ("auto", "torch", "cuda")  # those that a device says something to
-INDEX_SEARCHES = ("flat", "ivf", "ivfpq", "hnsw", "cagra")
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,8 @@ class ScoreSettings:
     k, lam
         Entries per image, and the weight of the external score.
     search
-        "auto" takes the fastest exact search, "native", "torch", "cuda" and "faiss" name one, and
-        "flat", "ivf", "ivfpq", "hnsw" and "cagra" use the corpus's index of that kind.
+        "auto" takes the fastest exact search, the name of an engine or "faiss" a certain one, and
+        the name of a kind of index the corpus's index; see :mod:`bliss_index.search.registry`.
     device
         "auto", "cpu", or a torch device such as "cuda:0".
     threads
@@ -76,10 +73,9 @@ class ScoreSettings:
                 f"give either a threshold ({self.threshold}) or a false-alarm rate "
                 f"({self.false_alarm_rate}), not both"
             )
-        if self.search not in (*EXACT_SEARCHES, *INDEX_SEARCHES):
+        if self.search not in search_names():
             raise InvalidInputError(
-                f"search must be one of {', '.join((*EXACT_SEARCHES, *INDEX_SEARCHES))}, got "
-                f"{self.search!r}"
+                f"search must be one of {', '.join(search_names())}, got {self.search!r}"
             )
         require_lam(self.lam)
         if self.threshold is not None and not math.isfinite(self.threshold):
@@ -90,13 +86,13 @@ class ScoreSettings:
     @property
     def is_exact(self) -> bool:
         """Whether the search finds the true top k, however it does it."""
-        return self.search in EXACT_SEARCHES or self.search == "flat"
+        return is_exact(self.search)
 
     @property
     def on_gpu(self) -> bool:
         """Whether scores are computed on a GPU, and not only entries found there."""
         on_device = _torch_device(self.device) or ""
-        return self.search in _TORCH_SEARCHES and on_device.startswith("cuda")
+        return takes_device(self.search) and on_device.startswith("cuda")
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -224,7 +220,7 @@ class ScoringInputs:
 
     def _open_search(self, entries: Any) -> TopKSearch:
         settings = self.settings
-        if settings.search in INDEX_SEARCHES:
+        if settings.search in index_names():
             from bliss_index.search.faiss.index import open_index
 
             device = "cpu" if settings.device == "auto" else settings.device
@@ -238,7 +234,7 @@ class ScoringInputs:
             entries,
             settings.k,
             threads=settings.threads,
-            device=_torch_device(settings.device) if settings.search in _TORCH_SEARCHES else None,
+            device=_torch_device(settings.device) if takes_device(settings.search) else None,
         )
 
     def _index_sha256(self) -> str:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bliss_index.errors import MissingDependencyError
 from bliss_index.search.exact import available_backends, exact_search
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.search.registry import FAISS, UNAVAILABLE
 
 _SAMPLE_ENTRIES = 8192
 _SAMPLE_QUERIES = 512
@@ -30,7 +31,7 @@ class SearchChoice:
     Attributes
     ----------
     name
-        "native", "torch" or "faiss".
+        One of ``exact_names()`` but "auto".
     rates
         Queries per second of every way that was measured, on a part of the vocabulary.
     reason
@@ -69,7 +70,9 @@ def choose_search(
     threads
         Threads of the search.
     """
-    usable = [name for name, what in available_backends().items() if "unavailable" not in what]
+    usable = [
+        name for name, what in available_backends().items() if not what.startswith(UNAVAILABLE)
+    ]
     if rows is not None and 2.0 * rows * vocabulary.size < _LEAST_PRODUCTS:
         return SearchChoice(usable[0], {}, f"{usable[0]} search (too few images to measure others)")
     step = max(1, vocabulary.shape[0] // _SAMPLE_ENTRIES)
@@ -78,7 +81,7 @@ def choose_search(
     sample = np.ascontiguousarray(sample[:_SAMPLE_QUERIES])
     top = min(k, entries.shape[0])
     rates = {}
-    for name in (*usable, "faiss"):
+    for name in (*usable, FAISS):
         try:
             search = make_exact(name, entries, top, threads=threads)
         except MissingDependencyError:
@@ -108,14 +111,14 @@ def make_exact(
     threads: int | None = None,
     device: str | None = None,
 ) -> TopKSearch:
-    """Prepare one of the exact ways: "native", "torch" or "faiss".
+    """Prepare one of the exact ways: an engine, or "faiss".
 
     Raises
     ------
     MissingDependencyError
         faiss is asked for and not installed.
     """
-    if name == "faiss":
+    if name == FAISS:
         from bliss_index.search.faiss.build import build_index
 
         return build_index(vocabulary, "flat", k=k, threads=threads)

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.devices import (  # bulk.job imports it from here
     device_name,
-    find_gpu,
-    resolve_device,
 )
 from bliss_index.devices import thread_count as thread_count
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
@@ -27,42 +25,13 @@ from bliss_index.search.inputs import (
     require_dim,
     require_k,
     require_tensor,
-    require_tile,
 )
 from bliss_index.search.isolation import isolated
-from bliss_index.search.native.backend import NativeBackend, load_native, why_unfit
-from bliss_index.search.protocol import SearchStatistics
+from bliss_index.search.protocol import Backend, SearchStatistics, TensorBackend
+from bliss_index.search.registry import ENGINES, UNAVAILABLE, Engine, engine_names
 
 if TYPE_CHECKING:
     import torch
-
-BACKENDS = ("native", "torch", "cuda")
-
-
-class _Backend(Protocol):
-    name: str
-    description: str
-
-    @property
-    def chunk_rows(self) -> int: ...
-
-    @property
-    def memory_bytes(self) -> int: ...
-
-    def search(
-        self, queries: npt.NDArray[Any], first_row: int
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]: ...
-
-
-@runtime_checkable
-class TensorBackend(Protocol):
-    """A backend whose queries and results can stay on a device."""
-
-    device: torch.device
-
-    def search_tensors(
-        self, queries: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]: ...
 
 
 def available_backends() -> dict[str, str]:
@@ -70,17 +39,9 @@ def available_backends() -> dict[str, str]:
 
     A description that starts with "unavailable" belongs to a backend that cannot be used here.
     """
-    from importlib.util import find_spec
-
-    native, found = load_native()
-    portable = "any torch device" if find_spec("torch") else "unavailable: torch is not installed"
-    gpu, why = find_gpu()
-    return {
-        **({"cuda": why} if gpu else {}),
-        "native": found if native else f"unavailable: {found}",
-        "torch": portable,
-        **({} if gpu else {"cuda": f"unavailable: {why}"}),
-    }
+    found = {engine.name: engine.load().availability() for engine in ENGINES}
+    there = {name: what for name, (usable, what) in found.items() if usable}
+    return there | {name: UNAVAILABLE + why for name, (usable, why) in found.items() if not usable}
 
 
 class ExactSearch:
@@ -149,9 +110,9 @@ class ExactSearch:
             raise InvalidInputError("vocabulary entries have dimension 0, at least 1 is needed")
         require_k(k, matrix.shape[0])
         matrix = checked_rows(matrix, "vocabulary entries")
-        if backend not in ("auto", *BACKENDS):
+        if backend not in ("auto", *engine_names()):
             raise InvalidInputError(
-                f"backend must be 'auto' or one of {', '.join(BACKENDS)}, got {backend!r}"
+                f"backend must be 'auto' or one of {', '.join(engine_names())}, got {backend!r}"
             )
         device = None if device is None else device_name(device)
         self._size, self._dim = matrix.shape
@@ -181,30 +142,12 @@ class ExactSearch:
         wanted: str,
         device: str | None,
         tile: tuple[int, int] | None,
-    ) -> _Backend:
-        k = min(self._k, matrix.shape[0])
-        reason = "asked for"
-        if wanted == "native" and device is not None:
-            raise InvalidInputError(f"backend 'native' runs on the CPU, not on device {device!r}")
-        if wanted == "cuda" and device is not None and not device.startswith("cuda"):
-            raise InvalidInputError(f"backend 'cuda' runs on a GPU, not on device {device!r}")
-        if wanted == "auto" and device is None:
-            native, found = load_native()
-            reason = why_unfit(matrix) if native else found
-            wanted = "torch" if reason else "native"
-        if wanted == "native":
-            query_block, capacity = require_tile(tile, 0) or (0, 0)
-            return NativeBackend(
-                matrix, k, threads=self._threads, query_block=query_block, capacity=capacity
-            )
-        tile = require_tile(tile, 1)
-        if wanted == "cuda" or (device or "").startswith("cuda"):
-            return _on_gpu(matrix, k, device or "cuda", triton=wanted != "torch")
-        if device is not None:
-            resolve_device(device)
-        from bliss_index.search.torch.backend import TorchBackend
-
-        return TorchBackend(matrix, k, device=device, tile=tile, reason=reason)
+    ) -> Backend:
+        engine, reason = _choose_engine(matrix, wanted, device)
+        return engine.load().prepare(
+            matrix, min(self._k, matrix.shape[0]), threads=self._threads, device=device, tile=tile,
+            reason=reason,
+        )  # fmt: skip
 
     @property
     def dim(self) -> int:
@@ -317,14 +260,27 @@ class ExactSearch:
         return similarities, ids
 
 
-def _on_gpu(matrix: npt.NDArray[Any], k: int, device: str, *, triton: bool) -> _Backend:
-    """Prepare the search on a GPU."""
-    resolve_device(device)
-    from bliss_index.search.device.backend import DeviceBackend
-    from bliss_index.search.device.engine import torch_engine
-
-    engine = None if triton else torch_engine("asked for")
-    return DeviceBackend(matrix, k, device=device, engine=engine)
+def _choose_engine(matrix: npt.NDArray[Any], wanted: str, device: str | None) -> tuple[Engine, str]:
+    """Find the engine that was asked for, or the first that fits; and why, for its description."""
+    kind = None if device is None else device.partition(":")[0]
+    reasons: list[str] = []
+    for engine in ENGINES:
+        fits = engine.on_processor if kind is None else kind in engine.devices
+        if wanted == engine.name:
+            if kind is not None and not fits:
+                place = "a GPU" if engine.devices else "the CPU"
+                raise InvalidInputError(
+                    f"backend {wanted!r} runs on {place}, not on device {device!r}"
+                )
+            return engine, "asked for"
+        if wanted != "auto" or not fits:
+            continue
+        usable, why = (True, "") if kind else engine.load().availability()
+        why = engine.load().unfit(matrix) if usable else why
+        if not why:
+            return engine, "; ".join(reasons) or "asked for"
+        reasons.append(why)
+    raise MissingDependencyError(f"no exact search runs here: {'; '.join(reasons)}")
 
 
 def exact_search(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,63 @@ class TensorSearch(TopKSearch, Protocol):
 
     def search_tensors(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return similarities and ids (n, k) of queries (n, dim), tensors on the device."""
+        ...
+
+
+class Backend(Protocol):
+    """A vocabulary prepared by an engine: finds the k best of queries in float64."""
+
+    name: str
+    description: str
+
+    @property
+    def chunk_rows(self) -> int: ...
+
+    @property
+    def memory_bytes(self) -> int: ...
+
+    def search(
+        self, queries: npt.NDArray[Any], first_row: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
+        """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim)."""
+        ...
+
+
+@runtime_checkable
+class TensorBackend(Protocol):
+    """A backend whose queries and results can stay on a device."""
+
+    device: torch.device
+
+    def search_tensors(
+        self, queries: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]: ...
+
+
+class EngineClass(Protocol):
+    """What the class of an exact engine offers; see :mod:`bliss_index.search.registry`."""
+
+    @staticmethod
+    def availability() -> tuple[bool, str]:
+        """Say whether it can be used here, and what it would run on or why it cannot."""
+        ...
+
+    @staticmethod
+    def unfit(vocabulary: npt.NDArray[Any]) -> str:
+        """Say why it cannot hold a vocabulary (W, d); empty where it can."""
+        ...
+
+    def prepare(
+        self,
+        vocabulary: npt.NDArray[Any],
+        k: int,
+        *,
+        threads: int,
+        device: str | None,
+        tile: tuple[int, int] | None,
+        reason: str,
+    ) -> Backend:
+        """Prepare a vocabulary (W, d) of distinct finite rows for searches of the k best."""
         ...
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bliss_index.devices import find_gpu, resolve_device
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.certificate.ordering import exact_dot
 from bliss_index.search.device.base import DeviceEngine, Ranked
@@ -28,6 +29,7 @@ from bliss_index.search.inputs import (
     as_tensor,
     bad_rows_error,
     checked_rows,
+    require_tile,
 )
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
@@ -114,6 +116,32 @@ class DeviceBackend:
     """
 
     name = "cuda"
+
+    @staticmethod
+    def availability() -> tuple[bool, str]:
+        """Whether torch sees a GPU; its name, or why it sees none."""
+        gpu, what = find_gpu()
+        return gpu is not None, what
+
+    @staticmethod
+    def unfit(vocabulary: npt.NDArray[Any]) -> str:
+        """Nothing is too large: what does not fit is streamed through the GPU."""
+        return ""
+
+    @classmethod
+    def prepare(
+        cls,
+        vocabulary: npt.NDArray[Any],
+        k: int,
+        *,
+        threads: int,
+        device: str | None,
+        tile: tuple[int, int] | None,
+        reason: str,
+    ) -> DeviceBackend:
+        """See :class:`bliss_index.search.protocol.EngineClass`."""
+        require_tile(tile, 1)
+        return cls(vocabulary, k, device=resolve_device(device or "cuda"))
 
     @isolated
     def __init__(

@@ -11,21 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.devices import thread_count
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.search.faiss.gpu import require_gpus
+from bliss_index.search.faiss.kinds import INDEX_KINDS, index_kind
 from bliss_index.search.faiss.runtime import faiss_settings, import_faiss
-from bliss_index.search.faiss.search import KINDS, FaissSearch
+from bliss_index.search.faiss.search import FaissSearch, Placement
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k
 from bliss_index.search.isolation import isolated
 
 _ROWS_AT_ONCE = 16384
-_CENTERED = ("hnsw", "cagra")
-_USED: dict[str, tuple[str, ...]] = {
-    "flat": (),
-    "ivf": ("cells", "centered", "seed"),
-    "ivfpq": ("cells", "subspaces", "bits", "centered", "seed"),
-    "hnsw": ("links", "construction", "centered"),
-    "cagra": ("links", "centered"),
-}
 
 
 @runtime_checkable
@@ -90,12 +84,13 @@ class IndexParameters:
 
     def require_used_by(self, kind: str) -> None:
         """Raise InvalidInputError if a value other than its default has no meaning for ``kind``."""
+        used = index_kind(kind).parameters
         for field in fields(self):
             value = getattr(self, field.name)
-            if value != field.default and field.name not in _USED[kind]:
+            if value != field.default and field.name not in used:
                 raise InvalidInputError(
                     f"{field.name} = {value!r} has no meaning for kind {kind!r}, which takes "
-                    f"{', '.join(_USED[kind]) or 'no parameters'}"
+                    f"{', '.join(used) or 'no parameters'}"
                 )
 
 
@@ -115,8 +110,8 @@ def build_index(
     source
         A text store, or its (W, d) embeddings, float16, float32 or float64.
     kind
-        "flat" (exact), "ivf", "ivfpq" or "hnsw" (approximate). "cagra" is built on a GPU, by
-        :func:`bliss_index.search.faiss.gpu.build_cagra`.
+        "flat" (exact), "ivf", "ivfpq", "hnsw" or "cagra" (approximate; the last is built on a
+        GPU, and can be searched on both).
     parameters
         How to build it; by default as :class:`IndexParameters` says.
     k, threads
@@ -127,12 +122,8 @@ def build_index(
     InvalidInputError
         An unknown kind, NaN or infinity among the entries, k > W, or parameters that do not fit.
     MissingDependencyError
-        faiss is not installed.
+        faiss is not installed, or for "cagra" a GPU or faiss's cuVS is missing.
     """
-    if kind not in KINDS:
-        raise InvalidInputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if kind == "cagra":
-        raise InvalidInputError("kind 'cagra' is built on a GPU: faiss_gpu.build_cagra")
     parameters = parameters or IndexParameters()
     parameters.require_used_by(kind)
     array = source.embeddings() if isinstance(source, Corpus) else source
@@ -141,6 +132,8 @@ def build_index(
     matrix = checked_rows(matrix, "vocabulary entries")
     faiss = import_faiss()
     threads = thread_count(threads)
+    if index_kind(kind).built_on_gpu:
+        return build_cagra(matrix, parameters, k=k)
     rows = prepared_rows(matrix, kind, parameters)
     with faiss_settings(faiss, threads):
         index = _empty_index(faiss, kind, rows.shape, parameters)
@@ -151,12 +144,51 @@ def build_index(
     return FaissSearch(index, matrix, k, kind=kind, threads=threads)
 
 
+def build_cagra(
+    vocabulary: npt.ArrayLike,
+    parameters: IndexParameters | None = None,
+    *,
+    k: int = 10,
+    device: str = "cuda",
+) -> FaissSearch:
+    """Build a CAGRA graph (Ootomo et al., ICDE 2024) on a GPU; needs a build of faiss with cuVS.
+
+    It can be saved, and then also be searched on a CPU.
+
+    Raises
+    ------
+    MissingDependencyError
+        This build of faiss has no cuVS, or no GPU can be used.
+    """
+    faiss = import_faiss()
+    number = require_gpus(faiss, device)[0]
+    if not hasattr(faiss, "GpuIndexCagra"):
+        raise MissingDependencyError(
+            f"faiss {faiss.__version__} was built without cuVS, which CAGRA needs; install "
+            "faiss-gpu-cuvs in place of the other faiss packages, or take kind 'ivf'"
+        )
+    matrix = as_matrix(vocabulary, "vocabulary entries")
+    require_k(k, matrix.shape[0])
+    matrix = checked_rows(matrix, "vocabulary entries")
+    parameters = parameters or IndexParameters()
+    resources = faiss.StandardGpuResources()
+    config = faiss.GpuIndexCagraConfig()
+    config.device = number
+    config.graph_degree = parameters.links
+    config.intermediate_graph_degree = 2 * parameters.links
+    index = faiss.GpuIndexCagra(resources, matrix.shape[1], faiss.METRIC_INNER_PRODUCT, config)
+    index.train(prepared_rows(matrix, "cagra", parameters))
+    placement = Placement(f"cuda:{number}", "float32", (resources,))
+    return FaissSearch(index, matrix, k, kind="cagra", placement=placement)
+
+
 def prepared_rows(
     matrix: npt.NDArray[Any], kind: str, parameters: IndexParameters
 ) -> npt.NDArray[np.float32]:
     """Return the rows that faiss keeps: float32, centred for approximate kinds if so asked."""
-    centered = kind in _CENTERED if parameters.centered is None else parameters.centered
-    if kind == "flat" or not centered:
+    what = INDEX_KINDS[kind]
+    centered = what.centred if parameters.centered is None else parameters.centered
+    if what.exact or not centered:
         return np.ascontiguousarray(matrix, dtype=np.float32)
     mean = matrix.mean(axis=0, dtype=np.float64)
     rows = np.empty(matrix.shape, dtype=np.float32)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
-
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.runtime import PIP_GPU, import_faiss
-from bliss_index.search.faiss.search import FaissSearch, Placement
-from bliss_index.search.inputs import as_matrix, checked_rows, require_k
+from bliss_index.search.faiss.search import Placement
 
 if TYPE_CHECKING:
-    from bliss_index.search.faiss.build import IndexParameters
+    pass
 
 _STORAGES = ("float32", "float16")
 
@@ -86,9 +84,10 @@ def place_index(
     """
     if storage not in _STORAGES:
         raise InvalidInputError(f"storage must be 'float32' or 'float16', got {storage!r}")
-    if kind == "hnsw":
+    if not INDEX_KINDS[kind].placed_on_gpu:
+        others = ", ".join(repr(k.name) for k in INDEX_KINDS.values() if k.placed_on_gpu)
         raise InvalidInputError(
-            "kind 'hnsw' runs on the CPU only; on a GPU take 'flat', 'ivf', 'ivfpq' or 'cagra'"
+            f"kind {kind!r} runs on the CPU only; on a GPU take one of {others}"
         )
     faiss = import_faiss()
     numbers = require_gpus(faiss, device)
@@ -109,43 +108,3 @@ def place_index(
     resources_list = [faiss.StandardGpuResources() for _ in numbers]
     placed = faiss.index_cpu_to_gpu_multiple_py(resources_list, index, many, numbers)
     return placed, Placement("cuda:all", storage, tuple(resources_list))
-
-
-def build_cagra(
-    vocabulary: npt.ArrayLike,
-    parameters: IndexParameters | None = None,
-    *,
-    k: int = 10,
-    device: str = "cuda",
-) -> FaissSearch:
-    """Build a CAGRA graph (Ootomo et al., ICDE 2024) on a GPU; needs a build of faiss with cuVS.
-
-    It can be saved, and then also be searched on a CPU.
-
-    Raises
-    ------
-    MissingDependencyError
-        This build of faiss has no cuVS, or no GPU can be used.
-    """
-    from bliss_index.search.faiss.build import IndexParameters, prepared_rows
-
-    faiss = import_faiss()
-    number = require_gpus(faiss, device)[0]
-    if not hasattr(faiss, "GpuIndexCagra"):
-        raise MissingDependencyError(
-            f"faiss {faiss.__version__} was built without cuVS, which CAGRA needs; install "
-            "faiss-gpu-cuvs in place of the other faiss packages, or take kind 'ivf'"
-        )
-    matrix = as_matrix(vocabulary, "vocabulary entries")
-    require_k(k, matrix.shape[0])
-    matrix = checked_rows(matrix, "vocabulary entries")
-    parameters = parameters or IndexParameters()
-    resources = faiss.StandardGpuResources()
-    config = faiss.GpuIndexCagraConfig()
-    config.device = number
-    config.graph_degree = parameters.links
-    config.intermediate_graph_degree = 2 * parameters.links
-    index = faiss.GpuIndexCagra(resources, matrix.shape[1], faiss.METRIC_INNER_PRODUCT, config)
-    index.train(prepared_rows(matrix, "cagra", parameters))
-    placement = Placement(f"cuda:{number}", "float32", (resources,))
-    return FaissSearch(index, matrix, k, kind="cagra", placement=placement)

@@ -23,8 +23,9 @@ from bliss_index.errors import (
     StoreError,
 )
 from bliss_index.search.faiss.build import Corpus, IndexParameters, build_index
+from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.runtime import import_faiss
-from bliss_index.search.faiss.search import KINDS, FaissSearch
+from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.storage.files import (
     NewFile,
     commit_content,
@@ -47,13 +48,6 @@ __all__ = [
 
 FORMAT_VERSION = 2
 INDEX_FOLDER = "index"
-_CLASSES = {
-    "flat": ("IndexFlatIP", "IndexFlat"),
-    "ivf": ("IndexIVFFlat",),
-    "ivfpq": ("IndexIVFPQ",),
-    "hnsw": ("IndexHNSWFlat",),
-    "cagra": ("IndexHNSWCagra",),
-}
 
 
 @dataclass(frozen=True)
@@ -178,7 +172,7 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
             )
         try:
             record = IndexRecord(**data)
-            if record.kind not in KINDS or path.name != f"{record.kind}.json":
+            if record.kind not in INDEX_KINDS or path.name != f"{record.kind}.json":
                 raise ValueError("unknown kind or file name")
             if not re.fullmatch(rf"{record.kind}\.[0-9a-f]{{16}}\.faiss", record.file):
                 raise ValueError(f"unknown file name {record.file!r}")
@@ -245,7 +239,8 @@ def open_index(
     path = _checked_file(corpus, record)
     index = faiss.read_index(str(path))
     metric = index.metric_type
-    if type(index).__name__ not in _CLASSES[record.kind] or metric != faiss.METRIC_INNER_PRODUCT:
+    known = type(index).__name__ in INDEX_KINDS[record.kind].classes
+    if not known or metric != faiss.METRIC_INNER_PRODUCT:
         raise CorruptStoreError(
             f"{path} holds a {type(index).__name__} of metric {metric}, not an inner product index "
             f"of kind {record.kind}; {_again(corpus, record)}"

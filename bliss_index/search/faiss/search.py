@@ -26,17 +26,14 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.certificate.precision import UNIT_TF32, tf32_is_forced
 from bliss_index.search.faiss.candidates import Candidates, row_norms
+from bliss_index.search.faiss.kinds import index_kind
 from bliss_index.search.faiss.runtime import faiss_settings, import_faiss
 from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
 
-KINDS = ("flat", "ivf", "hnsw", "ivfpq", "cagra")
-EFFORT_NAMES = {"ivf": "nprobe", "ivfpq": "nprobe", "hnsw": "efSearch", "cagra": "itopk_size"}
 _CHUNK_ROWS = 4096
 _MOST_PROPOSALS = 2048
-FLAT_SPARE = 22  # results beyond k that a flat index is asked for at first
-_SPARE = {"flat": FLAT_SPARE, "ivf": 8, "ivfpq": 0, "hnsw": 0, "cagra": 0}
 _PQ_FACTOR = 10
 _UNIT_32 = 2.0**-24
 _UNIT_16 = 2.0**-11
@@ -82,7 +79,7 @@ class FaissSearch:
     k
         Results per query.
     kind
-        One of ``KINDS``.
+        One of ``INDEX_KINDS``.
     effort
         nprobe (ivf, ivfpq), efSearch (hnsw) or itopk_size (cagra); None for flat.
     threads
@@ -110,8 +107,7 @@ class FaissSearch:
         threads: int | None = None,
         placement: Placement | None = None,
     ) -> None:
-        if kind not in KINDS:
-            raise InvalidInputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+        self._what = index_kind(kind)
         matrix = as_matrix(vocabulary, "vocabulary entries")
         require_k(k, matrix.shape[0])
         if (index.ntotal, index.d) != matrix.shape:
@@ -127,7 +123,7 @@ class FaissSearch:
         self._threads = thread_count(threads)
         self._placement = placement or Placement()
         self._norms = row_norms(matrix)
-        self._effort = None if kind == "flat" else self.checked_effort(effort)
+        self._effort = None if self._what.exact else self.checked_effort(effort)
         self._statistics = SearchStatistics()
         self._lock = threading.Lock()
 
@@ -154,7 +150,7 @@ class FaissSearch:
 
     @property
     def kind(self) -> str:
-        """One of ``KINDS``."""
+        """One of ``INDEX_KINDS``."""
         return self._kind
 
     @property
@@ -180,7 +176,7 @@ class FaissSearch:
     @property
     def effort_name(self) -> str | None:
         """faiss's name of the effort: "nprobe", "efSearch", "itopk_size"; None for flat."""
-        return EFFORT_NAMES.get(self._kind)
+        return self._what.effort or None
 
     @property
     def most_effort(self) -> int:
@@ -197,7 +193,7 @@ class FaissSearch:
     def describe(self) -> str:
         """Say in one line what runs."""
         effort = "" if self._effort is None else f", {self.effort_name} {self._effort}"
-        exact = "certified exact" if self._kind == "flat" else "approximate, rescored in float64"
+        exact = "certified exact" if self._what.exact else "approximate, rescored in float64"
         return f"{self.name} (faiss {self._faiss.__version__}){effort}: {exact}"
 
     def replace(self, *, k: int | None = None, effort: int | None = None) -> FaissSearch:
@@ -251,7 +247,7 @@ class FaissSearch:
         for start in range(0, n, _CHUNK_ROWS):
             chunk = checked_rows(rows[start : start + _CHUNK_ROWS], "queries", start)
             found = Candidates(chunk, self._vocabulary, self._norms, self._k)
-            if self._kind == "flat":
+            if self._what.exact:
                 self._propose_certified(found)
             else:
                 self._propose_approximate(found)
@@ -294,7 +290,7 @@ class FaissSearch:
         bounds = self.error_bound(found.scaled_norms)
         largest = float(self._norms.max(initial=0.0))
         pending = np.arange(found.rows)
-        count = min(self.size, self._k + FLAT_SPARE)
+        count = min(self.size, self._k + self._what.spare)
         while pending.size and largest <= _LARGEST_NORM[self._placement.storage]:
             scores, ids = self.propose(found.scaled[pending], count)
             lowest = found.rescore(pending, ids)
@@ -311,7 +307,7 @@ class FaissSearch:
 
     def _propose_approximate(self, found: Candidates) -> None:
         """Collect at least k entries for every row, searching wider where the index has fewer."""
-        wanted = self._k * _PQ_FACTOR if self._kind == "ivfpq" else self._k + _SPARE[self._kind]
+        wanted = self._k * _PQ_FACTOR if self._kind == "ivfpq" else self._k + self._what.spare
         count = min(self.size, wanted, max(self._k, _MOST_PROPOSALS))
         pending = np.arange(found.rows)
         effort = self._effort or 1

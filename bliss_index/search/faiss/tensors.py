@@ -27,8 +27,9 @@ from bliss_index.search.device.ordering import (
     search_in_full,
 )
 from bliss_index.search.faiss.candidates import row_norms
+from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.runtime import import_faiss
-from bliss_index.search.faiss.search import FLAT_SPARE, FaissSearch
+from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.search.inputs import require_tensor
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
@@ -119,8 +120,8 @@ class FaissTensorSearch:
         require_tensor(queries, self.dim, self.device)
         queries = checked_tensor(queries)
         n, k = queries.shape[0], self.k
-        flat = self._search.kind == "flat"
-        count = min(self.size, k + FLAT_SPARE if flat else 4 * k)
+        kind = INDEX_KINDS[self._search.kind]
+        count = min(self.size, k + kind.spare if kind.exact else 4 * k)
         wide = queries.double()
         exponent = torch.frexp(wide.abs().amax(1)).exponent
         scaled = torch.ldexp(wide, -exponent[:, None]).float().contiguous()
@@ -132,7 +133,7 @@ class FaissTensorSearch:
         values[row, column] = value
         error = row_errors(queries, self._entries, self._longest)
         enough = found.sum(1) >= k
-        if flat and count < self.size:
+        if kind.exact and count < self.size:
             norms = scaled.double().square().sum(1).sqrt() * (1 + 1e-9)
             bounds = self._search.error_bound(norms.cpu().numpy())
             limit = scores[:, -1].double() + torch.from_numpy(bounds).to(self.device)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.exact import exact_search
+from bliss_index.search.faiss.kinds import index_kind
 from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.search.inputs import as_matrix, require_dim
 from bliss_index.search.protocol import TopKSearch
@@ -126,7 +127,7 @@ def tune_index(
         A flat index (exact already), too few queries, a target out of range, or one that even the
         largest effort does not reach; the message names the best recall.
     """
-    if index.kind == "flat" or index.effort_name is None:
+    if index.effort_name is None:
         raise InvalidInputError("a flat index is exact: there is nothing to tune")
     if not 0 < target_recall <= 1:
         raise InvalidInputError(f"target_recall must lie in (0, 1], got {target_recall}")
@@ -149,7 +150,7 @@ def tune_index(
         raise InvalidInputError(
             f"recall@{search.k} of {target_recall:g} cannot be reached: the {index.kind} index "
             f"gives {best:.4f} at its largest {index.effort_name}, {search.most_effort}; lower "
-            f"the target, build a {_better(index.kind)}, or search exactly"
+            f"the target, build a {index_kind(index.kind).better}, or search exactly"
         )
     text = _text_judge(search, text_queries, rng, threads)
     text_parameter = smallest_effort(text.recall, search.most_effort, target_recall)
@@ -187,15 +188,6 @@ def smallest_effort(recall: Callable[[int], float], most: int, target: float) ->
         else:
             low = middle
     return high
-
-
-def _better(kind: str) -> str:
-    return {
-        "ivf": "an index of another kind",
-        "ivfpq": "finer one (more subspaces)",
-        "hnsw": "denser one (more links)",
-        "cagra": "denser one (more links)",
-    }[kind]
 
 
 class _Judge:

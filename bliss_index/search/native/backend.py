@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.inputs import bad_rows_error, checked_rows, largest_magnitude
+from bliss_index.search.inputs import bad_rows_error, checked_rows, largest_magnitude, require_tile
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
 
@@ -50,6 +50,28 @@ class NativeBackend:
 
     name = "native"
     chunk_rows = 8192
+    unfit = staticmethod(why_unfit)
+
+    @staticmethod
+    def availability() -> tuple[bool, str]:
+        """Whether the extension runs here; the best kernel, or why it does not."""
+        native, found = load_native()
+        return native is not None, found
+
+    @classmethod
+    def prepare(
+        cls,
+        vocabulary: npt.NDArray[Any],
+        k: int,
+        *,
+        threads: int,
+        device: str | None,
+        tile: tuple[int, int] | None,
+        reason: str,
+    ) -> NativeBackend:
+        """See :class:`bliss_index.search.protocol.EngineClass`."""
+        query_block, capacity = require_tile(tile, 0) or (0, 0)
+        return cls(vocabulary, k, threads=threads, query_block=query_block, capacity=capacity)
 
     @isolated
     def __init__(

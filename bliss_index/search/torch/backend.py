@@ -11,15 +11,17 @@ do not do, the row is searched in full. What is in reach is rescored in float64,
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.devices import resolve_device
 from bliss_index.search.certificate.ordering import dot_error, exact_dot, order_candidates
-from bliss_index.search.inputs import as_tensor, checked_rows, largest_magnitude
+from bliss_index.search.inputs import as_tensor, checked_rows, largest_magnitude, require_tile
 from bliss_index.search.isolation import isolated
-from bliss_index.search.protocol import SearchStatistics
+from bliss_index.search.protocol import Backend, SearchStatistics
 from bliss_index.search.torch.proposals import (
     Bfloat16Scores,
     Float32Scores,
@@ -52,6 +54,38 @@ class TorchBackend:
 
     name = "torch"
     chunk_rows = 8192
+
+    @staticmethod
+    def availability() -> tuple[bool, str]:
+        """Whether torch is installed."""
+        there = find_spec("torch") is not None
+        return there, "any torch device" if there else "torch is not installed"
+
+    @staticmethod
+    def unfit(vocabulary: npt.NDArray[Any]) -> str:
+        """Nothing is too large."""
+        return ""
+
+    @staticmethod
+    def prepare(
+        vocabulary: npt.NDArray[Any],
+        k: int,
+        *,
+        threads: int,
+        device: str | None,
+        tile: tuple[int, int] | None,
+        reason: str,
+    ) -> Backend:
+        """See :class:`bliss_index.search.protocol.EngineClass`; on GPUs by products of torch's."""
+        tile = require_tile(tile, 1)
+        if device is not None:
+            resolve_device(device)
+            if device.startswith("cuda"):
+                from bliss_index.search.device.backend import DeviceBackend
+                from bliss_index.search.device.engine import torch_engine
+
+                return DeviceBackend(vocabulary, k, device=device, engine=torch_engine("asked for"))
+        return TorchBackend(vocabulary, k, device=device, tile=tile, reason=reason)
 
     @isolated
     def __init__(
