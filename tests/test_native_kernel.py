@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from test_torch_proposals import KINDS, data
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search import reference_search
@@ -66,6 +67,43 @@ def test_panels_that_are_not_full(kernel: str, size: int) -> None:
         vocabulary, queries = rows(20, size, dim), rows(21, count, dim)
         assert_exact(kernel, vocabulary, queries, min(size, 3))
         assert_exact(kernel, vocabulary, queries, min(size, 2048))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_lie_in_their_intervals(kernel: str, dtype: Any, kind: str) -> None:
+    """Of every pair, not only of those that are rescored; before and after a centre is found."""
+    if kind == "any norm" and dtype is np.float16:
+        pytest.skip("float16 has no such norms")
+    entries, queries = data(kind, dtype)
+    queries[0] = 0
+    known = queries.any(axis=1)
+    backend = NativeBackend(entries, 3, threads=1, kernel=kernel, capacity=len(entries))
+    wide, rows = entries.astype(np.longdouble), queries.astype(np.longdouble)
+    true = rows @ (wide - wide.mean(0)).T
+    norms = np.linalg.norm(rows.astype(float), axis=1)[:, None]
+    lengths = np.linalg.norm(wide.astype(float), axis=1)
+    roundings = 1e-14 * norms * (lengths + np.linalg.norm(wide.mean(0).astype(float)))
+    widths = []
+    for _ in range(2):
+        lower, upper = backend.intervals(queries)
+        assert np.isnan(lower[~known]).all()
+        assert np.isnan(upper[~known]).all()
+        assert (lower[known] <= (true + roundings)[known]).all()
+        assert (upper[known] >= (true - roundings)[known]).all()
+        widths.append(np.median((upper - lower)[known]))
+        backend.search(queries, 0)  # which finds the centre of the queries
+    if kind == "clip":
+        assert widths[1] < 0.9 * widths[0]
+        assert widths[1] < 0.1 * np.median(norms) * np.median(lengths)
+
+
+def test_intervals_need_room_for_all_entries() -> None:
+    require_native()
+    backend = NativeBackend(rows(0, 2000, 16), 3, threads=1)
+    with pytest.raises(InvalidInputError, match="intervals of 2000 entries need a capacity"):
+        backend.intervals(rows(1, 2, 16))
 
 
 def hard_data(case: str) -> tuple[Array, Array]:

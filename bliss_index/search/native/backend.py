@@ -118,6 +118,36 @@ class NativeBackend:
         block = self._engine.query_block
         return float(2.0 * size * dim * (-(-rows // block) * block) / seconds)
 
+    def intervals(
+        self, queries: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return what the integer pass knows of every pair, for tests of the certificate.
+
+        Parameters
+        ----------
+        queries : ndarray, shape (n, dim)
+            float16, float32 or float64, finite.
+
+        Returns
+        -------
+        Lower and upper ends (n, W) of <x, t - m>, m being the mean of the entries; NaN for queries
+        that are zero.
+
+        Raises
+        ------
+        InvalidInputError
+            The backend was made with a capacity below the number of entries.
+        """
+        lower, upper = (np.full((len(queries), len(self._vocabulary)), np.nan) for _ in range(2))
+        if not self._engine.intervals(
+            queries.ctypes.data, queries.itemsize, *queries.shape, lower.ctypes.data,
+            upper.ctypes.data,
+        ):  # fmt: skip
+            raise InvalidInputError(
+                f"intervals of {len(self._vocabulary)} entries need a capacity of as many"
+            )
+        return lower, upper
+
     @isolated
     def search(
         self, queries: npt.NDArray[Any], first_row: int

@@ -309,6 +309,16 @@ bool Engine::search(const Rows& queries, std::size_t threads, const std::functio
   return done;
 }
 
+bool Engine::intervals(const Rows& queries, double* lower, double* upper) {
+  if (capacity_ < entries_.count) return false;
+  const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
+  Workspace workspace(*this);
+  for (std::size_t first = 0; first < queries.count; first += query_block_)
+    workspace.intervals(*centre, queries, first, std::min(queries.count, first + query_block_),
+                        lower, upper);
+  return true;
+}
+
 double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   const std::size_t blocks = (count + query_block_ - 1) / query_block_;

@@ -70,6 +70,10 @@ class Engine {
   bool search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
               double* values, std::int64_t* ids, Counts& counts, std::vector<std::int64_t>& bad);
 
+  // Fill lower and upper (count x entries): the interval that the integer pass gives every pair, of
+  // <x, t - mean of the entries>. False if the engine has not the capacity for all entries.
+  bool intervals(const Rows& queries, double* lower, double* upper);
+
   // Seconds that the integer kernel alone takes for `count` queries, with a test nothing passes.
   double kernel_seconds(std::size_t count, std::size_t threads);
 

@@ -138,6 +138,11 @@ NB_MODULE(_native, m) {
       })
       .def("kernel_seconds", &bliss::Engine::kernel_seconds, "count"_a, "threads"_a,
            nb::call_guard<nb::gil_scoped_release>())
+      .def("intervals", [](bliss::Engine& e, std::uintptr_t address, int bytes, std::size_t count,
+                           std::size_t dim, std::uintptr_t lower, std::uintptr_t upper) {
+        const bliss::DefaultFloatingPoint unit;
+        return e.intervals(rows_at(address, bytes, count, dim), at<double>(lower), at<double>(upper));
+      })
       .def("search", &search);
   nb::class_<bliss::Tail>(m, "Tail").def("score", &score_tail).def("internal", &internal_scores);
   m.def("make_tail", &make_tail, nb::rv_policy::take_ownership);

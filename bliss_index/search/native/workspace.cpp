@@ -139,6 +139,22 @@ void Workspace::scan(const Engine::Centre& centre) {
   engine_.kernel_.leave();
 }
 
+void Workspace::intervals(const Engine::Centre& centre, const Rows& queries, std::size_t first,
+                          std::size_t last, double* lower, double* upper) {
+  rounded_ = queries.type == Type::float64;
+  begin(centre, queries, first, last);
+  std::fill(trigger_.begin(), trigger_.end(), ~std::uint32_t(0));  // nothing is ever dropped
+  scan(centre);
+  for (std::size_t slot = 0; slot < last - first; ++slot) {
+    const double unit = queries_[slot].scale > 0 ? 1 / queries_[slot].scale : 0;
+    for (std::size_t at = slot * block_.stride, i = 0; i < candidates_[slot]; ++i, ++at) {
+      const std::size_t place = (first + slot) * engine_.entries_.count + ids_[at];
+      lower[place] = double(lower_[at]) * unit;
+      upper[place] = double(upper_[at]) * unit;
+    }
+  }
+}
+
 void Workspace::score_only(const Engine::Centre& centre) {
   block_.count = queries_.size();
   std::fill(threshold_.begin(), threshold_.end(), kInfinity);

@@ -31,6 +31,10 @@ class Workspace {
   // Search the queries first .. last - 1, at most the engine's block of them.
   void search(const Engine::Centre& centre, const Rows& queries, std::size_t first,
               std::size_t last, double* values, std::int64_t* ids);
+  // The intervals of all pairs with the queries first .. last - 1, (last - first) x entries; they
+  // hold <x, t - mean of the entries>. Of queries without a direction nothing is written.
+  void intervals(const Engine::Centre& centre, const Rows& queries, std::size_t first,
+                 std::size_t last, double* lower, double* upper);
   void score_only(const Engine::Centre& centre);
   // Hand over what was counted, and the rows that hold NaN or infinity.
   void report(Counts& counts, std::vector<std::int64_t>& bad);
