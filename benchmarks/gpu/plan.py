@@ -20,8 +20,8 @@ def plan() -> list[Row]:
     """Return all rows, in the order in which they run."""
     return [
         Row("facts", "card", "gpu.card:facts", {}, 40, cuda=False),
-        *_main(), *_stages(), *_faiss(), *_scoring(), *_growth(), *_exactness("exactness"),
-        *_searches(), *_exactness("exactness-rest"), *_tiles(),
+        *_main(), *_stages(), *_faiss(), *_scoring(), *_encoding(), *_growth(),
+        *_exactness("exactness"), *_searches(), *_exactness("exactness-rest"), *_tiles(),
     ]  # fmt: skip
 
 
@@ -143,6 +143,25 @@ def _scoring() -> list[Row]:
         {"entries": 300, "dim": _DIM, "classes": 3, "images": 80},
     ))  # fmt: skip
     return rows
+
+
+def _encoding() -> list[Row]:
+    """The embedded model for its answers, the paper's for its speed."""
+    return [
+        Row(
+            "encoding", f"{model}, {precision}", "gpu.encoding:encoding",
+            {"model": model, "precision": precision, "images": images, "side": 384,
+             "texts": 20_000, "compared": 32, "decoders": 14},
+            60,
+            {"model": "bliss-tiny", "images": 40, "side": 70, "texts": 40, "compared": 4,
+             "decoders": 1},
+        )
+        for model, precision, images in (
+            ("bliss-tiny", "float32", 20_000),
+            ("ViT-B-16", "float32", 8_000),
+            ("ViT-B-16", "bfloat16", 20_000),
+        )
+    ]  # fmt: skip
 
 
 def _growth() -> list[Row]:

@@ -23,6 +23,7 @@ from bliss_index.store.store_work import StoreWork
 
 _PARTS = 64  # of a job that is smaller than so many full parts
 _LEAST_ROWS = 128
+_BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,12 @@ class EncodeWork(StoreWork):
 
 
 def rows_of_a_part(total: int, most: int) -> int:
-    """Rows of a part: the fewer, the smaller the whole, so that all workers have some."""
-    return min(most, max(_LEAST_ROWS, -(-total // _PARTS)))
+    """Rows of a part: the fewer, the smaller the whole, so that all workers have some.
+
+    Whole batches of a GPU where there are as many: the last batch of a part is what is left over.
+    """
+    rows = max(_LEAST_ROWS, -(-total // _PARTS))
+    return min(most, rows if rows <= _LEAST_ROWS else -(-rows // _BATCH_ROWS) * _BATCH_ROWS)
 
 
 def rows_begun_with(output: str | Path) -> int | None:
