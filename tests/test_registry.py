@@ -80,12 +80,12 @@ rng = np.random.default_rng(0)
 entries, queries = rng.standard_normal((60, 8)), rng.standard_normal((5, 8))
 search = exact_search(entries, 3, backend="toy")
 ScoreSettings("corpus", "calibration", search="toy")
-unknown = CliRunner().invoke(app, ["score", "x", "--search", "nothing"]).output
+help_page = CliRunner().invoke(app, ["score", "--help"]).output
 print(json.dumps({
     "backend": search.backend,
     "ids": search.search(queries)[1].tolist(),
     "expected": np.argsort(-(queries @ entries.T), 1, kind="stable")[:, :3].tolist(),
-    "offered": "toy" in unknown,
+    "offered": "toy" in help_page,
     "info": describe_installation()[0]["exact_search"]["toy"],
 }))
 """

@@ -29,7 +29,7 @@ def facts(bench: Bench) -> dict[str, Any]:
         "clocks_at_rest": ask_nvidia_smi(_CLOCKS),
     }
     if bench.has_cuda or bench.rehearsal:
-        found["engine"] = bench.engine().describe(bench.device)
+        found["engine"] = bench.engine(dim=512).describe(bench.device)
     for package in ("triton", "numpy", "faiss-gpu", "faiss-gpu-cu12", "faiss-cpu", "pyarrow"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)

@@ -36,6 +36,7 @@ def encoding(
     texts: int,
     compared: int,
     decoders: int,
+    several: list[int],
 ) -> dict[str, Any]:
     """Rates of a model with random weights, and how near it is to float32 on the processor."""
     device = str(bench.device)
@@ -49,6 +50,17 @@ def encoding(
         _draw(place / "images.tar", images, side)
         spec = EncoderSpec(name, precision=precision)
         options = JobOptions(devices=(device,))
+        jobs = {}
+        for workers in several:
+            began = time.perf_counter()
+            encode_image_store(
+                spec,
+                open_images(place / "images.tar"),
+                place / f"images {workers}",
+                options=JobOptions(workers=workers, devices=(device,)),
+                decoders=max(1, decoders // workers),
+            )
+            jobs[f"images, {workers} workers"] = images / (time.perf_counter() - began)
         began = time.perf_counter()
         encoded = encode_image_store(
             spec,
@@ -91,6 +103,7 @@ def encoding(
         "job_rows_per_second_with_start": {
             "images": round(images / (middle - began), 1),
             "texts": round(texts / (done - middle), 1),
+            **{name: round(rate, 1) for name, rate in jobs.items()},
         },
     }
 

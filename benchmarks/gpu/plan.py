@@ -151,10 +151,11 @@ def _encoding() -> list[Row]:
         Row(
             "encoding", f"{model}, {precision}", "gpu.encoding:encoding",
             {"model": model, "precision": precision, "images": images, "side": 384,
-             "texts": 20_000, "compared": 32, "decoders": 14},
+             "texts": 20_000, "compared": 32, "decoders": 14,
+             "several": [4] if precision == "bfloat16" else []},
             60,
             {"model": "bliss-tiny", "images": 40, "side": 70, "texts": 40, "compared": 4,
-             "decoders": 1},
+             "decoders": 1, "several": []},
         )
         for model, precision, images in (
             ("bliss-tiny", "float32", 20_000),
