@@ -4,7 +4,9 @@
 #include <unistd.h>
 
 #include "append.h"
-#include "vector_ops.h"
+#include "panels.h"
+#include "preparation.h"
+#include "selection.h"
 
 namespace bliss {
 namespace {

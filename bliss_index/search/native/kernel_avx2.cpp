@@ -1,6 +1,8 @@
 // AVX2: 4 queries x 16 entries at a time. Query codes have 7 bits, so that the 16-bit sums of
 // vpmaddubsw (2 * 127 * 127 = 32258) cannot saturate.
-#include "vector_ops.h"
+#include "panels.h"
+#include "preparation.h"
+#include "selection.h"
 
 namespace bliss {
 namespace {

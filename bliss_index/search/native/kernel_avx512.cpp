@@ -1,6 +1,8 @@
 // AVX-512 VNNI: 8 queries x 48 entries in 24 accumulators, tested before they leave registers.
 #include "append.h"
-#include "vector_ops.h"
+#include "panels.h"
+#include "preparation.h"
+#include "selection.h"
 
 namespace bliss {
 namespace {
