@@ -165,7 +165,7 @@ def run_way(way: str, folder: Path, root: str, environment: Environment) -> dict
         return f"{out}/{work}"
 
     done("encode-text", at("text"),
-         ["encode-text", f"{folder}/words.txt", *MODEL, "--out", at("text")])  # fmt: skip
+         ["encode-text", f"{root}/words.txt", *MODEL, "--out", at("text")])  # fmt: skip
     done("encode-images", at("images"),
          ["encode-images", f"{root}/pictures", *MODEL, "--out", at("images")])  # fmt: skip
     done("import", at("import"),
@@ -173,7 +173,7 @@ def run_way(way: str, folder: Path, root: str, environment: Environment) -> dict
           "--out", at("import")])  # fmt: skip
     if made == out:
         done("calibrate", at("calibration"),
-             ["calibrate", at("images"), "--classes", f"{folder}/classes.txt", "--assign",
+             ["calibrate", at("images"), "--classes", f"{root}/classes.txt", "--assign",
               "--device", "cpu", "--out", at("calibration")])  # fmt: skip
     done("score", at("scores"),
          ["score", f"{made}/images", "--corpus", f"{made}/text", "--calibration",
