@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import logging
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ def s3_server(bucket: str = "bucket", dropped: int = 0) -> Iterator[tuple[dict[s
     """
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

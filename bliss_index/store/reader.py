@@ -237,34 +237,39 @@ class EmbeddingStore:
     def check_hash(self, index: int, between: Between | None = None) -> str:
         """Read a shard's whole file; return its SHA-256. `between` may end it early.
 
+        Those of object stores are compared as they are fetched, and not fetched again.
+
         Raises
         ------
         CorruptStoreError
             The file cannot be read, or has another size or hash than the manifest says.
         """
         record = self.manifest.shards[index]
-        name = f"{self._directory.uri}/{record.file}"
-        content = self._content(index)
-        try:
-            if isinstance(self._directory, LocalDirectory):
+        if index in self._checked and not isinstance(self._directory, LocalDirectory):
+            return record.sha256
+        self._content(index)
+        if isinstance(self._directory, LocalDirectory):
+            try:
                 digest = file_sha256(self._directory.path / record.file, between)
-            else:
-                digest = stream_sha256(pa.BufferReader(content), between)
-        except OSError as error:
-            raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+            except OSError as error:
+                name = f"{self._directory.uri}/{record.file}"
+                raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+            self._compare(index, digest)
+        return record.sha256
+
+    def _compare(self, index: int, digest: str) -> None:
+        record = self.manifest.shards[index]
         if digest != record.sha256:
-            self._last = None
             raise CorruptStoreError(
-                f"{name} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
-                f"{self._remedy}"
+                f"{self._directory.uri}/{record.file} has SHA-256 {digest}, the manifest says "
+                f"{record.sha256}: altered; {self._remedy}"
             )
         self._checked.add(index)
-        return digest
 
     def _content(self, index: int) -> pa.Buffer:
         """Bytes of a shard; CorruptStoreError if their number is not the manifest's.
 
-        Of an object store's shards, the last one is kept: it is read and compared.
+        An object store's shard is compared as it is fetched, and the last one is kept.
         """
         record = self.manifest.shards[index]
         name = f"{self._directory.uri}/{record.file}"
@@ -281,6 +286,7 @@ class EmbeddingStore:
                 f"replaced; {self._remedy}"
             )
         if not isinstance(self._directory, LocalDirectory):
+            self._compare(index, stream_sha256(pa.BufferReader(content)))
             self._last = (index, content)
         return content
 
