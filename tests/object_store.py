@@ -9,6 +9,9 @@ import logging
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+
+from bliss_index.storage import open_directory
 
 
 @contextlib.contextmanager
@@ -45,6 +48,14 @@ def s3_server(bucket: str = "bucket", dropped: int = 0) -> Iterator[tuple[dict[s
             proxy.shutdown()
             proxy.server_close()
         server.stop()
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Put all files of a folder under a prefix."""
+    directory = open_directory(uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            directory.replace(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def _proxy(port: int, dropped: int) -> http.server.ThreadingHTTPServer:

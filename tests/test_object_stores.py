@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 if not all(map(find_spec, ("obstore", "moto"))):
     pytest.skip("the extra 'object-stores' or moto is not installed", allow_module_level=True)
 
-from object_store import s3_server
+from object_store import s3_server, upload
 
 from bliss_index.calibration.labels import Labels
 from bliss_index.cli.app import app
@@ -57,13 +57,6 @@ def fetched(uri: str, folder="") -> dict[str, bytes]:
     found = {n: directory.read(n) for n in names if not n.startswith("_")}
     return {**found, **{f"_plan/{n}": directory.read(f"_plan/{n}")
                         for n in directory.names("_plan")}}  # fmt: skip
-
-
-def upload(folder, uri: str) -> None:
-    directory = open_directory(uri)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            directory.replace(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def test_a_job_writes_there_what_it_writes_on_a_disk(bucket, tmp_path):
