@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.storage.cache import local_file
+from bliss_index.storage.files import is_address
 
 DEFAULT_TEMPLATE = "This is a photo of a {}"
 TEXT_COLUMNS = ("text", "word", "name", "label")
@@ -199,10 +201,12 @@ def require_template(template: str) -> None:
 
 def iter_rows(source: str | Path) -> Iterator[str]:
     """Raw rows of one source, as :func:`load_vocabulary` takes it, read as they are asked for."""
-    path, (kind, packed) = Path(source), _kind(source)
+    kind, packed = _kind(source)
     if kind in BUILT_IN:
         yield from _BUILT_IN_NAMES[kind]()
-    elif kind == ".parquet":
+        return
+    path = local_file(source)
+    if kind == ".parquet":
         yield from _parquet(path)
     elif kind == ".txt":
         for line in _lines(path, packed):
@@ -217,7 +221,7 @@ def _kind(source: str | Path) -> tuple[str, bool]:
     path = Path(source)
     if isinstance(source, str) and source in BUILT_IN and not path.exists():
         return source, False
-    if not path.is_file():
+    if not is_address(source) and not path.is_file():
         raise InvalidInputError(
             f"vocabulary source '{source}' is neither a file nor built in ({', '.join(BUILT_IN)})"
         )

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
+import logging
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+
+from bliss_index.storage import open_directory
 
 
 @contextlib.contextmanager
@@ -18,6 +22,7 @@ def s3_server(bucket: str = "bucket", dropped: int = 0) -> Iterator[tuple[dict[s
     """
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -43,6 +48,14 @@ def s3_server(bucket: str = "bucket", dropped: int = 0) -> Iterator[tuple[dict[s
             proxy.shutdown()
             proxy.server_close()
         server.stop()
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Put all files of a folder under a prefix."""
+    directory = open_directory(uri)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            directory.replace(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def _proxy(port: int, dropped: int) -> http.server.ThreadingHTTPServer:

@@ -455,24 +455,3 @@ def test_a_refused_output_keeps_every_file(chain, tmp_path, hidden):
         _, err = run(*command, "--out", tmp_path, cwd=folder, code=1)
         assert "is not empty and not a" in err
         assert {p.name for p in tmp_path.iterdir()} == {hidden, "thesis.tex"}
-
-
-def test_an_address_is_never_taken_for_a_path(chain, tmp_path):
-    folder, _ = chain
-    (tmp_path / "e.npy").write_bytes((folder / "test.npy").read_bytes())
-    for command in (
-        ("score", folder / "test", "--corpus", folder / "corpus", "--calibration",
-         folder / "calibration", "--out", "ftp://host/x"),
-        ("import", "e.npy", "--kind", "image", *MODEL, "--out", "ftp://host/x"),
-    ):  # fmt: skip
-        _, err = run(*command, cwd=tmp_path, code=1)
-        assert "ftp://host/x cannot be written" in err
-    for command in (
-        ("build", "s3://bucket/corpus"),
-        ("verify", "s3://bucket/x"),
-        ("threshold", folder / "test", "--corpus", folder / "corpus", "--calibration",
-         folder / "calibration", "--out", "s3://bucket/n.parquet"),
-    ):  # fmt: skip
-        _, err = run(*command, cwd=tmp_path, code=2)
-        assert "looks like an address" in err
-    assert [p.name for p in tmp_path.iterdir()] == ["e.npy"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import tarfile
 import threading
 from importlib.util import find_spec
@@ -10,21 +12,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk_fixtures import outputs
+from bulk_fixtures import outputs, write_text
 from job_fixtures import TrivialWork, result, run_trivial
+from typer.testing import CliRunner
 
 if not all(map(find_spec, ("obstore", "moto"))):
     pytest.skip("the extra 'object-stores' or moto is not installed", allow_module_level=True)
 
-from object_store import s3_server
+from object_store import s3_server, upload
 
-from bliss_index.errors import BlissError, StoreError
+from bliss_index.calibration.labels import Labels
+from bliss_index.cli.app import app
+from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.jobs import JobOptions, Part, run
 from bliss_index.jobs.record import commit
 from bliss_index.scoring import run_job
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.import_work import import_embeddings
+from bliss_index.vocabulary import load_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the server's own
 
@@ -51,13 +57,6 @@ def fetched(uri: str, folder="") -> dict[str, bytes]:
     found = {n: directory.read(n) for n in names if not n.startswith("_")}
     return {**found, **{f"_plan/{n}": directory.read(f"_plan/{n}")
                         for n in directory.names("_plan")}}  # fmt: skip
-
-
-def upload(folder, uri: str) -> None:
-    directory = open_directory(uri)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            directory.replace(path.relative_to(folder).as_posix(), path.read_bytes())
 
 
 def test_a_job_writes_there_what_it_writes_on_a_disk(bucket, tmp_path):
@@ -150,9 +149,154 @@ def test_a_bit_that_flips_there_is_noticed(job, bucket, tmp_path):
     assert [failed for failed, _ in summary.failed] == [name]
 
 
+def command(*arguments, code=0, says=""):
+    """Run a command in this process; return what it prints."""
+    done = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "200"})
+    error = done.exception if isinstance(done.exception, BlissError) else None
+    assert done.exit_code == code and (error or code != 1 or done.output), done.output
+    assert says in f"{error} {done.output}", f"{error} {done.output}"
+    return done.stdout
+
+
+def chain(root) -> list[tuple]:
+    """Every command that reads what the works have made, on a corpus and images at a root."""
+    inputs = ("--corpus", f"{root}/corpus", "--calibration", f"{root}/made")
+    return [
+        ("build", f"{root}/corpus"),
+        ("build", f"{root}/corpus", "--index", "hnsw", "--queries", f"{root}/images", "-k", 5,
+         "--threads", 1),
+        ("calibrate", f"{root}/images", "--classes", f"{root}/classes", "--labels",
+         f"{root}/classes.csv", "--out", f"{root}/made"),
+        ("threshold", f"{root}/images", *inputs, "--labels", f"{root}/classes.csv", "-k", 5,
+         "--out", f"{root}/normal.parquet"),
+        ("score", f"{root}/images", *inputs, "--out", f"{root}/scores", "-k", 5, "--search",
+         "hnsw", "--normal-scores", f"{root}/normal.parquet", "--false-alarm-rate", 0.05),
+        ("evaluate", f"{root}/scores", "--labels", f"{root}/known.csv", "--resamples", 0),
+        ("evaluate", f"{root}/images", "--labels", f"{root}/classes.csv", "--normal",
+         f"{root}/images", "--normal-labels", f"{root}/classes.csv", "--classes",
+         f"{root}/classes", "--corpus", f"{root}/corpus", "--protocol", "one-class", "-k", 5),
+        ("explain", f"{root}/scores", "image 7", *inputs, "--images", f"{root}/images"),
+        ("report", f"{root}/scores", "--labels", f"{root}/known.csv", "--plots", f"{root}/plots"),
+        *(("verify", f"{root}/{name}") for name in ("corpus", "images", "made")),
+        ("verify", f"{root}/scores", "--images", f"{root}/images"),
+        *(("info", f"{root}/{name}") for name in ("corpus", "images", "made", "scores")),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def roots(job, bucket, tmp_path):
+    """The same files in a local folder and in a bucket."""
+    folder = tmp_path / "local"
+    for name in ("corpus", "images"):
+        shutil.copytree(job.folder / name, folder / name)
+    write_text(folder / "classes", EmbeddingStore.open(folder / "corpus").embeddings()[:3])
+    keys = EmbeddingStore.open(folder / "images").keys()
+    classes = [f"{key},word {row % 3}" for row, key in enumerate(keys)]
+    (folder / "classes.csv").write_text("\n".join(["key,class", *classes]) + "\n")
+    known = [f"{key},{row % 2}" for row, key in enumerate(keys)]
+    (folder / "known.csv").write_text("\n".join(["key,anomaly", *known]) + "\n")
+    upload(folder, f"{bucket}/all")
+    return folder, f"{bucket}/all"
+
+
+def facts_of(root, output: str) -> dict:
+    facts = json.loads(output.replace(str(root), "ROOT"))
+    return {n: v for n, v in facts.items() if n not in ("seconds", "rows_per_second", "bytes")}
+
+
+def test_every_command_says_and_writes_the_same_there(roots, tmp_path, monkeypatch):
+    pytest.importorskip("faiss")
+    pytest.importorskip("jinja2")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    folder, uri = roots
+    for here, there in zip(chain(folder), chain(uri), strict=True):
+        assert facts_of(folder, command(*here, "--json")) == facts_of(
+            uri, command(*there, "--json")
+        )
+    for name in ("corpus/index", "made", "scores", "plots", ""):
+        where = open_directory(f"{uri}/{name}".rstrip("/"))
+        for file in where.names():
+            if not file.startswith("_") or file == "_manifest.json":
+                assert where.read(file) == (folder / name / file).read_bytes(), file
+    assert "_report.html" in open_directory(f"{uri}/scores").names()
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_what_a_file_names_is_not_contacted(roots, monkeypatch):
+    folder, uri = roots
+    inputs = {"corpus": f"{uri}/corpus", "calibration": f"{uri}/made"}
+    command("calibrate", f"{uri}/images", "--classes", f"{uri}/classes", "--assign", "--out",
+            f"{uri}/made")  # fmt: skip
+    options = [word for name, at in inputs.items() for word in (f"--{name}", at)]
+    command("score", f"{uri}/images", *options, "-k", 5, "--out", folder / "scores")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # whoever calls there, waits long
+    command("verify", folder / "scores", says="--images s3://")
+    command("report", folder / "scores")
+    command("info", folder / "scores")
+    named = []
+    for name in ("images", "corpus", "calibration"):
+        command("explain", folder / "scores", "image 7", *named, code=1, says=f"--{name} s3://")
+        named += [f"--{name}", folder / name if name != "calibration" else folder / "made"]
+
+
+@pytest.mark.parametrize("name", ["corpus", "images", "made", "scores"])
+def test_verify_finds_there_what_is_damaged_and_left_over(roots, name):
+    pytest.importorskip("faiss")
+    _, uri = roots
+    for one in chain(uri)[:5]:
+        command(*one)
+    directory = open_directory(f"{uri}/{name}")
+    files = [n for n in directory.names() if n.endswith((".arrow", ".parquet"))]
+    if name == "corpus":
+        files += [f"index/{n}" for n in directory.names("index") if n.endswith(".faiss")]
+    if name in ("corpus", "images", "scores"):
+        files += [f"_plan/{n}" for n in directory.names("_plan")]
+    command("verify", f"{uri}/{name}")
+    for file in files:
+        whole = directory.read(file)
+        content = bytearray(whole)
+        content[len(content) // 2] ^= 1
+        directory.replace(file, bytes(content))
+        command("verify", f"{uri}/{name}", code=1, says=file.rpartition("/")[2][:30])
+        directory.replace(file, whole)
+    orphans = {file.replace(file.split(".")[1], "0" * 16) for file in files if "_plan" not in file}
+    for orphan in orphans:
+        directory.replace(orphan, b"whole, and named by no record")
+        command("verify", f"{uri}/{name}", code=1, says=f"{orphan.rpartition('/')[2]} is an orphan")
+        directory.remove(orphan)
+    command("verify", f"{uri}/{name}")
+
+
+def test_a_corpus_that_is_damaged_there_or_in_its_copy(job, bucket, tmp_path):
+    upload(job.folder / "corpus", f"{bucket}/corpus")
+    directory = open_directory(f"{bucket}/corpus")
+    (name,) = (n for n in directory.names() if n.startswith("part-"))
+    whole = directory.read(name)
+    content = bytearray(whole)
+    content[len(content) // 2] ^= 1
+    directory.replace(name, bytes(content))
+    settings = type(job)(job.folder, f"{bucket}/corpus", job.calibration, "").settings()
+    with pytest.raises(CorruptStoreError, match=f"{bucket}/corpus/{name} .*its name says"):
+        run_job(job.images, tmp_path / "s", settings)
+    directory.replace(name, whole)
+    assert EmbeddingStore.open(f"{bucket}/corpus", kind="text").embeddings().shape == (80, 16)
+    (copy,) = (tmp_path / "cache").rglob(name)
+    copy.write_bytes(content)
+    with pytest.raises(CorruptStoreError, match=f"{copy} .*copy of {bucket}/corpus: remove it"):
+        run_job(job.images, tmp_path / "s", settings)
+    copy.unlink()
+    assert run_job(job.images, tmp_path / "s", settings).complete
+
+
 def test_what_is_not_there_is_one_message(job, bucket, tmp_path):
     with pytest.raises(StoreError, match="s3://no-such-bucket/x.* cannot be listed"):
         run_trivial("s3://no-such-bucket/x")
+    for what in ("labels.csv", "labels.txt"):
+        with pytest.raises(InvalidInputError, match=f"{bucket}/{what} does not exist"):
+            Labels.read(f"{bucket}/{what}")
+    with pytest.raises(InvalidInputError, match="words.txt does not exist"):
+        load_vocabulary([f"{bucket}/words.txt"])
     with pytest.raises(StoreError, match="is not an embedding store|does not exist"):
         EmbeddingStore.open(f"{bucket}/nothing")
 

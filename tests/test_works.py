@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from job_fixtures import result
+from object_store import s3_server, upload
 
+from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, verify_store
 
 if find_spec("open_clip") is None:
@@ -110,6 +112,33 @@ def test_a_cluster_of_three_nodes_writes_the_same(chain, tmp_path, work):
     assert code == 0, err
     assert json.loads(out)["rows"] > 0  # nothing of Ray's is on stdout
     assert result(tmp_path / "ray") == result(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def bucket(chain):
+    """The chain's files on an S3 server, and the environment that leads there."""
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto")
+    with s3_server() as (environment, uri), pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment, "BLISS_INDEX_CACHE": str(chain / "cache")}.items():
+            patch.setenv(name, value)
+        upload(chain, uri)
+        yield uri
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the server's own
+@pytest.mark.parametrize("work", COMMANDS)
+def test_an_object_store_gives_and_gets_the_same(chain, bucket, tmp_path, work):
+    there = [f"{bucket}/{word}" if (chain / word).exists() else word for word in COMMANDS[work]]
+    run(chain, *COMMANDS[work], tmp_path / "one", "--workers", 1)
+    whole = {n: data for n, data in result(tmp_path / "one").items() if n.startswith("part-")}
+    uri = f"{bucket}/{work}"
+    run(tmp_path, *there, uri, "--workers", 2)
+    directory = open_directory(uri)
+    files = (name for name in directory.names() if name.startswith("part-"))
+    assert {name: directory.read(name) for name in files} == whole
+    run(tmp_path, "verify", uri)
 
 
 def test_a_source_that_changed_is_named(chain, tmp_path):

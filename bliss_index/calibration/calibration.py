@@ -29,6 +29,7 @@ from bliss_index.calibration.moments import ClassMoments, second_moment
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.search.isolation import isolated
 from bliss_index.storage.cache import local_copy
+from bliss_index.storage.directory import LocalDirectory
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
@@ -261,7 +262,7 @@ class Calibration:
         CorruptStoreError
             It is damaged, or was written by a newer version.
         """
-        stored = read_calibration(local_copy(path))
+        stored = read_calibration(LocalDirectory(local_copy(path)))
         try:
             return cls(*stored)
         except InvalidInputError as error:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy.typing as npt
 
 from bliss_index.errors import EncoderError, InvalidInputError
+from bliss_index.storage import open_directory
+from bliss_index.storage.files import is_address
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, render_prompts
 
@@ -62,7 +64,7 @@ class ClassTexts:
         StoreError, InvalidInputError, EncoderError, ModelMismatchError
             As for :meth:`of_store` and :meth:`of_file`.
         """
-        if Path(path).is_dir():
+        if Path(path).is_dir() or (is_address(path) and open_directory(path).names()):
             return cls.of_store(path)
         return cls.of_file(path, model, template=template, device=device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +22,12 @@ from bliss_index.jobs.description import (
     require_format,
 )
 from bliss_index.storage import Directory, open_directory
-from bliss_index.storage.directory import LocalDirectory, write_json
+from bliss_index.storage.directory import write_json
 from bliss_index.storage.files import output_error, parse_json
-from bliss_index.storage.hashing import file_sha256
 from bliss_index.store.identity import ModelIdentity
 
 CALIBRATION_FORMAT = "bliss_index.calibration"
-_CLASSES_NAME = re.compile(r"classes\.[0-9a-f]{16}\.arrow")
+CLASSES_NAME = re.compile(r"classes\.[0-9a-f]{16}\.arrow")
 _VECTOR = pa.large_list(pa.float64())
 _SCHEMA = pa.schema(
     [
@@ -65,7 +65,7 @@ def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
         It holds something else.
     """
     place = open_directory(directory)
-    before = _replaced(place)  # refused before anything is touched
+    before = classes_file(place)  # refused before anything is touched
     place.make()
     content = place.new_file()
     try:
@@ -97,8 +97,14 @@ def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
         place.remove(before)
 
 
-def _replaced(directory: Directory) -> str | None:
-    """Name of the file of the calibration that stands there; None where there is none."""
+def classes_file(directory: Directory) -> str | None:
+    """Name of the file of the calibration that stands there; None where there is none.
+
+    Raises
+    ------
+    StoreError
+        The directory holds something else.
+    """
     try:
         data = directory.read(MANIFEST_NAME)
     except FileNotFoundError:
@@ -113,10 +119,10 @@ def _replaced(directory: Directory) -> str | None:
     values = parse_json(data, name)
     require_format(name, values, CALIBRATION_FORMAT)
     file = values.get("classes_file")
-    return file if isinstance(file, str) and _CLASSES_NAME.fullmatch(file) else None
+    return file if isinstance(file, str) and CLASSES_NAME.fullmatch(file) else None
 
 
-def read_calibration(directory: Path) -> StoredCalibration:
+def read_calibration(directory: Directory) -> StoredCalibration:
     """Read a calibration's files and check them against its manifest.
 
     Raises
@@ -126,17 +132,14 @@ def read_calibration(directory: Path) -> StoredCalibration:
     CorruptStoreError
         It is damaged, or was written by a newer version.
     """
-    path = directory / MANIFEST_NAME
+    path = f"{directory.uri}/{MANIFEST_NAME}"
     values = read_description(
-        LocalDirectory(directory),
-        CALIBRATION_FORMAT,
-        what="a calibration",
-        how="'bliss-index calibrate'",
+        directory, CALIBRATION_FORMAT, what="a calibration", how="'bliss-index calibrate'"
     )
     name = values.get("classes_file")
-    if not isinstance(name, str) or not _CLASSES_NAME.fullmatch(name):
+    if not isinstance(name, str) or not CLASSES_NAME.fullmatch(name):
         raise CorruptStoreError(f"{path} is damaged: 'classes_file' is {name!r}")
-    classes = directory / name
+    classes = f"{directory.uri}/{name}"
     dim, attributes = values.get("dim"), values.get("attributes")
     if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path} is damaged: dim {dim!r}, attributes {attributes!r}")
@@ -146,16 +149,17 @@ def read_calibration(directory: Path) -> StoredCalibration:
     model = values.get("model")
     identity = None if model is None else ModelIdentity.from_json(model)
     try:
-        digest = file_sha256(classes)
-    except OSError as error:
-        raise CorruptStoreError(f"{classes} cannot be read: {error.strerror}") from error
+        content = directory.read(name)
+    except FileNotFoundError as error:
+        raise CorruptStoreError(f"{classes} cannot be read: No such file or directory") from error
+    digest = hashlib.sha256(content).hexdigest()
     if digest != values.get("classes_sha256"):
         raise CorruptStoreError(
             f"{classes} has SHA-256 {digest}, the manifest says "
             f"{values.get('classes_sha256')!r}: truncated or altered; calibrate again"
         )
     try:
-        table = pa.ipc.open_file(str(classes)).read_all()
+        table = pa.ipc.open_file(pa.py_buffer(content)).read_all()
         table.validate(full=True)
         rows = [_read_row(table, row, dim) for row in range(table.num_rows)]
         return StoredCalibration(
@@ -213,4 +217,4 @@ def _read_vector(table: pa.Table, name: str, row: int, size: int) -> npt.NDArray
 
 
 def _may_stay(name: str) -> bool:
-    return name.startswith(".") or _CLASSES_NAME.fullmatch(name) is not None
+    return name.startswith(".") or CLASSES_NAME.fullmatch(name) is not None

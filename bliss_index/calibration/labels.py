@@ -74,7 +74,8 @@ class Labels:
         Raises
         ------
         InvalidInputError
-            There is not one label a row, or a label's key is not among the rows.
+            There is not one label a row, or a label's key is not among the rows, or among those
+            of several shards.
         """
         if self.keys is None:
             if len(self.values) != rows:
@@ -87,9 +88,20 @@ class Labels:
                 )
             return list(self.values)
         by_key = dict(zip(self.keys, self.values, strict=True))
-        found = [by_key.pop(key, None) for keys in keys_of for key in keys]
-        if by_key:
-            unknown = list(by_key)
+        found: list[Any] = []
+        place: dict[str, int] = {}  # of the keys that were found: the shard
+        for shard, keys in enumerate(keys_of):
+            for key in keys:
+                if place.get(key, shard) != shard:
+                    raise InvalidInputError(
+                        f"{self.path} has a label for {key!r}, of which shards {place[key]} and "
+                        f"{shard} both have a row; give one label per row instead, without 'key'"
+                    )
+                found.append(None if key in place else by_key.get(key))
+                if key in by_key:
+                    place[key] = shard
+        unknown = [key for key in by_key if key not in place]
+        if unknown:
             raise InvalidInputError(
                 f"{self.path} has {len(unknown)} keys that no row has, the first is {unknown[0]!r}"
             )

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 import sys
-from pathlib import Path
-from typing import Any
 
 import typer
-from typer.core import TyperCommand
 
 from bliss_index.cli import (
     bench,
@@ -28,8 +24,6 @@ from bliss_index.cli import (
 from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, drop_output, say
 from bliss_index.cli.interrupt import INTERRUPTED, end_when_interrupted
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of "s3://bucket", a path keeps one slash
-
 app = typer.Typer(
     name="bliss-index",
     help="Bias-corrected language-image anomaly scores (BLISS) at dataset scale.",
@@ -39,36 +33,20 @@ app = typer.Typer(
 )
 
 
-class Command(TyperCommand):
-    """A command that takes no address for a path: the two would be the same after parsing."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for parameter in self.params:
-            values = ctx.params.get(str(parameter.name))
-            for value in values if isinstance(values, (list, tuple)) else [values]:
-                if isinstance(value, Path) and _ADDRESS.match(str(value)):
-                    raise typer.BadParameter(
-                        f"{value} looks like an address; a local path is needed here",
-                        ctx=ctx,
-                        param_hint=f"'{parameter.name}'",
-                    )
-        return super().invoke(ctx)
-
-
-app.command("demo", cls=Command)(demo.demo)
-app.command("encode-text", cls=Command)(encode.encode_text)
-app.command("encode-images", cls=Command)(encode.encode_images)
-app.command("import", cls=Command)(importing.import_)
-app.command("build", cls=Command)(build.build)
-app.command("calibrate", cls=Command)(calibrate.calibrate)
-app.command("threshold", cls=Command)(threshold.threshold)
-app.command("score", cls=Command)(score.score)
-app.command("evaluate", cls=Command)(evaluate.evaluate)
-app.command("explain", cls=Command)(explain.explain)
-app.command("report", cls=Command)(report.report)
-app.command("verify", cls=Command)(inspect.verify)
-app.command("info", cls=Command)(inspect.info)
-app.command("bench", cls=Command)(bench.bench)
+app.command("demo")(demo.demo)
+app.command("encode-text")(encode.encode_text)
+app.command("encode-images")(encode.encode_images)
+app.command("import")(importing.import_)
+app.command("build")(build.build)
+app.command("calibrate")(calibrate.calibrate)
+app.command("threshold")(threshold.threshold)
+app.command("score")(score.score)
+app.command("evaluate")(evaluate.evaluate)
+app.command("explain")(explain.explain)
+app.command("report")(report.report)
+app.command("verify")(inspect.verify)
+app.command("info")(inspect.info)
+app.command("bench")(bench.bench)
 
 
 def run() -> None:

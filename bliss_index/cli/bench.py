@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_json, print_table, say
-from bliss_index.cli.options import JsonOption, PretrainedOption, ThreadsOption
+from bliss_index.cli.options import JsonOption, PretrainedOption, ThreadsOption, path
 
 _MANY = 1e8
 
@@ -33,7 +33,10 @@ def bench(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder", help="Disk for the job's files.", show_default="the temporary folder"
+            "--folder",
+            help="Disk for the job's files.",
+            show_default="the temporary folder",
+            parser=path,
         ),
     ] = None,
     as_json: JsonOption = False,

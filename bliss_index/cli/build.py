@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, say, timed
-from bliss_index.cli.options import JsonOption, ThreadsOption, one_of
+from bliss_index.cli.options import JsonOption, ThreadsOption, one_of, path_or_uri
 from bliss_index.search.registry import index_names
 
 
 def build(
-    corpus: Annotated[Path, typer.Argument(help="Text store to index.")],
+    corpus: Annotated[
+        str, typer.Argument(help="Text store to index; local or a URI.", parser=path_or_uri)
+    ],
     index: Annotated[
         str,
         typer.Option(
@@ -23,8 +24,10 @@ def build(
         ),
     ] = "flat",
     queries: Annotated[
-        Path | None,
-        typer.Option("--queries", help="Image store to tune an approximate index on."),
+        str | None,
+        typer.Option(
+            "--queries", help="Image store to tune an approximate index on.", parser=path_or_uri
+        ),
     ] = None,
     recall: Annotated[
         float,

@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, progress_line, say
-from bliss_index.cli.options import DeviceOption, JsonOption
+from bliss_index.cli.options import DeviceOption, JsonOption, path_or_uri
 
 
 def calibrate(
-    images: Annotated[str, typer.Argument(help="Image store of normal images.")],
+    images: Annotated[
+        str, typer.Argument(help="Image store of normal images.", parser=path_or_uri)
+    ],
     classes: Annotated[
-        Path,
+        str,
         typer.Option(
             "--classes",
             help="Names of the normal classes: a text file (encoded with the store's model) or a "
             "text store.",
+            parser=path_or_uri,
         ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Directory of the calibration to make.")],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="Directory or URI of the calibration to make.", parser=path_or_uri
+        ),
+    ],
     labels: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--labels",
             help=".npy, .txt, .csv or .parquet of class names or numbers, in row order or with a "
             "column 'key'. Not needed for one class, or with --assign.",
+            parser=path_or_uri,
         ),
     ] = None,
     template: Annotated[

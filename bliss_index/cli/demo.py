@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_json, print_table, say
-from bliss_index.cli.options import JsonOption
+from bliss_index.cli.options import JsonOption, path
 
 
 def demo(
     out: Annotated[
-        Path, typer.Option("--out", help="Directory for everything that the demo makes.")
+        Path,
+        typer.Option("--out", help="Directory for everything that the demo makes.", parser=path),
     ] = Path("demo-output"),
     images: Annotated[
         int, typer.Option("--images", min=4, help="Images drawn of every class.")
@@ -35,7 +36,7 @@ def demo(
         [[name, f"{value:.4f}"] for name, value in result.auroc.items()],
     )
     say(f"{result.seconds:.0f} s. Look at:")
-    for name, path in result.files.items():
-        say(f"  {path}  {name}")
+    for name, file in result.files.items():
+        say(f"  {file}  {name}")
     say("Why one image got its score (KEY as in the column 'key'):")
     say(f"  bliss-index explain {result.scores} KEY")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -34,6 +33,7 @@ from bliss_index.cli.options import (
     PretrainedOption,
     StoreOutput,
     one_of,
+    path_or_uri,
 )
 from bliss_index.devices import device_names, resolve_device
 
@@ -63,7 +63,8 @@ def encode_text(
         typer.Argument(
             help="Files of entries (.txt, .csv, .tsv, .parquet, .gz), or 'imagenet', the 1000 "
             "class names that come with open_clip; 'imagenet-synonyms', the same classes with all "
-            "synonyms (the paper's dictionary); 'imagenet-21k', the names of 21,843 synsets."
+            "synonyms (the paper's dictionary); 'imagenet-21k', the names of 21,843 synsets.",
+            parser=path_or_uri,
         ),
     ],
     out: StoreOutput,
@@ -78,7 +79,8 @@ def encode_text(
         ),
     ] = None,
     exclude: Annotated[
-        Path | None, typer.Option("--exclude", help="File of entries to leave out.")
+        str | None,
+        typer.Option("--exclude", help="File of entries to leave out.", parser=path_or_uri),
     ] = None,
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
@@ -132,7 +134,8 @@ def encode_images(
         list[str],
         typer.Argument(
             help="Folder of images (recursive), webdataset tars, Parquet with image bytes, or a "
-            "CSV of paths; local or a URI."
+            "CSV of paths; local or a URI.",
+            parser=path_or_uri,
         ),
     ],
     out: StoreOutput,

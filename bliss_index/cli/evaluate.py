@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +14,8 @@ from bliss_index.cli.options import (
     JsonOption,
     ThreadsOption,
     one_of,
+    path,
+    path_or_uri,
 )
 
 if TYPE_CHECKING:
@@ -23,18 +24,20 @@ if TYPE_CHECKING:
 
 def evaluate(
     target: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="Scores directory; with --protocol, the image store to test on; with --encoded, "
-            "the folder of torchvision's data sets."
+            "the folder of torchvision's data sets.",
+            parser=path_or_uri,
         ),
     ],
     labels: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--labels",
             help="1 = anomaly, 0 = normal; with --protocol, classes. A file .npy, .txt, .csv or "
             ".parquet, in row order or with a column 'key'.",
+            parser=path_or_uri,
         ),
     ] = None,
     resamples: Annotated[
@@ -50,24 +53,36 @@ def evaluate(
         ),
     ] = None,
     normal: Annotated[
-        Path | None, typer.Option("--normal", help="Image store to calibrate with (--protocol).")
+        str | None,
+        typer.Option(
+            "--normal", help="Image store to calibrate with (--protocol).", parser=path_or_uri
+        ),
     ] = None,
     normal_labels: Annotated[
-        Path | None, typer.Option("--normal-labels", help="Its classes (--protocol).")
+        str | None,
+        typer.Option("--normal-labels", help="Its classes (--protocol).", parser=path_or_uri),
     ] = None,
     classes: Annotated[
-        Path | None,
-        typer.Option("--classes", help="File or text store of all classes (--protocol)."),
+        str | None,
+        typer.Option(
+            "--classes",
+            help="File or text store of all classes (--protocol).",
+            parser=path_or_uri,
+        ),
     ] = None,
     corpus: Annotated[
-        Path | None, typer.Option("--corpus", help="Text store of the vocabulary (--protocol).")
+        str | None,
+        typer.Option(
+            "--corpus", help="Text store of the vocabulary (--protocol).", parser=path_or_uri
+        ),
     ] = None,
     encoded: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--encoded",
             help="TARGET holds cifar-10-batches-py, cifar-100-python or tiny-imagenet-200: encode "
             "it into this directory, once, with the model of --corpus (--protocol).",
+            parser=path_or_uri,
         ),
     ] = None,
     preprocess: Annotated[
@@ -99,11 +114,12 @@ def evaluate(
     if encoded is not None:
         _forbid("with --encoded, which takes it from the data set", own)
         (vocabulary,) = _required("--encoded", {"--corpus": corpus})
+        folder = path(target)
         from bliss_index.evaluation.paper.from_dataset import evaluate_dataset
 
         with progress_line("encoding") as progress:
             report = evaluate_dataset(
-                target, protocol, vocabulary, encoded, preprocess=preprocess, device=device,
+                folder, protocol, vocabulary, encoded, preprocess=preprocess, device=device,
                 notify=say, progress=progress, **common,
             )  # fmt: skip
     else:
@@ -116,7 +132,7 @@ def evaluate(
         write(report.to_markdown())
 
 
-def _required(what: str, options: dict[str, Path | None]) -> list[Path]:
+def _required(what: str, options: dict[str, str | None]) -> list[str]:
     """Return the values of options that must all be given, in their order."""
     missing = [name for name, value in options.items() if value is None]
     if missing:
@@ -124,20 +140,20 @@ def _required(what: str, options: dict[str, Path | None]) -> list[Path]:
     return [value for value in options.values() if value is not None]
 
 
-def _forbid(when: str, options: dict[str, Path | None]) -> None:
+def _forbid(when: str, options: dict[str, str | None]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise typer.BadParameter(f"{given[0]} means nothing {when}")
 
 
 def _evaluate_stores(
-    test: Path,
+    test: str,
     protocol: str,
-    labels: Path,
-    normal: Path,
-    normal_labels: Path,
-    classes: Path,
-    corpus: Path,
+    labels: str,
+    normal: str,
+    normal_labels: str,
+    classes: str,
+    corpus: str,
     **common: Any,
 ) -> ProtocolReport:
     from bliss_index.calibration.class_texts import ClassTexts
@@ -154,7 +170,7 @@ def _evaluate_stores(
         )  # fmt: skip
 
 
-def _evaluate_scores(scores: Path, labels: Path, resamples: int, as_json: bool) -> None:
+def _evaluate_scores(scores: str, labels: str, resamples: int, as_json: bool) -> None:
     from bliss_index.evaluation.from_scores import evaluate_directory
 
     metrics = evaluate_directory(scores, labels, resamples=resamples)

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bliss_index.cli.console import EXIT_QUARANTINED, print_facts, print_json, print_table, say
-from bliss_index.cli.options import EmbeddingColumnOption, JsonOption, KeyColumnOption
+from bliss_index.cli.options import (
+    EmbeddingColumnOption,
+    ImagesOption,
+    JsonOption,
+    KeyColumnOption,
+    path_or_uri,
+)
 
 
 def explain(
-    scores: Annotated[Path, typer.Argument(help="Scores directory.")],
+    scores: Annotated[
+        str, typer.Argument(help="Scores directory; local or a URI.", parser=path_or_uri)
+    ],
     key: Annotated[str, typer.Argument(help="Key of the image, as in the column 'key'.")],
-    images: Annotated[
+    images: ImagesOption = None,
+    corpus: Annotated[
         str | None,
         typer.Option(
-            "--images", help="Where the images are now.", show_default="where they were scored"
+            "--corpus",
+            help="Where the vocabulary is now.",
+            show_default="where it was",
+            parser=path_or_uri,
+        ),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            "--calibration",
+            help="Where the calibration is now.",
+            show_default="where it was",
+            parser=path_or_uri,
         ),
     ] = None,
     classes: Annotated[
@@ -35,6 +55,8 @@ def explain(
         scores,
         key,
         images=images,
+        corpus=corpus,
+        calibration=calibration,
         columns=ColumnNames(embedding_column, key_column),
         classes=classes,
     )

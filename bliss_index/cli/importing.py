@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -31,6 +30,8 @@ from bliss_index.cli.options import (
     KeyColumnOption,
     StoreOutput,
     one_of,
+    path_or_any_uri,
+    path_or_uri,
 )
 
 
@@ -39,7 +40,8 @@ def import_(
         str,
         typer.Argument(
             help=".npy, .npz (array 'embeddings'), .parquet, a folder of .npy or .parquet files, "
-            "or a clip-retrieval folder; local, or a URI."
+            "or a clip-retrieval folder; local, or a URI.",
+            parser=path_or_any_uri,
         ),
     ],
     kind: Annotated[str, typer.Option("--kind", help="'image' or 'text'.", callback=one_of(KINDS))],
@@ -51,11 +53,19 @@ def import_(
         str | None, typer.Option("--pretrained", help="Tag of its weights, such as openai.")
     ] = None,
     keys: Annotated[
-        Path | None,
-        typer.Option("--keys", help="File of keys, one a row.", show_default="row numbers"),
+        str | None,
+        typer.Option(
+            "--keys",
+            help="File of keys, one a row.",
+            show_default="row numbers",
+            parser=path_or_uri,
+        ),
     ] = None,
     texts: Annotated[
-        Path | None, typer.Option("--texts", help="File of texts, one a row (for --kind text).")
+        str | None,
+        typer.Option(
+            "--texts", help="File of texts, one a row (for --kind text).", parser=path_or_uri
+        ),
     ] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="Template the texts were put into.")

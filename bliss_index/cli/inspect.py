@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,17 +14,23 @@ from bliss_index.cli.console import (
     progress_line,
     say,
 )
-from bliss_index.cli.options import EmbeddingColumnOption, JsonOption, KeyColumnOption
+from bliss_index.cli.options import (
+    EmbeddingColumnOption,
+    ImagesOption,
+    JsonOption,
+    KeyColumnOption,
+    path_or_uri,
+)
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(help="A store, a corpus, a calibration or scores.")],
-    images: Annotated[
-        str | None,
-        typer.Option(
-            "--images", help="Where scored images are now.", show_default="where they were scored"
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A store, a corpus, a calibration or scores; local or a URI.", parser=path_or_uri
         ),
-    ] = None,
+    ],
+    images: ImagesOption = None,
     embedding_column: EmbeddingColumnOption = None,
     key_column: KeyColumnOption = None,
     as_json: JsonOption = False,
@@ -45,7 +50,7 @@ def verify(
         if report.unchecked:
             verdict += ", as far as it could be checked"
         facts = {"rows": report.rows, "bad rows": report.bad_rows, "verdict": verdict}
-        print_facts(str(path), facts)
+        print_facts(path, facts)
     for problem in report.problems:
         say(f"problem: {problem}")
     for missing in report.unchecked:
@@ -58,7 +63,12 @@ def verify(
 
 def info(
     path: Annotated[
-        Path | None, typer.Argument(help="What to describe.", show_default="this installation")
+        str | None,
+        typer.Argument(
+            help="What to describe; local or a URI.",
+            show_default="this installation",
+            parser=path_or_uri,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +82,7 @@ def info(
             say(f"warning: {warning}")
         title = "bliss-index"
     else:
-        facts, title = describe_directory(path), str(path)
+        facts, title = describe_directory(path), path
     if as_json:
         print_json(facts)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,6 +27,44 @@ def one_of(known: tuple[str, ...]) -> Callable[[str], str]:
     return check
 
 
+def path(value: str) -> Path:
+    """Read an option that is a local path; an address is refused, not taken for one."""
+    from bliss_index.storage.files import is_address
+
+    if is_address(value):
+        raise typer.BadParameter(
+            f"{value} is an address; a local path is needed here. Copy it first, or name another"
+        )
+    return Path(value)
+
+
+def path_or_uri(value: str) -> str:
+    """Read an option that is a local path or in an object store."""
+    from bliss_index.storage.files import is_address
+    from bliss_index.storage.objects import is_object_store
+
+    if is_address(value) and not is_object_store(value):
+        raise typer.BadParameter(
+            f"{value} is neither a local path nor in an object store, such as s3://bucket/name, "
+            "gs:// or az://"
+        )
+    return value
+
+
+def path_or_any_uri(value: str) -> str:
+    """Read an option that is a local path, or a URI that obstore, pyarrow or fsspec reads."""
+    from bliss_index.storage.files import is_address
+
+    if is_address(value) and "://" not in value:
+        raise typer.BadParameter(f"{value} is no URI, which has two slashes, nor a local path")
+    return value
+
+
+def tag_or_file(value: str) -> str:
+    """Read an option that is a name or a local path."""
+    return str(path(value))
+
+
 def between_0_and_1(value: float | None) -> float | None:
     """Check an option that is a probability."""
     if value is not None and not 0 < value < 1:
@@ -44,7 +83,9 @@ ModelOption = Annotated[
 PretrainedOption = Annotated[
     str | None,
     typer.Option(
-        "--pretrained", help="Tag of the weights, or a checkpoint file (safetensors, pt)."
+        "--pretrained",
+        help="Tag of the weights, or a checkpoint file (safetensors, pt).",
+        parser=tag_or_file,
     ),
 ]
 DeviceOption = Annotated[
@@ -67,7 +108,24 @@ DtypeOption = Annotated[
 LamOption = Annotated[
     float, typer.Option("--lam", min=0.0, help="Weight of the external score, lambda.")
 ]
-StoreOutput = Annotated[str, typer.Option("--out", help="Directory or URI of the store to make.")]
+StoreOutput = Annotated[
+    str, typer.Option("--out", help="Directory or URI of the store to make.", parser=path_or_uri)
+]
+CorpusOption = Annotated[
+    str, typer.Option("--corpus", help="Text store of the vocabulary.", parser=path_or_uri)
+]
+CalibrationOption = Annotated[
+    str, typer.Option("--calibration", help="Calibration directory.", parser=path_or_uri)
+]
+ImagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--images",
+        help="Where scored images are now.",
+        show_default="where they were scored",
+        parser=path_or_any_uri,
+    ),
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads.", show_default="BLISS_INDEX_THREADS, or all"),

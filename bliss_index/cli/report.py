@@ -8,31 +8,45 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, say
-from bliss_index.cli.options import JsonOption
+from bliss_index.cli.options import JsonOption, path, path_or_uri
 
 
 def report(
-    scores: Annotated[Path, typer.Argument(help="Scores directory.")],
+    scores: Annotated[
+        str, typer.Argument(help="Scores directory; local or a URI.", parser=path_or_uri)
+    ],
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="HTML file.", show_default="SCORES/_report.html"),
+        str | None,
+        typer.Option(
+            "--out",
+            help="HTML file; local or a URI.",
+            show_default="SCORES/_report.html",
+            parser=path_or_uri,
+        ),
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="Folder of the images, to show those that stand out."),
+        typer.Option(
+            "--images", help="Folder of the images, to show those that stand out.", parser=path
+        ),
     ] = None,
     link: Annotated[
         bool, typer.Option("--link", help="Refer to the image files instead of embedding them.")
     ] = False,
     labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="What is known: 1 = anomaly, 0 = normal; as for evaluate."),
+        str | None,
+        typer.Option(
+            "--labels",
+            help="What is known: 1 = anomaly, 0 = normal; as for evaluate.",
+            parser=path_or_uri,
+        ),
     ] = None,
     gallery: Annotated[
         int, typer.Option("--gallery", min=0, help="Number of the most anomalous images to show.")
     ] = 24,
     plots: Annotated[
-        Path | None, typer.Option("--plots", help="Directory for the plots as PNG.")
+        str | None,
+        typer.Option("--plots", help="Directory for the plots as PNG.", parser=path_or_uri),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,12 +18,16 @@ from bliss_index.cli.jobs import (
     make_listener,
 )
 from bliss_index.cli.options import (
+    CalibrationOption,
+    CorpusOption,
     EmbeddingColumnOption,
     JsonOption,
     KeyColumnOption,
     LamOption,
     ThreadsOption,
     one_of,
+    path_or_any_uri,
+    path_or_uri,
 )
 from bliss_index.devices import device_names
 from bliss_index.search.registry import exact_names, index_names, search_names
@@ -38,12 +41,16 @@ def score(
         str,
         typer.Argument(
             help="Image store; or .npy, .parquet, a folder of them, or a clip-retrieval folder, "
-            "local or a URI."
+            "local or a URI.",
+            parser=path_or_any_uri,
         ),
     ],
-    corpus: Annotated[str, typer.Option("--corpus", help="Text store of the vocabulary.")],
-    calibration: Annotated[str, typer.Option("--calibration", help="Calibration directory.")],
-    out: Annotated[str, typer.Option("--out", help="Directory or URI for the scores.")],
+    corpus: CorpusOption,
+    calibration: CalibrationOption,
+    out: Annotated[
+        str,
+        typer.Option("--out", help="Directory or URI for the scores.", parser=path_or_uri),
+    ],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
     lam: LamOption = 0.5,
     search: Annotated[
@@ -67,11 +74,12 @@ def score(
         float | None, typer.Option("--threshold", help="Add a column 'flag': score >= threshold.")
     ] = None,
     normal_scores: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--normal-scores",
             help="Scores of held-out normal images, from 'bliss-index threshold': adds a column "
             "'p_value'.",
+            parser=path_or_uri,
         ),
     ] = None,
     false_alarm_rate: Annotated[
@@ -98,8 +106,8 @@ def score(
 
     listed = device_names(devices)
     settings = ScoreSettings(
-        corpus=str(corpus),
-        calibration=str(calibration),
+        corpus=corpus,
+        calibration=calibration,
         k=k,
         lam=lam,
         search=search,
@@ -107,7 +115,7 @@ def score(
         threads=threads,
         explain=explain,
         threshold=threshold,
-        normal_scores=None if normal_scores is None else str(normal_scores),
+        normal_scores=normal_scores,
         false_alarm_rate=false_alarm_rate,
     )
     options = job_options(workers, listed, engine, task, memory, max_bad_fraction)

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from bliss_index.cli.console import print_json, print_table, say
-from bliss_index.cli.options import JsonOption, LamOption, ThreadsOption, between_0_and_1
+from bliss_index.cli.options import (
+    CalibrationOption,
+    CorpusOption,
+    JsonOption,
+    LamOption,
+    ThreadsOption,
+    between_0_and_1,
+    path_or_uri,
+)
 
 _RATES = (0.001, 0.01, 0.05, 0.1)
 _KEPT_WITH = 0.95
 
 
 def threshold(
-    images: Annotated[str, typer.Argument(help="Image store that the calibration was made of.")],
-    calibration: Annotated[str, typer.Option("--calibration", help="Calibration directory.")],
-    corpus: Annotated[str, typer.Option("--corpus", help="Text store of the vocabulary.")],
+    images: Annotated[
+        str,
+        typer.Argument(help="Image store that the calibration was made of.", parser=path_or_uri),
+    ],
+    calibration: CalibrationOption,
+    corpus: CorpusOption,
     out: Annotated[
-        Path, typer.Option("--out", help="Parquet file for the scores of the held-out images.")
+        str,
+        typer.Option(
+            "--out",
+            help="Parquet file, or its URI, for the scores of the held-out images.",
+            parser=path_or_uri,
+        ),
     ],
     labels: Annotated[
-        Path | None,
-        typer.Option("--labels", help="The labels that the calibration was made with."),
+        str | None,
+        typer.Option(
+            "--labels",
+            help="The labels that the calibration was made with.",
+            parser=path_or_uri,
+        ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
     lam: LamOption = 0.5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.storage.objects import is_object_store, obstore
+from bliss_index.storage.objects import is_object_store, obstore, reader
 
 _AT_ONCE = 16
 
@@ -50,11 +49,8 @@ class ObjectPath:
 
     def open(self, mode: str = "rb") -> Any:
         """Open for random reading."""
-        import obstore as package
-
-        store, name = self._place()
         try:
-            return io.BufferedReader(_Raw(package.open_reader(store, name)), 4 << 20)
+            return reader(*self._place())
         except Exception as error:
             raise InvalidInputError(f"{self.uri} cannot be read: {_line(error)}") from error
 
@@ -91,31 +87,6 @@ class ObjectPath:
     def _place(self) -> tuple[Any, str]:
         """The store of its parent, and its name there."""
         return obstore().store.from_url(self.uri.rpartition("/")[0]), self.name
-
-
-class _Raw(io.RawIOBase):
-    """obstore's reader as Python's streams are."""
-
-    def __init__(self, reader: Any) -> None:
-        super().__init__()
-        self._reader = reader
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = memoryview(self._reader.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return int(self._reader.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._reader.tell())
 
 
 Place = Path | ObjectPath

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from bliss_index.errors import CorruptStoreError
-from bliss_index.scoring.scores_directory import SCORE_COLUMNS, ScoresDirectory, read_scores
+from bliss_index.scoring.scores_directory import SCORE_COLUMNS, ScoresDirectory
 from bliss_index.store.schema import OK
 
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -158,10 +157,8 @@ def read_rows(directory: ScoresDirectory, rows: list[int]) -> list[dict[str, Any
     starts = np.cumsum([0, *(file.rows for file in directory.files)])
     found: dict[int, dict[str, Any]] = {}
     for part in np.unique(np.searchsorted(starts, rows, side="right") - 1).tolist():
-        path = directory.path / directory.files[part].file
         mine = [row for row in rows if starts[part] <= row < starts[part + 1]]
-        names = list(pq.read_schema(path).names)
-        table = read_scores(path, directory.files[part].rows, names)
+        table = directory.read(directory.files[part])
         for row, values in zip(
             mine, table.take([row - int(starts[part]) for row in mine]).to_pylist(), strict=True
         ):

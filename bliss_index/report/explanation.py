@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from bliss_index.errors import InvalidInputError, JobError, StoreError
+from bliss_index.errors import InvalidInputError, JobError, StoreError, listed
 from bliss_index.scoring.score_inputs import InputPart, open_input
 from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
 from bliss_index.scoring.scorer import BlissScorer, Scores
-from bliss_index.scoring.scores_directory import ScoresDirectory, read_scores
+from bliss_index.scoring.scores_directory import ScoresDirectory
+from bliss_index.storage.files import is_address
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
 
 _READ_ROWS = 8192
 _TOLERANCE = 1e-4
-_LISTS = ("entries", "similarities", "contributions")
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,8 @@ def explain_image(
     key: str,
     *,
     images: str | None = None,
+    corpus: str | None = None,
+    calibration: str | None = None,
     columns: ColumnNames | None = None,
     classes: int = 5,
 ) -> Explanation:
@@ -107,9 +108,9 @@ def explain_image(
     scores
         Directory of a complete job.
     key
-        The image; where several rows have this key, the first of them.
-    images
-        Where the images are now; by default where the job read them.
+        The image; where several rows of one part have this key, the first of them.
+    images, corpus, calibration
+        Where they are now; by default where the job read them, if that is no address.
     columns
         Of Parquet input.
     classes
@@ -118,7 +119,7 @@ def explain_image(
     Raises
     ------
     InvalidInputError
-        No row has this key.
+        No row has this key, or rows of several parts have it; or an address must be named.
     StoreError
         The images, the corpus or the calibration are gone, or are no longer those of the job.
     """
@@ -127,7 +128,7 @@ def explain_image(
     if found["status"] != OK:
         return _unscored(directory, found)
     embedding = _read_embedding(directory, part, row, key, images, columns)
-    inputs = _open_inputs(directory, embedding)
+    inputs = _open_inputs(directory, embedding, corpus, calibration)
     scorer = inputs.make_scorer()
     result = scorer.score(embedding)
     _require_same_score(found, float(result.anomaly[0]), images or directory.location)
@@ -199,14 +200,21 @@ def _entry_pulls(scorer: BlissScorer, result: Scores, texts: list[str]) -> tuple
 
 def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any]]:
     """Return the part and row of a key, and its row in the scores."""
-    for part, file in enumerate(directory.files):
-        path = directory.path / file.file
-        keys = read_scores(path, file.rows, ["key"]).column("key")
-        row = pc.index(keys, key).as_py()
+    places = []
+    for part, table in enumerate(directory.iter_tables(["key"])):
+        row = pc.index(table.column("key"), key).as_py()
         if row >= 0:
-            names = [name for name in pq.read_schema(path).names if name not in _LISTS]
-            return part, row, read_scores(path, file.rows, names).slice(row, 1).to_pylist()[0]
-    raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
+            places.append((part, row))
+    if not places:
+        raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
+    if len(places) > 1:
+        named = listed([f"row {row} of {directory.plan[part].name}" for part, row in places])
+        raise InvalidInputError(
+            f"{len(places)} parts of {directory.path} have an image {key!r}: {named}; it is not "
+            "clear which is meant. Score them under different keys"
+        )
+    part, row = places[0]
+    return part, row, directory.read(directory.files[part]).slice(row, 1).to_pylist()[0]
 
 
 def _read_embedding(
@@ -218,12 +226,7 @@ def _read_embedding(
     columns: ColumnNames | None,
 ) -> npt.NDArray[Any]:
     """Read the embedding of an image from where the images are now: (1, d)."""
-    if images is None and "://" in directory.location:
-        raise InvalidInputError(
-            f"the images are at {directory.location}, says {directory.path}; what a file names is "
-            f"not contacted: name it yourself with --images {directory.location}"
-        )
-    source = open_input(images or directory.job.find(directory.location), columns)
+    source = open_input(_place(directory, "images", images), columns)
     planned = directory.plan[part]
     try:
         return _read_row(source.find(planned), row, key)
@@ -232,6 +235,17 @@ def _read_embedding(
             f"{source.location} has no part {planned.name}, from which {key!r} was scored: it is "
             "not what was scored; give the original with --images"
         ) from error
+
+
+def _place(directory: ScoresDirectory, what: str, given: str | None) -> str:
+    """Where images, corpus or calibration are: as given, else where the job read them."""
+    recorded = str(directory.job.facts.get(what))
+    if given is None and is_address(recorded):
+        raise InvalidInputError(
+            f"the {what} of {directory.path} is at {recorded}, it says; what a file names is not "
+            f"contacted: name it yourself with --{what} {recorded}"
+        )
+    return given or directory.job.find(recorded)
 
 
 def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
@@ -251,13 +265,18 @@ def _read_row(part: InputPart, row: int, key: str) -> npt.NDArray[Any]:
     raise StoreError(f"{part.name} has {start} rows, {key!r} was scored from row {row}")
 
 
-def _open_inputs(directory: ScoresDirectory, queries: npt.NDArray[Any]) -> ScoringInputs:
+def _open_inputs(
+    directory: ScoresDirectory,
+    queries: npt.NDArray[Any],
+    corpus: str | None,
+    calibration: str | None,
+) -> ScoringInputs:
     """Open the job's corpus and calibration, and check that they are still the same."""
     recorded = directory.job.settings
     search = "auto" if recorded["search"] == "exact" else recorded["search"]
     settings = ScoreSettings(
-        directory.job.find(directory.job.facts["corpus"]),
-        directory.job.find(directory.job.facts["calibration"]),
+        _place(directory, "corpus", corpus),
+        _place(directory, "calibration", calibration),
         recorded["k"],
         recorded["lam"],
         search,

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from bliss_index.calibration import Calibration
+from bliss_index.calibration.files import read_calibration
 from bliss_index.jobs import JobListener, JobOptions
 from bliss_index.jobs.description import MANIFEST_NAME, library_versions
 from bliss_index.jobs.state import JobState
 from bliss_index.report.verification import directory_kind
 from bliss_index.scoring.scores_directory import read_job, read_plan
-from bliss_index.storage.directory import LocalDirectory
-from bliss_index.storage.files import read_json
+from bliss_index.storage import Directory, open_directory
+from bliss_index.storage.files import parse_json
 from bliss_index.store.manifest import StoreManifest, read_unfinished
 
 _CLIP_DIM = 512
@@ -48,8 +49,8 @@ def describe_installation() -> tuple[dict[str, Any], list[str]]:
     return facts, [] if conflict is None else [conflict]
 
 
-def describe_directory(path: Path) -> dict[str, Any]:
-    """Describe a store, calibration or scores directory; JSON-ready.
+def describe_directory(path: str | Path) -> dict[str, Any]:
+    """Describe a store, calibration or scores directory, or a URI; JSON-ready.
 
     Raises
     ------
@@ -61,11 +62,12 @@ def describe_directory(path: Path) -> dict[str, Any]:
         "calibration": _describe_calibration,
         "scores": _describe_scores,
     }
-    return describe[directory_kind(path)](path)
+    return describe[directory_kind(path)](open_directory(path))
 
 
-def _describe_calibration(path: Path) -> dict[str, Any]:
-    calibration = Calibration.load(path)
+def _describe_calibration(directory: Directory) -> dict[str, Any]:
+    calibration = Calibration(*read_calibration(directory))
+    manifest = parse_json(directory.read(MANIFEST_NAME), f"{directory.uri}/{MANIFEST_NAME}")
     return {
         "kind": "calibration",
         "model": None if calibration.model is None else calibration.model.to_json(),
@@ -76,13 +78,13 @@ def _describe_calibration(path: Path) -> dict[str, Any]:
         },
         "shrinkage": calibration.shrinkage,
         "content_hash": calibration.content_hash,
-        "versions": read_json(path / MANIFEST_NAME).get("versions"),
+        "versions": manifest.get("versions"),
     }
 
 
-def _describe_store(path: Path) -> dict[str, Any]:
-    complete = (path / MANIFEST_NAME).is_file()
-    manifest = StoreManifest.read(path) if complete else read_unfinished(LocalDirectory(path))
+def _describe_store(directory: Directory) -> dict[str, Any]:
+    complete = MANIFEST_NAME in directory.names()
+    manifest = StoreManifest.read(directory.uri) if complete else read_unfinished(directory)
     facts: dict[str, Any] = {
         "kind": f"{manifest.kind} store",
         "complete": complete,
@@ -99,12 +101,11 @@ def _describe_store(path: Path) -> dict[str, Any]:
         "versions": manifest.versions,
     }
     if complete and manifest.kind == "text":
-        facts["indexes"] = _indexes(path, manifest)
+        facts["indexes"] = _indexes(directory, manifest)
     return facts
 
 
-def _describe_scores(path: Path) -> dict[str, Any]:
-    directory = LocalDirectory(path)
+def _describe_scores(directory: Directory) -> dict[str, Any]:
     job = read_job(directory)
     plan = read_plan(directory, job)
     state = JobState(directory, plan, JobOptions(), JobListener())
@@ -123,7 +124,7 @@ def _describe_scores(path: Path) -> dict[str, Any]:
     }
 
 
-def _indexes(path: Path, manifest: StoreManifest) -> dict[str, Any]:
+def _indexes(directory: Directory, manifest: StoreManifest) -> dict[str, Any]:
     from bliss_index.search.faiss.index import index_records
     from bliss_index.store import EmbeddingStore
 
@@ -133,7 +134,7 @@ def _indexes(path: Path, manifest: StoreManifest) -> dict[str, Any]:
             "recall": None if record.recall is None else record.recall.get("recall"),
             "stale": record.content_hash != manifest.content_hash,
         }
-        for record in index_records(EmbeddingStore(path, manifest))
+        for record in index_records(EmbeddingStore(directory.uri, manifest))
     }
 
 

@@ -14,7 +14,7 @@ from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.figures import class_distributions, score_histogram, to_png
 from bliss_index.report.gallery import Picture, PictureFolder, make_pictures
 from bliss_index.scoring.scores_directory import ScoresDirectory
-from bliss_index.storage.files import atomic_file, make_directory
+from bliss_index.storage.directory import write_file
 
 if TYPE_CHECKING:
     import jinja2
@@ -47,9 +47,9 @@ class ReportOptions:
 
     images: Path | None = None
     link: bool = False
-    labels: Path | None = None
+    labels: str | Path | None = None
     gallery: int = 24
-    plots: Path | None = None
+    plots: str | Path | None = None
     resamples: int = 200
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ def make_report(
     scores
         Directory of a complete job.
     output
-        HTML file; ``_report.html`` in the directory by default.
+        HTML file, or its URI; ``_report.html`` in the directory by default.
     options
         What to show.
 
@@ -132,7 +132,7 @@ def make_report(
     extremes = make_pictures(read_rows(directory, found.most_anomalous(options.gallery)), folder)
     border = make_pictures(read_rows(directory, found.borderline(options.gallery // 2)), folder)
     page = template.render(
-        name=directory.path.name,
+        name=Path(directory.path).name,
         found=found,
         classes=found.classes[:_MOST_CLASSES],
         plots={name: _data_uri(content) for name, content in plots.items()},
@@ -145,16 +145,14 @@ def make_report(
         counts=metrics,
         settings=_settings(directory),
     )
-    path = Path(output) if output is not None else directory.path / DEFAULT_NAME
-    make_directory(path.parent)
+    path = output if output is not None else f"{directory.path}/{DEFAULT_NAME}"
     content = page.encode("utf-8", "replace")
-    _write(path, content)
+    write_file(path, content)
     written = []
     if options.plots is not None:
-        make_directory(options.plots)
         for name, drawn in plots.items():
-            _write(options.plots / f"{name}.png", drawn)
-            written.append(str(options.plots / f"{name}.png"))
+            written.append(f"{options.plots}/{name}.png")
+            write_file(written[-1], drawn)
     return ReportSummary(
         str(path), len(content), found.rows, *_shown((*extremes, *border)), tuple(written),
         round(time.perf_counter() - began, 2),
@@ -217,8 +215,3 @@ def _settings(directory: ScoresDirectory) -> list[tuple[str, str]]:
 
 def _data_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode("ascii")
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_file(path) as sink:
-        sink.write(content)

@@ -6,31 +6,40 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bliss_index.calibration import Calibration
-from bliss_index.calibration.files import CALIBRATION_FORMAT
+from bliss_index.calibration.files import (
+    CALIBRATION_FORMAT,
+    CLASSES_NAME,
+    classes_file,
+    read_calibration,
+)
 from bliss_index.errors import BlissError, InvalidInputError, StoreError
 from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, JobDescription
 from bliss_index.scoring.score_verify import verify_scores
-from bliss_index.storage.directory import LocalDirectory
-from bliss_index.storage.files import read_json
+from bliss_index.storage import Directory, open_directory
+from bliss_index.storage.files import parse_json
 from bliss_index.store import EmbeddingStore, VerificationReport, verify_store
+from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.verify import add_leftovers
 
 
-def directory_kind(path: Path) -> str:
-    """Say what a directory is: "store", "calibration" or "scores".
+def directory_kind(path: str | Path) -> str:
+    """Say what a directory, or a URI, is: "store", "calibration" or "scores".
 
     Raises
     ------
     StoreError
         It is none of these.
     """
-    if (path / JOB_NAME).is_file():
-        kind = JobDescription.read(LocalDirectory(path)).kind
+    directory = open_directory(path)
+    names = directory.names()
+    if JOB_NAME in names:
+        kind = JobDescription.read(directory).kind
         if kind not in ("scores", "store"):
             raise StoreError(f"{path} holds {kind!r}, which this version does not know")
         return kind
-    if (path / MANIFEST_NAME).is_file():
-        manifest = read_json(path / MANIFEST_NAME)
+    if MANIFEST_NAME in names:
+        manifest = parse_json(directory.read(MANIFEST_NAME), f"{path}/{MANIFEST_NAME}")
         return "calibration" if manifest.get("format") == CALIBRATION_FORMAT else "store"
     raise StoreError(
         f"{path} is not a store, calibration or scores directory: it has neither {MANIFEST_NAME} "
@@ -39,7 +48,7 @@ def directory_kind(path: Path) -> str:
 
 
 def verify_directory(
-    path: Path,
+    path: str | Path,
     columns: ColumnNames | None = None,
     progress: Callable[[int], None] | None = None,
     images: str | Path | None = None,
@@ -49,7 +58,7 @@ def verify_directory(
     Parameters
     ----------
     path
-        The directory.
+        The directory, or its URI. Nothing else is contacted.
     columns
         Columns of the Parquet files that were scored, as they were given to ``score``.
     progress
@@ -72,26 +81,39 @@ def verify_directory(
             f"--images {images} names the input of scores, {path} is a {kind}; leave it out"
         )
     if kind == "calibration":
-        report = VerificationReport(str(path))
-        try:
-            report.rows = len(Calibration.load(path).classes)
-        except BlissError as error:
-            report.add(str(error))
-        report.files = 1
-        return report
+        return _verify_calibration(open_directory(path))
     report = verify_store(path, progress)
     if report.ok:
         _verify_indexes(path, report)
     return report
 
 
-def _verify_indexes(path: Path, report: VerificationReport) -> None:
-    from bliss_index.search.faiss.index import index_records, verify_index
-
-    store = EmbeddingStore.open(path)
+def _verify_calibration(directory: Directory) -> VerificationReport:
+    report = VerificationReport(directory.uri, files=1)
     try:
-        for record in index_records(store):
+        report.rows = len(Calibration(*read_calibration(directory)).classes)
+        add_leftovers(directory, {classes_file(directory) or ""}, report, CLASSES_NAME, ("",))
+    except BlissError as error:
+        report.add(str(error))
+    return report
+
+
+def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
+    from bliss_index.search.faiss.index import (
+        INDEX_FOLDER,
+        INDEX_NAME,
+        index_records,
+        verify_index,
+    )
+
+    directory = open_directory(path)
+    store = EmbeddingStore(path, StoreManifest.read(path))
+    try:
+        records = index_records(store)
+        for record in records:
             verify_index(store, record)
             report.files += 1
+        named = {record.file for record in records}
+        add_leftovers(directory, named, report, INDEX_NAME, (INDEX_FOLDER,))
     except BlissError as error:
         report.add(str(error))

@@ -19,7 +19,8 @@ from bliss_index.calibration.labels import NO_CLASS, Labels
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.scoring.thresholds import Threshold, held_out_scores, threshold_at
 from bliss_index.search.protocol import TopKSearch
-from bliss_index.storage.files import atomic_file, make_directory
+from bliss_index.storage.cache import local_file
+from bliss_index.storage.directory import write_file
 from bliss_index.store import EmbeddingStore
 
 _METADATA = b"bliss_index.scoring.normal_scores"
@@ -96,8 +97,8 @@ class NormalScores:
                     "with 'bliss-index threshold'"
                 )
 
-    def write(self, path: Path) -> None:
-        """Write a Parquet file; OutputError where that cannot be done."""
+    def write(self, path: str | Path) -> None:
+        """Write a Parquet file, at a path or URI; OutputError where that cannot be done."""
         facts = {
             "format_version": _FORMAT_VERSION,
             "folds": self.folds,
@@ -107,9 +108,9 @@ class NormalScores:
         }
         table = pa.table({_SCORES: pa.array(self.scores, pa.float64())})
         table = table.replace_schema_metadata({_METADATA: json.dumps(facts).encode()})
-        make_directory(path.parent)
-        with atomic_file(path) as sink:
-            pq.write_table(table, sink)
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content)
+        write_file(path, content.getvalue().to_pybytes())
 
     @classmethod
     def read(cls, path: str | Path) -> NormalScores:
@@ -122,10 +123,11 @@ class NormalScores:
         CorruptStoreError
             It is damaged, or was written by a newer version.
         """
-        if not Path(path).is_file():
+        file = local_file(path)
+        if not file.is_file():
             raise StoreError(f"{path} is not a file; make it with 'bliss-index threshold'")
         try:
-            table = pq.read_table(path)
+            table = pq.read_table(file)
             facts = json.loads((table.schema.metadata or {}).get(_METADATA, b"null"))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise CorruptStoreError(f"{path} cannot be read: {error}") from error

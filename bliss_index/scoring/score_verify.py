@@ -15,8 +15,8 @@ from bliss_index.jobs.record import Record
 from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input, part_of
 from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.scores_directory import read_job, read_plan, read_scores
-from bliss_index.storage.directory import LocalDirectory
-from bliss_index.storage.hashing import file_sha256
+from bliss_index.storage import Directory, open_directory
+from bliss_index.storage.hashing import stream_sha256
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
@@ -52,7 +52,7 @@ def verify_scores(
     StoreError, CorruptStoreError
         There are no scores, or their job cannot be read. Everything else is reported.
     """
-    directory = LocalDirectory(path)
+    directory = open_directory(path)
     job = read_job(directory)
     plan = read_plan(directory, job)
     report = VerificationReport(directory.uri)
@@ -60,7 +60,7 @@ def verify_scores(
     earlier: list[Record] = []
 
     def keys_of(record: Record) -> list[str]:
-        table = read_scores(directory.path / record.file, record.rows, ["key"])
+        table = read_scores(directory, record.file, record.rows, ["key"])
         return list(table.column("key").to_pylist())
 
     registry = KeyRegistry(lambda: (keys_of(record) for record in earlier))
@@ -135,7 +135,7 @@ def _described(part: Part | None) -> str:
     return "no further part" if part is None else f"{part.name} with {part.rows} rows"
 
 
-def _record(directory: LocalDirectory, part: Part) -> Record:
+def _record(directory: Directory, part: Part) -> Record:
     try:
         return Record.read(directory, part.index)
     except FileNotFoundError:
@@ -143,28 +143,30 @@ def _record(directory: LocalDirectory, part: Part) -> Record:
 
 
 def _check_part(
-    directory: LocalDirectory,
+    directory: Directory,
     part: Part,
     record: Record,
     source: InputPart | None,
     registry: KeyRegistry,
     report: VerificationReport,
 ) -> None:
-    output = directory.path / record.file
-    if not output.exists():
-        raise CorruptStoreError(f"{output.name} is missing; run the job again")
-    digest = file_sha256(output)
+    output = record.file
+    try:
+        with directory.open(output) as file:
+            digest = stream_sha256(file)
+    except FileNotFoundError:
+        raise CorruptStoreError(f"{output} is missing; run the job again") from None
     if digest != record.sha256:
         raise CorruptStoreError(
-            f"{output.name} has SHA-256 {digest}, its record says {record.sha256}: altered; "
+            f"{output} has SHA-256 {digest}, its record says {record.sha256}: altered; "
             "remove it and run the job again"
         )
     if part.rows >= 0 and record.rows != part.rows:
         raise CorruptStoreError(f"{record.rows} rows are scored, the input has {part.rows}")
-    table = read_scores(output, record.rows, ["key", "anomaly_score", "status"])
+    table = read_scores(directory, output, record.rows, ["key", "anomaly_score", "status"])
     good = pc.equal(table.column("status"), OK)
     if not good.equals(pc.is_valid(table.column("anomaly_score"))):
-        raise CorruptStoreError(f"{output.name}: rows with a score are not those of status 'ok'")
+        raise CorruptStoreError(f"{output}: rows with a score are not those of status 'ok'")
     keys = table.column("key").to_pylist()
     if source is not None:
         found = source.sha256()

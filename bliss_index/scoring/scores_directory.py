@@ -17,7 +17,7 @@ from bliss_index.jobs.job import missing_part
 from bliss_index.jobs.manifest import PartFile, read_files
 from bliss_index.jobs.part import Plan
 from bliss_index.scoring.score_work import MANIFEST_NAME, SCORES_FORMAT
-from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
 
 SCORE_COLUMNS = (
@@ -32,8 +32,8 @@ class ScoresDirectory:
 
     Attributes
     ----------
-    path : Path
-        The directory.
+    directory : Directory
+        Where they are.
     job : JobDescription
         What it was begun with.
     manifest : dict
@@ -42,7 +42,7 @@ class ScoresDirectory:
         One per part.
     """
 
-    path: Path
+    directory: Directory
     job: JobDescription
     manifest: dict[str, Any]
     files: tuple[PartFile, ...]
@@ -58,7 +58,7 @@ class ScoresDirectory:
         CorruptStoreError
             Its job or manifest is damaged.
         """
-        directory = LocalDirectory(path)
+        directory = open_directory(path)
         job = read_job(directory)
         try:
             data = directory.read(MANIFEST_NAME)
@@ -72,12 +72,17 @@ class ScoresDirectory:
         name = f"{directory.uri}/{MANIFEST_NAME}"
         manifest = parse_json(data, name)
         require_format(name, manifest, SCORES_FORMAT)
-        return cls(directory.path, job, manifest, read_files(manifest, name))
+        return cls(directory, job, manifest, read_files(manifest, name))
+
+    @property
+    def path(self) -> str:
+        """Path or URI of the directory."""
+        return self.directory.uri
 
     @cached_property
     def plan(self) -> Plan:
         """The parts of the input."""
-        return read_plan(LocalDirectory(self.path), self.job)
+        return read_plan(self.directory, self.job)
 
     @property
     def location(self) -> str:
@@ -108,7 +113,11 @@ class ScoresDirectory:
             A file is missing, damaged, or has other rows than its record says.
         """
         for file in self.files:
-            yield read_scores(self.path / file.file, file.rows, columns)
+            yield self.read(file, columns)
+
+    def read(self, file: PartFile, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read one part, as :meth:`iter_tables` does."""
+        return read_scores(self.directory, file.file, file.rows, columns)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all parts into memory."""
@@ -118,7 +127,7 @@ class ScoresDirectory:
         return pa.concat_tables(tables)
 
 
-def read_job(directory: LocalDirectory) -> JobDescription:
+def read_job(directory: Directory) -> JobDescription:
     """Read the description of a scoring job.
 
     Raises
@@ -138,17 +147,21 @@ def read_job(directory: LocalDirectory) -> JobDescription:
     return job
 
 
-def read_plan(directory: LocalDirectory, job: JobDescription) -> Plan:
+def read_plan(directory: Directory, job: JobDescription) -> Plan:
     """Read the parts of a scoring job."""
     if job.plan is None:
         raise CorruptStoreError(f"{directory.uri}/{JOB_NAME} names no plan")
     return Plan.read(directory, job.plan)
 
 
-def read_scores(path: Path, rows: int, columns: Sequence[str] | None = None) -> pa.Table:
+def read_scores(
+    directory: Directory, file: str, rows: int, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read one Parquet file of scores and check its number of rows."""
+    path = f"{directory.uri}/{file}"
     try:
-        table = pq.read_table(path, columns=None if columns is None else list(columns))
+        with directory.open(file) as source:
+            table = pq.read_table(source, columns=None if columns is None else list(columns))
         names = table.column_names  # of a damaged file they may be no UTF-8, as its texts may
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:

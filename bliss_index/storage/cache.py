@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shutil
 from pathlib import Path
 
-from bliss_index.errors import StoreError
-from bliss_index.storage.directory import Directory, open_directory
+from bliss_index.errors import CorruptStoreError, InvalidInputError, OutputError, StoreError
+from bliss_index.storage.directory import Directory, LocalDirectory, open_directory
 from bliss_index.storage.files import NewFile, make_directory
+from bliss_index.storage.hashing import file_sha256
 
 MANIFEST_NAME = "manifest.json"
-_FOLDERS = ("", "index")
+_CONTENT_NAME = re.compile(r".*\.([0-9a-f]{16})\.[a-z]+")
 
 
 def cache_folder() -> Path:
@@ -34,10 +37,12 @@ def local_copy(location: str | Path) -> Path:
     ------
     StoreError
         There is no manifest, or it cannot be fetched.
+    CorruptStoreError
+        A file is not what its name says.
     """
-    if "://" not in str(location):
-        return Path(location)
     directory = open_directory(location)
+    if isinstance(directory, LocalDirectory):
+        return directory.path
     try:
         manifest = directory.read(MANIFEST_NAME)
     except FileNotFoundError as error:
@@ -45,26 +50,76 @@ def local_copy(location: str | Path) -> Path:
             f"{location} holds no {MANIFEST_NAME}: nothing complete is there"
         ) from error
     copy = cache_folder() / hashlib.sha256(manifest).hexdigest()[:32]
-    for folder in _FOLDERS:
-        for name, size in directory.names(folder).items():
-            if not name.startswith("_"):
-                _fetch(directory, copy, folder, name, size)
+    for name, size in directory.names().items():
+        target = copy / name
+        there = target.is_file() and target.stat().st_size == size
+        if not name.startswith("_") and not there:
+            _fetch(directory, name, copy, name)
     return copy
 
 
-def _fetch(directory: Directory, copy: Path, folder: str, name: str, size: int) -> None:
-    target = copy / folder / name
-    # Records of indexes change while their directory stays the same.
-    if (
-        not (folder and name.endswith(".json"))
-        and target.is_file()
-        and (target.stat().st_size == size)
-    ):
-        return
-    make_directory(target.parent)
-    file = NewFile(target.parent)
+def local_file(location: str | Path) -> Path:
+    """Return a local file with the content of a list, labels or scores: a path, or a copy.
+
+    Raises
+    ------
+    InvalidInputError
+        There is no such object.
+    """
+    folder, _, name = str(location).rpartition("/")
+    directory = open_directory(folder or "/")
+    if isinstance(directory, LocalDirectory):
+        return Path(location)
     try:
-        file.sink.write(directory.mapped(f"{folder}/{name}" if folder else name))
-        file.commit(name, replace=True)
-    finally:
-        file.discard()
+        return _fetch(directory, name, cache_folder())
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"{location} does not exist") from error
+
+
+def checked_file(directory: Directory, name: str, sha256: str) -> Path:
+    """Return a local file, or a copy, with the content that a file of a directory should have.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is missing.
+    CorruptStoreError
+        It has another hash; both are named.
+    """
+    if isinstance(directory, LocalDirectory):
+        path = directory.path / name
+    else:
+        short = name.rpartition("/")[2]
+        path = cache_folder() / sha256[:32] / short
+        if not path.is_file() or file_sha256(path) != sha256:
+            path = _fetch(directory, name, path.parent, short)
+    found = file_sha256(path)
+    if found != sha256:
+        raise CorruptStoreError(
+            f"{directory.uri}/{name} has SHA-256 {found}, its record says {sha256}: truncated or "
+            "altered"
+        )
+    return path
+
+
+def _fetch(directory: Directory, name: str, folder: Path, target: str = "") -> Path:
+    """Copy a file into a folder, under a name that begins with its hash if none is given."""
+    make_directory(folder)
+    with directory.open(name) as source:
+        file = NewFile(folder)
+        try:
+            shutil.copyfileobj(source, file.sink, 1 << 20)
+            digest = file.sink.sha256
+            named = _CONTENT_NAME.fullmatch(name)
+            if named is not None and not digest.startswith(named[1]):
+                raise CorruptStoreError(
+                    f"{directory.uri}/{name} has SHA-256 {digest}, its name says {named[1]}: "
+                    "altered; restore it, or make it again"
+                )
+            target = target or f"{digest[:32]}-{name}"
+            file.commit(target, replace=True)
+        except OSError as error:
+            raise OutputError(f"{directory.uri}/{name} cannot be copied: {error}") from error
+        finally:
+            file.discard()
+    return folder / target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -14,6 +14,7 @@ from bliss_index.storage.files import (
     HashingFile,
     NewFile,
     commit_content,
+    is_address,
     json_bytes,
     make_directory,
     output_error,
@@ -71,6 +72,10 @@ class Directory(Protocol):
 
     def mapped(self, name: str) -> pa.Buffer:
         """The content of a file that never changes; FileNotFoundError where it is missing."""
+        ...
+
+    def open(self, name: str) -> Any:
+        """Open a file for random reading; errors as of :meth:`read`."""
         ...
 
     def create(self, name: str, data: bytes) -> bool:
@@ -153,6 +158,14 @@ class LocalDirectory:
         except OSError as error:
             raise CorruptStoreError(f"{self.path / name} cannot be read: {error}") from error
 
+    def open(self, name: str) -> Any:
+        try:
+            return pa.OSFile(str(self.path / name))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise CorruptStoreError(f"{self.path / name} cannot be read: {error}") from error
+
     def create(self, name: str, data: bytes) -> bool:
         return self._write(name, data, replace=False)
 
@@ -207,18 +220,32 @@ def open_directory(location: str | Path) -> Directory:
     Raises
     ------
     OutputError
-        It is a URI of a kind that cannot be written.
+        It is an address of a kind that cannot be written.
     MissingDependencyError
         It is in an object store, and obstore is not installed.
     """
     if is_object_store(str(location)):
         return ObjectDirectory(str(location))
-    if "://" in str(location):
+    if is_address(location):
         raise OutputError(
-            f"{location} cannot be written: an output is a directory of a (shared) file system or "
-            f"in an object store ({', '.join(f'{scheme}://' for scheme in SCHEMES)})"
+            f"{location} cannot be used: a directory of bliss_index is in a (shared) file system "
+            f"or in an object store ({', '.join(f'{scheme}://' for scheme in SCHEMES)})"
         )
     return LocalDirectory(location)
+
+
+def write_file(location: str | Path, data: bytes) -> None:
+    """Write a file, whole or not at all, in the place of what may be there; make its directory.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written there.
+    """
+    folder, _, name = str(location).rpartition("/")
+    directory = open_directory(folder or ("/" if str(location).startswith("/") else "."))
+    directory.make()
+    directory.replace(name, data)
 
 
 def write_json(directory: Directory, name: str, values: object) -> None:

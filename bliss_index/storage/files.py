@@ -20,6 +20,8 @@ from bliss_index.storage.hashing import file_sha256
 TEMPORARY = re.compile(r"\.bliss-[0-9a-f]{16}\.tmp")
 """Names of temporary files, where a file system has no files without a name."""
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
@@ -64,6 +66,11 @@ def output_error(path: Path | str, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {reason}; {advice}")
 
 
+def is_address(location: str | Path) -> bool:
+    """Whether a location is an address; one that was a Path for a while has one slash only."""
+    return _ADDRESS.match(str(location)) is not None
+
+
 def make_directory(path: Path) -> None:
     """Create a directory and its parents durably.
 
@@ -72,6 +79,8 @@ def make_directory(path: Path) -> None:
     OutputError
         That is not possible, or the directory is there and cannot be written.
     """
+    if is_address(path):
+        raise OutputError(f"cannot write {path}: it is an address, not a local directory")
     missing = []
     at = path
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import tempfile
 from typing import Any
 
@@ -18,6 +19,7 @@ from bliss_index.errors import (
 from bliss_index.storage.files import HashingFile
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+_READ_AHEAD = 4 << 20
 
 
 def is_object_store(location: str) -> bool:
@@ -88,6 +90,14 @@ class ObjectDirectory:
         except Exception as error:
             raise CorruptStoreError(f"{self.uri}/{name} cannot be read: {_line(error)}") from error
 
+    def open(self, name: str) -> Any:
+        try:
+            return reader(self._store, name)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise CorruptStoreError(f"{self.uri}/{name} cannot be read: {_line(error)}") from error
+
     def create(self, name: str, data: bytes) -> bool:
         try:
             self._obstore.put(self._store, name, data, mode="create")
@@ -153,6 +163,36 @@ class ObjectContent:
     def discard(self) -> None:
         """Leave nothing behind."""
         self._file.close()
+
+
+def reader(store: Any, name: str) -> io.BufferedReader:
+    """Open an object for random reading; errors are obstore's."""
+    return io.BufferedReader(_Raw(obstore().open_reader(store, name)), _READ_AHEAD)
+
+
+class _Raw(io.RawIOBase):
+    """obstore's reader as Python's streams are."""
+
+    def __init__(self, reader: Any) -> None:
+        super().__init__()
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = memoryview(self._reader.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
 
 
 def _line(error: Exception) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.storage.cache import local_file
 
 _SUFFIXES = ".txt, .csv, .tsv, .npy or .parquet"
 
@@ -66,7 +67,7 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
     InvalidInputError
         The file is missing, cannot be read, or has no such column; all columns are named.
     """
-    file = Path(path)
+    file = local_file(path)
     if not file.is_file():
         raise InvalidInputError(f"{file} {'is a directory' if file.is_dir() else 'does not exist'}")
     try:

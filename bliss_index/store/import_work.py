@@ -22,6 +22,7 @@ from bliss_index.jobs.memory import MemoryPlan, fit_memory
 from bliss_index.jobs.part import Growth, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
+from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
 from bliss_index.store.columns import read_names
 from bliss_index.store.identity import ModelIdentity
@@ -221,7 +222,7 @@ class ImportWork(StoreWork):
                 "rows_per_shard": self.rows_per_shard,
                 "drop_bad_rows": self.drop_bad_rows,
                 **{
-                    name: None if path is None else [Path(path).name, file_sha256(Path(path))]
+                    name: None if path is None else [Path(path).name, file_sha256(local_file(path))]
                     for name, path in given.items()
                 },
             },

@@ -17,6 +17,7 @@ from bliss_index.jobs.manifest import PartFile
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import local_copy
 from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage.files import is_address
 from bliss_index.storage.hashing import Between, file_sha256, stream_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import StoreManifest
@@ -108,10 +109,10 @@ class EmbeddingStore:
         store.embeddings().shape  # (1860, 512)
     """
 
-    def __init__(self, path: str | Path, manifest: StoreManifest) -> None:
+    def __init__(self, path: str | Path, manifest: StoreManifest, copy: Path | None = None) -> None:
         self.path: Any = path
         self.manifest = manifest
-        self._directory = open_directory(path)
+        self._directory = open_directory(path if copy is None else copy)
         starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
         self._starts: list[int] = starts.tolist()
         self._checked: set[int] = set()
@@ -135,16 +136,15 @@ class EmbeddingStore:
         CorruptStoreError
             Its manifest is damaged.
         """
-        directory: str | Path = str(path) if "://" in str(path) else Path(path)
-        if kind == "text":
-            directory = local_copy(directory)
+        directory: str | Path = str(path) if is_address(path) else Path(path)
         manifest = StoreManifest.read(directory)
         if kind is not None and manifest.kind != kind:
             raise StoreError(
                 f"{directory} is a store of {manifest.kind} embeddings, here one of {kind} "
                 "embeddings is needed"
             )
-        return cls(directory, manifest)
+        # All of a vocabulary is read, by every worker; of images, shard after shard.
+        return cls(directory, manifest, local_copy(directory) if kind == "text" else None)
 
     @property
     def kind(self) -> str:
@@ -222,7 +222,7 @@ class EmbeddingStore:
         record = self.manifest.shards[index]
         if check_hash and index not in self._checked:
             self.check_hash(index)
-        name = f"{self.path}/{record.file}"
+        name = f"{self._directory.uri}/{record.file}"
         content = self._content(index)
         if in_memory and isinstance(self._directory, LocalDirectory):
             content = pa.py_buffer(self._directory.read(record.file))
@@ -237,37 +237,42 @@ class EmbeddingStore:
     def check_hash(self, index: int, between: Between | None = None) -> str:
         """Read a shard's whole file; return its SHA-256. `between` may end it early.
 
+        Those of object stores are compared as they are fetched, and not fetched again.
+
         Raises
         ------
         CorruptStoreError
             The file cannot be read, or has another size or hash than the manifest says.
         """
         record = self.manifest.shards[index]
-        name = f"{self.path}/{record.file}"
-        content = self._content(index)
-        try:
-            if isinstance(self._directory, LocalDirectory):
+        if index in self._checked and not isinstance(self._directory, LocalDirectory):
+            return record.sha256
+        self._content(index)
+        if isinstance(self._directory, LocalDirectory):
+            try:
                 digest = file_sha256(self._directory.path / record.file, between)
-            else:
-                digest = stream_sha256(pa.BufferReader(content), between)
-        except OSError as error:
-            raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+            except OSError as error:
+                name = f"{self._directory.uri}/{record.file}"
+                raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error
+            self._compare(index, digest)
+        return record.sha256
+
+    def _compare(self, index: int, digest: str) -> None:
+        record = self.manifest.shards[index]
         if digest != record.sha256:
-            self._last = None
             raise CorruptStoreError(
-                f"{name} has SHA-256 {digest}, the manifest says {record.sha256}: altered; "
-                "restore it, or make the store again"
+                f"{self._directory.uri}/{record.file} has SHA-256 {digest}, the manifest says "
+                f"{record.sha256}: altered; {self._remedy}"
             )
         self._checked.add(index)
-        return digest
 
     def _content(self, index: int) -> pa.Buffer:
         """Bytes of a shard; CorruptStoreError if their number is not the manifest's.
 
-        Of an object store's shards, the last one is kept: it is read and compared.
+        An object store's shard is compared as it is fetched, and the last one is kept.
         """
         record = self.manifest.shards[index]
-        name = f"{self.path}/{record.file}"
+        name = f"{self._directory.uri}/{record.file}"
         if self._last is not None and self._last[0] == index:
             return self._last[1]
         try:
@@ -278,11 +283,18 @@ class EmbeddingStore:
         if content.size != record.bytes:
             raise CorruptStoreError(
                 f"{name} has {content.size} bytes, the manifest says {record.bytes}: truncated or "
-                "replaced; restore it, or make the store again"
+                f"replaced; {self._remedy}"
             )
         if not isinstance(self._directory, LocalDirectory):
+            self._compare(index, stream_sha256(pa.BufferReader(content)))
             self._last = (index, content)
         return content
+
+    @property
+    def _remedy(self) -> str:
+        if self._directory.uri == str(self.path):
+            return "restore it, or make the store again"
+        return f"it is a copy of {self.path}: remove it, and run the command again"
 
     def iter_shards(self, *, check_hash: bool = True) -> Iterator[Shard]:
         """Map one shard after another."""

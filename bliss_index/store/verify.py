@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from bliss_index.errors import CorruptStoreError
-from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME
-from bliss_index.jobs.part import PLAN_FOLDER
+from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, JobDescription
+from bliss_index.jobs.part import PLAN_FOLDER, Plan
 from bliss_index.jobs.record import OUTPUT_NAME, RECORD_FOLDER
-from bliss_index.storage.directory import LocalDirectory
+from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import TEMPORARY
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import StoreManifest, read_unfinished
@@ -80,7 +81,7 @@ def verify_store(
     Parameters
     ----------
     path
-        Directory of the store.
+        Directory of the store, or its URI.
     progress
         Called with the number of rows just read.
 
@@ -89,14 +90,15 @@ def verify_store(
     StoreError, CorruptStoreError
         There is no store, or its manifest cannot be read. Everything else is reported.
     """
-    directory = Path(path)
-    report = VerificationReport(str(directory))
-    if (directory / JOB_NAME).is_file() and not (directory / MANIFEST_NAME).is_file():
-        manifest = read_unfinished(LocalDirectory(directory))
+    directory = open_directory(path)
+    report = VerificationReport(directory.uri)
+    names = directory.names()
+    if JOB_NAME in names and MANIFEST_NAME not in names:
+        manifest = read_unfinished(directory)
         report.add(f"the store is not complete: {manifest.rows} rows are written so far")
     else:
-        manifest = StoreManifest.read(directory)
-    store = EmbeddingStore(directory, manifest)
+        manifest = StoreManifest.read(path)
+    store = EmbeddingStore(path, manifest)
     readable: list[int] = []
 
     def earlier_keys() -> list[list[str]]:
@@ -115,7 +117,12 @@ def verify_store(
         report.rows += shard.rows
         if progress is not None:
             progress(shard.rows)
-    add_leftovers(LocalDirectory(directory), {record.file for record in store.shards}, report)
+    if JOB_NAME in names and (plan := JobDescription.read(directory).plan) is not None:
+        try:
+            Plan.read(directory, plan)
+        except CorruptStoreError as error:
+            report.add(str(error))
+    add_leftovers(directory, {record.file for record in store.shards}, report)
     return report
 
 
@@ -142,12 +149,18 @@ def _check_rows(
         )
 
 
-def add_leftovers(directory: LocalDirectory, named: set[str], report: VerificationReport) -> None:
-    """Report files of a job that no record names, and temporary ones."""
-    for name in sorted(directory.names()):
-        if OUTPUT_NAME.fullmatch(name) and name not in named:
+def add_leftovers(
+    directory: Directory,
+    named: set[str],
+    report: VerificationReport,
+    content: re.Pattern[str] = OUTPUT_NAME,
+    folders: Sequence[str] = ("", RECORD_FOLDER, PLAN_FOLDER),
+) -> None:
+    """Report files that no record names, in the first of the folders, and temporary ones."""
+    for name in sorted(directory.names(folders[0])):
+        if content.fullmatch(name) and name not in named:
             report.add(f"{name} is an orphan: no record names it; safe to remove")
-    for folder in ("", RECORD_FOLDER, PLAN_FOLDER):
+    for folder in folders:
         for name in sorted(directory.names(folder)):
             if TEMPORARY.fullmatch(name):
                 report.add(f"{name} is a temporary file of a job that was killed; safe to remove")

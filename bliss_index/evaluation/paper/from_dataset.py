@@ -70,12 +70,12 @@ def evaluate_dataset(
         notify(f"{dataset.name}: {len(split.labels.values)} images, {name}")
         # What is encoded already stays; a store of anything else is refused.
         listener = None if progress is None else RowsListener(progress)
-        encode_image_store(encoder, split.source, Path(encoded) / name, listener=listener)
+        encode_image_store(encoder, split.source, f"{encoded}/{name}", listener=listener)
     texts = encoder.encode_text(render_prompts(dataset.classes, DEFAULT_TEMPLATE))
     classes = ClassTexts(
         dataset.classes, texts, encoder.identity, f"the classes of {dataset.name}", DEFAULT_TEMPLATE
     )
     return evaluate_stores(
-        Path(encoded) / "test", dataset.test.labels, Path(encoded) / "train", dataset.train.labels,
+        f"{encoded}/test", dataset.test.labels, f"{encoded}/train", dataset.train.labels,
         classes, corpus, protocol, detectors=detectors, k=k, threads=threads,
     )  # fmt: skip

@@ -26,14 +26,11 @@ from bliss_index.search.faiss.build import Corpus, IndexParameters, build_index
 from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.runtime import import_faiss
 from bliss_index.search.faiss.search import FaissSearch
-from bliss_index.storage.files import (
-    NewFile,
-    commit_content,
-    make_directory,
-    read_json,
-    write_json,
-)
-from bliss_index.storage.hashing import file_sha256
+from bliss_index.storage import open_directory
+from bliss_index.storage.cache import checked_file
+from bliss_index.storage.directory import write_json
+from bliss_index.storage.files import parse_json
+from bliss_index.storage.hashing import stream_sha256
 
 __all__ = [
     "Corpus",
@@ -48,6 +45,7 @@ __all__ = [
 
 FORMAT_VERSION = 2
 INDEX_FOLDER = "index"
+INDEX_NAME = re.compile(rf"({'|'.join(INDEX_KINDS)})\.[0-9a-f]{{16}}\.faiss")
 
 
 @dataclass(frozen=True)
@@ -113,13 +111,12 @@ def save_index(
             f"{corpus.rows} x {corpus.dim}"
         )
     faiss = import_faiss()
-    folder = Path(corpus.path) / INDEX_FOLDER
+    directory = open_directory(corpus.path)
     index = (
         search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
     )
-    make_directory(folder)
     earlier = index_records(corpus)
-    file = NewFile(folder)
+    file = directory.new_file(INDEX_FOLDER)
     try:
         faiss.write_index(index, faiss.PyCallbackIOWriter(file.sink.write, 1 << 20))
         digest = file.sink.sha256
@@ -136,17 +133,19 @@ def save_index(
             recall=None if recall is None else dict(recall),
             number=1 + max((one.number for one in earlier), default=0),
         )
-        commit_content(file, folder, record.file)
+        file.commit(record.file)
     except (OSError, RuntimeError) as error:
-        raise OutputError(f"cannot write the index {folder / search.kind}: {error}") from error
+        raise OutputError(
+            f"cannot write the index {directory.uri}/{INDEX_FOLDER}/{search.kind}: {error}"
+        ) from error
     finally:
         file.discard()
     values = {"format_version": FORMAT_VERSION, **asdict(record)}
-    write_json(folder / f"{search.kind}.json", values)
+    write_json(directory, f"{INDEX_FOLDER}/{search.kind}.json", values)
     for one in earlier:  # those of other content are of no use, and the last one of this kind
         if one.file != record.file and one.kind == search.kind:
-            with suppress(OSError):
-                (folder / one.file).unlink()
+            with suppress(OutputError):
+                directory.remove(f"{INDEX_FOLDER}/{one.file}")
     return record
 
 
@@ -159,10 +158,14 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
         A record cannot be read, or is of another format version.
     """
     records = []
-    for path in sorted((Path(corpus.path) / INDEX_FOLDER).glob("*.json")):
+    directory = open_directory(corpus.path)
+    for name in sorted(directory.names(INDEX_FOLDER)):
+        if not name.endswith(".json"):
+            continue
+        path = f"{directory.uri}/{INDEX_FOLDER}/{name}"
         try:
-            data = read_json(path)
-        except CorruptStoreError as error:
+            data = parse_json(directory.read(f"{INDEX_FOLDER}/{name}"), path)
+        except (CorruptStoreError, FileNotFoundError) as error:
             raise _unreadable(path, error) from error
         version = data.pop("format_version", None)
         if version != FORMAT_VERSION:
@@ -172,9 +175,10 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
             )
         try:
             record = IndexRecord(**data)
-            if record.kind not in INDEX_KINDS or path.name != f"{record.kind}.json":
+            if record.kind not in INDEX_KINDS or name != f"{record.kind}.json":
                 raise ValueError("unknown kind or file name")
-            if not re.fullmatch(rf"{record.kind}\.[0-9a-f]{{16}}\.faiss", record.file):
+            named = INDEX_NAME.fullmatch(record.file)
+            if named is None or named[1] != record.kind:
                 raise ValueError(f"unknown file name {record.file!r}")
             records.append((-int(record.number), record.kind, record))
         except (ValueError, KeyError, TypeError) as error:
@@ -182,7 +186,7 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
 
 
-def _unreadable(path: Path, error: Exception) -> CorruptStoreError:
+def _unreadable(path: str, error: Exception) -> CorruptStoreError:
     return CorruptStoreError(f"{path} cannot be read ({error}); build the index again")
 
 
@@ -273,25 +277,44 @@ def verify_index(corpus: Corpus, record: IndexRecord) -> None:
     CorruptStoreError
         The file is missing, truncated or altered.
     """
-    _checked_file(corpus, record)
+    _require_current(corpus, record)
+    directory = open_directory(corpus.path)
+    name = f"{INDEX_FOLDER}/{record.file}"
+    try:
+        with directory.open(name) as file:
+            found = stream_sha256(file)
+    except FileNotFoundError:
+        raise _missing(corpus, record) from None
+    if found != record.sha256:
+        raise CorruptStoreError(
+            f"{directory.uri}/{name} has SHA-256 {found}, its record says {record.sha256}: "
+            f"truncated or altered; {_again(corpus, record)}"
+        )
 
 
 def _checked_file(corpus: Corpus, record: IndexRecord) -> Path:
+    """The index file, or a local copy, whose hash is the one on record."""
+    _require_current(corpus, record)
+    name = f"{INDEX_FOLDER}/{record.file}"
+    try:
+        return checked_file(open_directory(corpus.path), name, record.sha256)
+    except FileNotFoundError:
+        raise _missing(corpus, record) from None
+    except CorruptStoreError as error:
+        raise CorruptStoreError(f"{error}; {_again(corpus, record)}") from error
+
+
+def _require_current(corpus: Corpus, record: IndexRecord) -> None:
     if record.content_hash != corpus.content_hash:
         raise StaleIndexError(
             f"the {record.kind} index of {corpus.path} was built of content {record.content_hash}, "
             f"the corpus has content {corpus.content_hash} now; {_again(corpus, record)}"
         )
-    path = Path(corpus.path) / INDEX_FOLDER / record.file
-    if not path.is_file():
-        raise CorruptStoreError(f"{path} is missing; {_again(corpus, record)}")
-    found = file_sha256(path)
-    if found != record.sha256:
-        raise CorruptStoreError(
-            f"{path} has SHA-256 {found}, its record says {record.sha256}: "
-            f"truncated or altered; {_again(corpus, record)}"
-        )
-    return path
+
+
+def _missing(corpus: Corpus, record: IndexRecord) -> CorruptStoreError:
+    path = f"{corpus.path}/{INDEX_FOLDER}/{record.file}"
+    return CorruptStoreError(f"{path} is missing; {_again(corpus, record)}")
 
 
 def _again(corpus: Corpus, record: IndexRecord) -> str:
