@@ -186,7 +186,7 @@ class LocalDirectory:
             file.discard()
 
     def new_file(self, folder: str = "") -> NewContent:
-        if folder and not (self.path / folder).is_dir():
+        if folder:
             make_directory(self.path / folder)
         return _LocalContent(self.path / folder)
 
