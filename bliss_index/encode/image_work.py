@@ -259,8 +259,7 @@ class ImageWorker:
     def _commit(self, done: _Begun) -> Record:
         empty = self._columns.schema.empty_table()
         table = pa.concat_tables([empty, *done.tables])
-        repeated = KeyRegistry(lambda: ()).register(table.column("key").to_pylist())
-        table = self._columns.settled(table, repeated, 0)
+        table = self._columns.settled(table, KeyRegistry(), 0)
         return self._columns.commit(
             self._directory, done.part, table, given=done.part.fingerprint, began=done.began
         )

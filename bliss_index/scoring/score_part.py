@@ -16,7 +16,7 @@ from bliss_index.jobs.part import Part
 from bliss_index.jobs.prefetch import prefetched
 from bliss_index.jobs.record import Record
 from bliss_index.scoring.score_finish import Finishing, PartOutcome
-from bliss_index.scoring.score_inputs import InputPart, InputRows, part_of
+from bliss_index.scoring.score_inputs import InputPart, InputRows
 from bliss_index.scoring.score_output import PartOutput
 from bliss_index.scoring.score_table import ScoreTable
 from bliss_index.scoring.scorer import Scorer
@@ -91,7 +91,7 @@ class PartScorer:
         OutputError
             The output cannot be written; nothing was left behind.
         """
-        (outcome,) = self.score_parts([(part_of(index, source), source)])
+        (outcome,) = self.score_parts([(source.planned(index), source)])
         if outcome.record is None:
             raise outcome.error or RuntimeError(f"{source.name} has neither record nor error")
         return outcome.record

@@ -14,11 +14,9 @@ from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, grown
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
-from bliss_index.store.keys import repeated_keys
+from bliss_index.store.keys import MOST_NAMED, repeated_keys
 from bliss_index.store.manifest import STORE_KIND, StoreManifest
 from bliss_index.store.schema import open_batch
-
-_MOST_NAMED = 10
 
 
 class StoreWork(ABC):
@@ -73,12 +71,12 @@ class StoreWork(ABC):
         """
         described = self.described()
 
-        def parts() -> Iterable[Iterable[str]]:
+        def parts() -> Iterable[list[str]]:
             for record in records:
                 batch = open_batch(directory.mapped(record.file), record.file)
                 yield batch.column("key").to_pylist()
 
-        count, first = repeated_keys(parts, _MOST_NAMED)
+        count, first = repeated_keys(parts, MOST_NAMED)
         if count and described.kind == "text":
             raise InvalidInputError(
                 f"{count} keys occur more than once, the first are {listed(first)}; keys of a text "
