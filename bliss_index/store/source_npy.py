@@ -20,7 +20,7 @@ from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import BATCH_BYTES, EmbeddingBatch, RowStream, SourcePart
 
 if TYPE_CHECKING:
-    from bliss_index.store.source_parquet import MetadataTable
+    from bliss_index.store.source_parquet import ParquetPart
 
 _ARRAY_NAME = "embeddings"
 _HEADER_BYTES = 1 << 16
@@ -47,7 +47,7 @@ class NpyPart(SourcePart):
     stored: np.dtype[Any]
     offset: int
     by_column: bool = False  # numpy's Fortran order
-    metadata: MetadataTable | None = None
+    metadata: ParquetPart | None = None
 
     @classmethod
     def open(cls, file: SourceFile) -> NpyPart:
@@ -73,20 +73,16 @@ class NpyPart(SourcePart):
         dtype = "float16" if stored.itemsize == 2 else "float32"
         return cls(file, rows, dim, dtype, stored, at + offset, by_column)
 
-    def with_metadata(self, table: MetadataTable) -> NpyPart:
-        """The same rows with keys, texts and other columns of a table."""
-        return replace(self, metadata=table)
-
     @property
     def has_keys(self) -> bool:
-        return self.metadata is not None and self.metadata.key is not None
+        return self.metadata is not None and self.metadata.has_keys
 
     @property
     def carries(self) -> bool:
-        return self.metadata is not None and bool(self.metadata.carried)
+        return self.metadata is not None and self.metadata.carries
 
     def row_bytes(self, carried: bool = True) -> int:
-        others = 0 if self.metadata is None else self.metadata.groups.row_bytes(carried)
+        others = 0 if self.metadata is None else self.metadata.row_bytes(carried)
         return self.dim * self.stored.itemsize + others
 
     def held(self, carried: bool = True) -> int:
@@ -98,9 +94,7 @@ class NpyPart(SourcePart):
         return self.metadata.groups.cuts(rows, size, carried, self.dim * self.stored.itemsize)
 
     def origin(self, row: int) -> int:
-        if self.metadata is None:
-            return row
-        return self.metadata.groups.starts[self.metadata.groups.at(row)]
+        return row if self.metadata is None else self.metadata.origin(row)
 
     def stream(self, origin: int, carried: bool) -> RowStream:
         tables = None if self.metadata is None else self.metadata.stream(origin, carried)

@@ -111,13 +111,18 @@ class ParquetPart(SourcePart):
     not the end of the file.
     """
 
-    columns: tuple[str, str | None, str | None]
+    columns: tuple[str | None, str | None, str | None]
     carried: tuple[str, ...]
     groups: RowGroups
 
     @classmethod
-    def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> ParquetPart:
-        """Read the schema and find the columns; without `texts`, a text column is carried.
+    def open(
+        cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True, embedded: bool = True
+    ) -> ParquetPart:
+        """Read the schema and find the columns.
+
+        Without `texts`, a text column is carried; without `embedded` it describes rows whose
+        embeddings are elsewhere.
 
         Raises
         ------
@@ -126,36 +131,21 @@ class ParquetPart(SourcePart):
         """
         with _opened(file) as table:
             schema = table.schema_arrow
-            lists = [f.name for f in schema if _is_vector(f.type)]
-            embedding = wanted.embedding or _named(lists, EMBEDDING_COLUMNS)
-            if embedding is None and len(lists) == 1:
-                embedding = lists[0]
-            if embedding is None or embedding not in lists:
-                wanted_names = EMBEDDING_COLUMNS if embedding is None else (embedding,)
-                raise InvalidInputError(
-                    f"{file.name} has no column {' or '.join(map(repr, wanted_names))} with lists "
-                    "of floats; its columns are "
-                    f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
-                )
+            embedding = _embedding_column(file, schema, wanted.embedding) if embedded else None
             key = _column(file, schema.names, wanted.key, KEY_COLUMNS)
             text = _column(file, schema.names, wanted.text, TEXT_COLUMNS) if texts else None
-            kind = schema.field(embedding).type
-            half = kind.value_type == pa.float16()
-            dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
-            if dim == 0:
-                dim = _first_length(table, embedding)
-            if dim < 1:
-                raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
+            dim, dtype = 0, "float32"
+            if embedding is not None:
+                kind = schema.field(embedding).type
+                dtype = "float16" if kind.value_type == pa.float16() else dtype
+                dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+                dim = dim or _first_length(table, embedding)
+                if dim < 1:
+                    raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
             carried = tuple(n for n in schema.names if n not in (embedding, key, text))
-            return cls(
-                file,
-                table.metadata.num_rows,
-                dim,
-                "float16" if half else "float32",
-                (embedding, key, text),
-                carried,
-                RowGroups.of(table, carried),
-            )
+            groups = RowGroups.of(table, carried)
+            names = (embedding, key, text)
+            return cls(file, table.metadata.num_rows, dim, dtype, names, carried, groups)
 
     @property
     def has_keys(self) -> bool:
@@ -184,58 +174,22 @@ class ParquetPart(SourcePart):
         """Rows of a table with the columns that were asked for."""
         embedding, key, text = self.columns
         errors: dict[int, tuple[str, str]] = {}
-        matrix = _matrix(table.column(embedding).combine_chunks(), self.dim, errors)
-        return _batch(table, matrix, key, text, self.carried, errors)
-
-
-@dataclass(frozen=True)
-class MetadataTable:
-    """clip-retrieval's Parquet file beside an array: keys and texts of its rows."""
-
-    file: SourceFile
-    rows: int
-    columns: tuple[str | None, str | None]
-    carried: tuple[str, ...]
-    groups: RowGroups
-
-    @classmethod
-    def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> MetadataTable:
-        """Read the schema and find the columns; without `texts`, a text column is carried."""
-        with _opened(file) as table:
-            names = table.schema_arrow.names
-            key = _column(file, names, wanted.key, KEY_COLUMNS)
-            text = _column(file, names, wanted.text, TEXT_COLUMNS) if texts else None
-            carried = tuple(n for n in names if n not in (key, text))
-            groups = RowGroups.of(table, carried)
-            return cls(file, table.metadata.num_rows, (key, text), carried, groups)
-
-    @property
-    def key(self) -> str | None:
-        """Column of the keys."""
-        return self.columns[0]
-
-    @property
-    def name(self) -> str:
-        """Its name within the source."""
-        return self.file.name
-
-    def held(self, carried: bool) -> int:
-        """Bytes of the largest row group."""
-        return max(self.groups.bytes(carried), default=0)
-
-    def stream(self, origin: int, carried: bool) -> RowStream:
-        """Begin to read; batches have no embeddings."""
-        return _BatchStream(self, origin, carried)
-
-    def batch(self, table: pa.Table) -> EmbeddingBatch:
-        """Rows of a table with the columns that were asked for."""
-        return _batch(table, np.empty((table.num_rows, 0)), *self.columns, self.carried, {})
+        matrix = np.empty((table.num_rows, 0))
+        if embedding is not None:
+            matrix = _matrix(table.column(embedding).combine_chunks(), self.dim, errors)
+        keys = None if key is None else _strings(table.column(key))
+        texts = None if text is None else _strings(table.column(text))
+        for row, value in enumerate(keys or ()):
+            if value is None:
+                errors[row] = (MISSING_KEY, f"column {key!r} is null")
+        others = [name for name in self.carried if name in table.column_names]
+        return EmbeddingBatch(matrix, keys, texts, errors, table.select(others))
 
 
 class _BatchStream:
     """Rows of a Parquet file, page by page, from the beginning of a row group on."""
 
-    def __init__(self, part: ParquetPart | MetadataTable, origin: int, carried: bool) -> None:
+    def __init__(self, part: ParquetPart, origin: int, carried: bool) -> None:
         self._part, self.at = part, origin
         names = [name for name in part.columns if name is not None]
         rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, part.groups.row_bytes(carried))))
@@ -269,23 +223,6 @@ class _BatchStream:
 
     def close(self) -> None:
         self._stack.close()
-
-
-def _batch(
-    table: pa.Table,
-    matrix: npt.NDArray[Any],
-    key: str | None,
-    text: str | None,
-    carried: Sequence[str],
-    errors: dict[int, tuple[str, str]],
-) -> EmbeddingBatch:
-    keys = None if key is None else _strings(table.column(key))
-    texts = None if text is None else _strings(table.column(text))
-    for row, value in enumerate(keys or ()):
-        if value is None:
-            errors[row] = (MISSING_KEY, f"column {key!r} is null")
-    others = [name for name in carried if name in table.column_names]
-    return EmbeddingBatch(matrix, keys, texts, errors, table.select(others))
 
 
 @contextlib.contextmanager
@@ -322,6 +259,18 @@ def _column(
     if wanted is not None and wanted not in names:
         raise InvalidInputError(f"{file.name} has no column {wanted!r}; it has {', '.join(names)}")
     return wanted or _named(names, known)
+
+
+def _embedding_column(file: SourceFile, schema: pa.Schema, wanted: str | None) -> str:
+    lists = [field.name for field in schema if _is_vector(field.type)]
+    found = wanted or _named(lists, EMBEDDING_COLUMNS) or (lists[0] if len(lists) == 1 else None)
+    if found in lists:
+        return str(found)
+    names = EMBEDDING_COLUMNS if found is None else (found,)
+    raise InvalidInputError(
+        f"{file.name} has no column {' or '.join(map(repr, names))} with lists of floats; its "
+        f"columns are {', '.join(f'{field.name} ({field.type})' for field in schema)}"
+    )
 
 
 def _first_length(table: pq.ParquetFile, name: str) -> int:

@@ -19,7 +19,7 @@ from bliss_index.errors import CorruptStoreError, InvalidInputError
 from bliss_index.jobs.part import Growth, Part, Plan, grown
 from bliss_index.store.source_file import SourceFile, list_files, resolve
 from bliss_index.store.source_npy import NpyPart, open_npz
-from bliss_index.store.source_parquet import MetadataTable, ParquetPart
+from bliss_index.store.source_parquet import ParquetPart
 from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
 
 CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
@@ -183,12 +183,12 @@ def _with_metadata(
     for position, array in enumerate(arrays):
         part = NpyPart.open(array)
         if tables:
-            table = MetadataTable.open(tables[position], columns, texts=texts)
+            table = ParquetPart.open(tables[position], columns, texts=texts, embedded=False)
             if table.rows != part.rows:
                 raise InvalidInputError(
                     f"{array.name} has {part.rows} rows, {table.name} has {table.rows}"
                 )
-            part = part.with_metadata(table)
+            part = replace(part, metadata=table)
         parts.append(part)
     return tuple(parts)
 
