@@ -103,7 +103,8 @@ def measured(*command: object) -> dict[str, Any]:
         peaks: dict[int, int] = {}
         while process.poll() is None:
             for pid in descendants(process.pid):
-                peaks[pid] = max(peaks.get(pid, 0), high_water(pid))
+                # The last one counts: before it begins its program, a child is its parent's image.
+                peaks[pid] = high_water(pid) or peaks.get(pid, 0)
             time.sleep(0.01)
         errors.seek(0)
         said = errors.read()

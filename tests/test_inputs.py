@@ -263,7 +263,7 @@ def test_damaged_archives(tmp_path):
 def test_an_array_compressed_by_columns(tmp_path, rows, monkeypatch):
     """It would have to be decompressed as a whole; small ones are."""
     location = write(tmp_path / "in", "npz deflated fortran", rows)
-    monkeypatch.setattr(source_npy, "BATCH_BYTES", rows.nbytes - 1)
+    monkeypatch.setattr(source_npy, "_WHOLE_BYTES", rows.nbytes - 1)
     with pytest.raises(InvalidInputError, match="of which at most 9599 are read .* numpy.ascont"):
         open_source(location)
 

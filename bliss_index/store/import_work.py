@@ -39,7 +39,7 @@ from bliss_index.store.sources import EmbeddingSource, grown_source, open_source
 from bliss_index.store.store_work import StoreWork
 from bliss_index.store.writer import ROWS_PER_SHARD
 
-PART_BYTES = 128 << 20
+PART_BYTES = 96 << 20
 """Bytes of a part, about, carried columns among them."""
 
 
@@ -243,8 +243,9 @@ class ImportWork(StoreWork):
 
     def read(self, piece: Piece, digest: ContentHash) -> Iterator[EmbeddingBatch]:
         """Read the rows of a part; other columns only where they are carried."""
-        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, piece.part.row_bytes())))
-        return piece.read(rows, digest, carried=self.of_kind == "image")
+        carried = self.of_kind == "image"
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // piece.part.row_bytes(carried)))
+        return piece.read(rows, digest, carried=carried)
 
     def is_same(self, part: Part, record: Record) -> str:
         digest = ContentHash()
@@ -261,9 +262,12 @@ class ImportWork(StoreWork):
         dim, files = self.source.dim, self.source.parts
         images = self.of_kind == "image"
         carried = images and any(part.carries for part in files)
-        rows = min(2 * self.rows_per_shard, max(part.rows for part in files))
-        wide = max(part.row_bytes(images) for part in files)
-        batch = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, wide)))
+        wide = max(1, *(part.row_bytes(images) for part in files))
+        rows = max(
+            min(2 * self.rows_per_shard, part.rows, 2 * PART_BYTES // part.row_bytes(images) + 1)
+            for part in files
+        )
+        batch = min(BATCH_ROWS, max(1, BATCH_BYTES // wide))
         return fit_memory(
             {
                 "source": max(part.held(images) for part in files),

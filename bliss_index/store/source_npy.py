@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import BATCH_BYTES, EmbeddingBatch, RowStream, SourcePart
+from bliss_index.store.source_part import EmbeddingBatch, RowStream, SourcePart
 
 if TYPE_CHECKING:
     from bliss_index.store.source_parquet import ParquetPart
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ARRAY_NAME = "embeddings"
 _HEADER_BYTES = 1 << 16
 _SKIP_BYTES = 1 << 20
+_WHOLE_BYTES = 256 << 20
 _DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 # What damaged archives raise besides: unknown compression, a password, an absurd size.
@@ -192,10 +193,10 @@ def open_npz(file: SourceFile) -> NpyPart:
         name = f"{file.name}: {_ARRAY_NAME}"
         at = 0 if kind is DeflatedPart else _place(file, info)
         part = kind._of(file, stream, info.file_size, name, at)
-        if kind is DeflatedPart and part.by_column and part.rows * part.row_bytes() > BATCH_BYTES:
+        if kind is DeflatedPart and part.by_column and part.rows * part.row_bytes() > _WHOLE_BYTES:
             raise InvalidInputError(
                 f"{name} is compressed column by column (Fortran order) and has "
-                f"{part.rows * part.row_bytes()} bytes, of which at most {BATCH_BYTES} are read "
+                f"{part.rows * part.row_bytes()} bytes, of which at most {_WHOLE_BYTES} are read "
                 "like that; write numpy.ascontiguousarray(array)"
             )
         while stream.read(_SKIP_BYTES):  # at its end, it compares

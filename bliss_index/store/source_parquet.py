@@ -84,11 +84,14 @@ class RowGroups:
         """Number of the group with a row."""
         return max(0, bisect.bisect_right(self.starts, row) - 1)
 
-    def cuts(self, rows: int, size: int, carried: bool, beside: int = 0) -> list[int]:
-        """Cut at row groups; one that is too large, by rows or bytes, within it."""
+    def cuts(self, rows: int, size: int, carried: bool, least: int) -> list[int]:
+        """Cut at row groups; one that is too large, by rows or bytes, within it.
+
+        A row has at least `least` bytes, whatever it takes in the file.
+        """
         cuts, at, room_rows, room_bytes = [0], 0, rows, size
         for count, own in zip(self.rows, self.bytes(carried), strict=True):
-            taken = own + count * beside
+            taken = max(own, count * least)
             if at > cuts[-1] and (count > room_rows or taken > room_bytes):
                 cuts.append(at)
                 room_rows, room_bytes = rows, size
@@ -162,7 +165,7 @@ class ParquetPart(SourcePart):
         return max(self.groups.bytes(carried), default=0)
 
     def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
-        return self.groups.cuts(rows, size, carried)
+        return self.groups.cuts(rows, size, carried, 4 * self.dim)
 
     def origin(self, row: int) -> int:
         return self.groups.starts[self.groups.at(row)]

@@ -20,7 +20,7 @@ from bliss_index.store.normalise import reasons_of, unit_rows
 from bliss_index.store.source_file import SourceFile
 
 BATCH_ROWS = 8192
-BATCH_BYTES = 64 << 20
+BATCH_BYTES = 16 << 20
 """Bytes of a batch, about, where its rows are wide."""
 
 
