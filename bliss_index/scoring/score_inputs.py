@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -58,45 +58,123 @@ class InputRows:
         return self.embeddings if self.good.all() else self.embeddings[self.good]
 
 
-class InputPart(Protocol):
-    """One input shard."""
+@dataclass(frozen=True, eq=False)
+class StorePart:
+    """A shard of one of our stores, which knows what its hash should be.
+
+    Attributes
+    ----------
+    hashed_as_read
+        Whether :meth:`check` is for the end, because it tells what was read by then.
+    """
+
+    store: EmbeddingStore
+    index: int
+    hashed_as_read = False
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        return self.store.shards[self.index].file
 
     @property
-    def rows(self) -> int: ...
-
-    @property
-    def hashed_as_read(self) -> bool:
-        """Whether :meth:`check` is for the end: it tells what was read by then."""
-        ...
+    def rows(self) -> int:
+        return self.store.shards[self.index].rows
 
     def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
         """Read all rows in order; raise CorruptStoreError where the part is damaged.
 
         Without `checked` they may come from a damaged part until :meth:`check` has returned.
         """
-        ...
+        shard = self.store.shard(self.index, check_hash=checked, in_memory=True)
+        for start in range(0, shard.rows, rows):
+            keys, status, error = (
+                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
+            )
+            good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
+            yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
 
     def sha256(self) -> str:
         """Hash of the content that it should have, or has where nobody knows."""
-        ...
+        return self.store.shards[self.index].sha256
 
     def check(self, between: Between | None = None) -> str:
         """Hash the content that it has; raise CorruptStoreError where it should have another.
 
         What `between` raises ends it early.
         """
-        ...
+        return self.store.check_hash(self.index, between)
 
     def stamp(self) -> list[Any]:
         """What tells, mostly, that the content did not change."""
-        ...
+        return [self.sha256()]
 
     def planned(self, index: int) -> Part:
         """The part of a job that it becomes."""
-        ...
+        return Part(index, self.name, self.rows, json.dumps(self.stamp()), "{}")
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignPart:
+    """Rows of somebody else's file; they are normalised and checked as they are read.
+
+    It has the methods of :class:`StorePart`. Keys that occur twice are found within the part, by 32
+    bytes a key. What it should be is not known, so its hash is that of the rows that were read.
+    """
+
+    piece: Piece
+    hashed_as_read = True
+    _found: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.piece.name
+
+    @property
+    def rows(self) -> int:
+        return self.piece.rows
+
+    def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
+        piece, registry, digest = self.piece, KeyRegistry(), ContentHash()
+        row = piece.start
+        try:
+            for batch in piece.read(rows, digest, carried=False):
+                unit, status, error = batch.checked(piece.part.dtype)
+                keys = self._named(batch.keys, row, len(status))
+                row += len(keys)
+                for repeat in np.flatnonzero(registry.register(keys)):
+                    if status[repeat] == OK:
+                        status[repeat] = DUPLICATE_KEY
+                        error[repeat] = "an earlier row has the same key"
+                unit[status != OK] = 0
+                yield InputRows(_texts(keys), unit, _texts(status), _texts(error), status == OK)
+        except InvalidInputError as problem:
+            raise CorruptStoreError(str(problem)) from problem
+        self._found["sha256"] = digest.hexdigest()
+
+    def _named(self, keys: list[str | None] | None, row: int, count: int) -> list[str]:
+        """Keys: those given, the row's number, or its place where that is not known either."""
+        first, start = self.piece.first_row, self.piece.start
+        if keys is None and first is not None:
+            return [str(first + row - start + i) for i in range(count)]
+        names = keys or [None] * count
+        return [
+            f"{self.piece.part.name}:{row + i}" if k is None else k for i, k in enumerate(names)
+        ]
+
+    def sha256(self) -> str:
+        return self.check()
+
+    def check(self, between: Between | None = None) -> str:
+        return self._found.get("sha256") or self.piece.sha256(BATCH_ROWS, carried=False)
+
+    def stamp(self) -> list[Any]:
+        return self.piece.part.stamp()
+
+    def planned(self, index: int) -> Part:
+        return self.piece.planned(index)
+
+
+InputPart: TypeAlias = StorePart | ForeignPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,111 +280,6 @@ def _is_store(location: str | Path) -> bool:
         return False
     names = open_directory(text).names()
     return MANIFEST_NAME in names or JOB_NAME in names
-
-
-@dataclass(frozen=True, eq=False)
-class StorePart:
-    """A shard of one of our stores, which knows what its hash should be."""
-
-    store: EmbeddingStore
-    index: int
-    hashed_as_read = False
-
-    @property
-    def name(self) -> str:
-        return self.store.shards[self.index].file
-
-    @property
-    def rows(self) -> int:
-        return self.store.shards[self.index].rows
-
-    def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
-        shard = self.store.shard(self.index, check_hash=checked, in_memory=True)
-        for start in range(0, shard.rows, rows):
-            keys, status, error = (
-                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
-            )
-            good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
-            yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
-
-    def sha256(self) -> str:
-        return self.store.shards[self.index].sha256
-
-    def check(self, between: Between | None = None) -> str:
-        return self.store.check_hash(self.index, between)
-
-    def stamp(self) -> list[Any]:
-        return [self.sha256()]
-
-    def planned(self, index: int) -> Part:
-        return Part(index, self.name, self.rows, json.dumps(self.stamp()), "{}")
-
-
-@dataclass(frozen=True, eq=False)
-class ForeignPart:
-    """Rows of somebody else's file; they are normalised and checked as they are read.
-
-    Keys that occur twice are found within the part, by 32 bytes a key. What it should be is not
-    known, so its hash is that of the rows that were read.
-    """
-
-    piece: Piece
-    hashed_as_read = True
-    _found: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.piece.name
-
-    @property
-    def rows(self) -> int:
-        return self.piece.rows
-
-    def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
-        piece, registry, digest = self.piece, KeyRegistry(), ContentHash()
-        row = piece.start
-        try:
-            for batch in piece.read(rows, digest, carried=False):
-                unit, status, error = batch.checked(piece.part.dtype)
-                keys = self._named(batch.keys, row, len(status))
-                row += len(keys)
-                for repeat in np.flatnonzero(registry.register(keys)):
-                    if status[repeat] == OK:
-                        status[repeat] = DUPLICATE_KEY
-                        error[repeat] = "an earlier row has the same key"
-                unit[status != OK] = 0
-                yield InputRows(_texts(keys), unit, _texts(status), _texts(error), status == OK)
-        except InvalidInputError as problem:
-            raise CorruptStoreError(str(problem)) from problem
-        self._found["sha256"] = digest.hexdigest()
-
-    def _named(self, keys: list[str | None] | None, row: int, count: int) -> list[str]:
-        """Keys: those given, the row's number, or its place where that is not known either."""
-        first, start = self.piece.first_row, self.piece.start
-        if keys is None and first is not None:
-            return [str(first + row - start + i) for i in range(count)]
-        names = keys or [None] * count
-        return [
-            f"{self.piece.part.name}:{row + i}" if k is None else k for i, k in enumerate(names)
-        ]
-
-    def sha256(self) -> str:
-        return self.check()
-
-    def check(self, between: Between | None = None) -> str:
-        if "sha256" not in self._found:
-            digest = ContentHash()
-            for _ in self.piece.read(BATCH_ROWS, digest, carried=False):
-                if between is not None:
-                    between()
-            return digest.hexdigest()
-        return self._found["sha256"]
-
-    def stamp(self) -> list[Any]:
-        return self.piece.part.stamp()
-
-    def planned(self, index: int) -> Part:
-        return self.piece.planned(index)
 
 
 def _texts(values: Any) -> pa.Array:

@@ -241,21 +241,19 @@ class ImportWork(StoreWork):
     def grown(self, kept: Plan, now: Plan) -> Growth:
         return grown_source(kept, now)
 
-    def read(self, piece: Piece, digest: ContentHash) -> Iterator[EmbeddingBatch]:
-        """Read the rows of a part; other columns only where they are carried."""
+    def batch_rows(self, piece: Piece) -> int:
+        """Rows to read at once."""
         carried = self.of_kind == "image"
-        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // piece.part.row_bytes(carried)))
-        return piece.read(rows, digest, carried=carried)
+        return min(BATCH_ROWS, max(1, BATCH_BYTES // piece.part.row_bytes(carried)))
 
     def is_same(self, part: Part, record: Record) -> str:
-        digest = ContentHash()
-        for _ in self.read(self.source.piece_of(part), digest):
-            pass
-        if digest.hexdigest() == record.input:
+        piece = self.source.piece_of(part)
+        found = piece.sha256(self.batch_rows(piece), carried=self.of_kind == "image")
+        if found == record.input:
             return ""
         return (
-            f"{part.name} was imported with SHA-256 {record.input}, now it has "
-            f"{digest.hexdigest()}: it was replaced since"
+            f"{part.name} was imported with SHA-256 {record.input}, now it has {found}: it was "
+            "replaced since"
         )
 
     def memory(self, workers: int, budget: int | None) -> MemoryPlan:
@@ -272,7 +270,7 @@ class ImportWork(StoreWork):
             {
                 "source": max(part.held(images) for part in files),
                 "names": sum(names_bytes(p, self.source.rows) for p in (self.keys, self.texts)),
-                "shard": rows * (2 * dim * (2 if self.dtype == "float16" else 4) + 600),
+                "shard": rows * (2 * dim * (2 if self.dtype == "float16" else 4) + 300),
                 "carried columns": 3 * PART_BYTES if carried else 0,
                 "checks": CHECK_BYTES,
             },
@@ -319,7 +317,8 @@ class ImportWorker:
         stamp, digest = piece.part.stamp(), ContentHash()
         first_row = row = piece.first_row or 0
         tables, carried = [], 0
-        for batch in work.read(piece, digest):
+        images = work.of_kind == "image"
+        for batch in piece.read(work.batch_rows(piece), digest, carried=images):
             carried += 0 if batch.metadata is None else batch.metadata.nbytes
             if carried > PART_BYTES * 3 // 2:
                 raise InvalidInputError(

@@ -19,6 +19,7 @@ MOST_NAMED = 10
 """Keys that a message names."""
 HASH_BYTES = 16
 _TYPE = f"S{HASH_BYTES}"
+_FILES = 64
 
 
 class KeyRegistry:
@@ -58,52 +59,11 @@ def _hashes(keys: Iterable[str]) -> npt.NDArray[np.bytes_]:
     return np.frombuffer(b"".join(digests), dtype=_TYPE)
 
 
-class RepeatedKeys:
-    """Finds keys that occur in several parts, among any number: hashes go to temporary files.
-
-    Equal hashes meet in one of the files, which are read one after the other. A context manager;
-    the files have no name.
-    """
-
-    _FILES = 64
-
-    def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        self._files: list[Any] = []
-        for _ in range(self._FILES):
-            file = tempfile.TemporaryFile(prefix="bliss-keys-")  # noqa: SIM115
-            self._files.append(self._stack.enter_context(file))
-
-    def __enter__(self) -> RepeatedKeys:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def add(self, keys: Iterable[str]) -> None:
-        """Take the keys of a part; one that occurs twice in it counts once."""
-        hashes = np.unique(_hashes(keys))
-        step = 256 // self._FILES
-        edges = np.array([bytes([i]) for i in range(step, 256, step)], dtype=_TYPE)
-        runs = np.split(hashes, np.searchsorted(hashes, edges))
-        for file, run in zip(self._files, runs, strict=True):
-            file.write(run.tobytes())
-
-    def found(self, most: int) -> tuple[int, set[bytes]]:
-        """Count the hashes that occur more than once; the first ones are named."""
-        count = 0
-        first: list[bytes] = []
-        for file in self._files:
-            file.seek(0)
-            hashes = np.sort(np.frombuffer(file.read(), dtype=_TYPE))
-            repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-            count += repeated.size
-            first += repeated[: most - len(first)].tolist()
-        return count, set(first)
-
-
 def repeated_keys(parts: Callable[[], Iterable[Sequence[str]]], most: int) -> tuple[int, list[str]]:
-    """Count the keys that occur in several parts.
+    """Count the keys that occur in several parts, among any number: 16 bytes a key on disk.
+
+    Hashes go to temporary files without a name, by their first bits: equal ones meet in one of
+    them, which are read one after the other.
 
     Parameters
     ----------
@@ -116,14 +76,28 @@ def repeated_keys(parts: Callable[[], Iterable[Sequence[str]]], most: int) -> tu
     -------
     Their number, and some of them in order.
     """
-    with RepeatedKeys() as keys:
+    step = 256 // _FILES
+    edges = np.array([bytes([first]) for first in range(step, 256, step)], dtype=_TYPE)
+    count, wanted = 0, set[bytes]()
+    with contextlib.ExitStack() as stack:
+        files: list[Any] = [
+            stack.enter_context(tempfile.TemporaryFile(prefix="bliss-keys-")) for _ in range(_FILES)
+        ]
         for part in parts():
-            keys.add(part)
-        count, wanted = keys.found(most)
+            hashes = np.unique(_hashes(part))  # one that occurs twice in a part counts once
+            runs = np.split(hashes, np.searchsorted(hashes, edges))
+            for file, run in zip(files, runs, strict=True):
+                file.write(run.tobytes())
+        for file in files:
+            file.seek(0)
+            hashes = np.sort(np.frombuffer(file.read(), dtype=_TYPE))
+            repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+            count += repeated.size
+            wanted.update(repeated[: most - len(wanted)].tolist())
     names: set[str] = set()
     for part in parts() if wanted else ():
-        hashes = _hashes(part).tolist()
-        names.update(key for key, found in zip(part, hashes, strict=True) if found in wanted)
+        found = zip(part, _hashes(part).tolist(), strict=True)
+        names.update(key for key, hashed in found if hashed in wanted)
         if len(names) == len(wanted):
             break
     return count, sorted(names)

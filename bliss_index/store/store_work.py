@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bliss_index.errors import InvalidInputError, listed
-from bliss_index.jobs import Part, Plan, Record, Work, Worker
+from bliss_index.jobs import Part, Plan, Record
 from bliss_index.jobs.description import MANIFEST_NAME, library_versions
-from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, grown
-from bliss_index.jobs.work import Notify, Progress
+from bliss_index.jobs.work import Notify
 from bliss_index.storage import Directory
 from bliss_index.store.keys import MOST_NAMED, repeated_keys
 from bliss_index.store.manifest import STORE_KIND, StoreManifest
@@ -36,18 +35,6 @@ class StoreWork(ABC):
     @abstractmethod
     def described(self) -> StoreManifest:
         """The store that is made, without its shards."""
-
-    @abstractmethod
-    def parts(self) -> Iterator[Part]:
-        """List the parts of the input as it is now."""
-
-    @abstractmethod
-    def memory(self, workers: int, budget: int | None) -> MemoryPlan:
-        """Plan memory."""
-
-    @abstractmethod
-    def open(self, directory: Directory, device: str, progress: Progress, notify: Notify) -> Worker:
-        """Open everything in the process that works."""
 
     def settings(self) -> dict[str, Any]:
         return self.described().settings()
@@ -85,5 +72,5 @@ class StoreWork(ABC):
         repeated = {"count": count, "first": first}
         return replace(described, versions=library_versions(), repeated_keys=repeated).facts()
 
-    def prepared(self, pending: Sequence[Part], rows: int, batch_rows: int, notify: Notify) -> Work:
+    def prepared(self, pending: Sequence[Part], rows: int, batch_rows: int, notify: Notify) -> Any:
         return self
