@@ -66,7 +66,7 @@ def pair_shards(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
     Every round prepares everything anew, as a job does.
     """
     from bliss_index.jobs.blas import one_blas_thread
-    from bliss_index.scoring.score_inputs import open_input, part_of
+    from bliss_index.scoring.score_inputs import open_input
     from bliss_index.scoring.score_part import PartScorer
     from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
     from bliss_index.storage import open_directory
@@ -78,7 +78,7 @@ def pair_shards(folder: Path, threads: int, rounds: int) -> dict[str, Any]:
     shutil.rmtree(out, ignore_errors=True)
     directory = open_directory(out)
     sources = open_input(folder / "many").parts
-    parts = [(part_of(index, source), source) for index, source in enumerate(sources)]
+    parts = [(source.planned(index), source) for index, source in enumerate(sources)]
     groups = [
         [parts[index] for index in numbers]
         for numbers in np.array_split(np.arange(len(parts)), max(1, len(parts) // SHARDS_AT_ONCE))

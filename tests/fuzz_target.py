@@ -135,10 +135,12 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 def reader_of(target: str, path: Path):
     """Readers that look behind the hash, as if the mutation had come before it was taken."""
     if target == "store shard, unchecked":
-        from bliss_index.store.schema import read_shard, shard_schema
+        from bliss_index.store.schema import open_batch, require_columns, shard_schema
 
         def read(folder: Path) -> None:
-            batch = read_shard(shard_of(folder, 1), shard_schema("image", 16, "float16"))
+            file = shard_of(folder, 1)
+            batch = open_batch(pa.py_buffer(file.read_bytes()), file)
+            require_columns(batch, shard_schema("image", 16, "float16"), file)
             for name in batch.schema.names:
                 batch.column(name).to_pylist()
 

@@ -284,6 +284,13 @@ def test_no_flipped_bit_is_ever_scored(job, copy, tmp_path):
     (tmp_path / "s" / RECORD_FOLDER).mkdir(parents=True)
     parts = PartScorer(scorer, open_directory(tmp_path / "s"), batch_rows=16)
     part = open_input(copy.images).parts[1]
+
+    def score_part():
+        (outcome,) = parts.score_parts([(part.planned(1), part)])
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.record
+
     target = copy.images / part.name
     good = target.read_bytes()
     matrix = EmbeddingStore.open(job.images).shard(1).embeddings
@@ -294,15 +301,15 @@ def test_no_flipped_bit_is_ever_scored(job, copy, tmp_path):
         content[place] ^= 0x40
         target.write_bytes(content)
         with pytest.raises(CorruptStoreError, match=part.name):
-            parts.score_part(part, 1)
+            score_part()
     content = bytearray(good)
     content[first : first + 2] = np.float16("nan").tobytes()  # the search refuses such rows
     target.write_bytes(content)
     with pytest.raises(CorruptStoreError, match="has SHA-256 .* altered"):
-        parts.score_part(part, 1)
+        score_part()
     assert [path.name for path in (tmp_path / "s").rglob("*")] == [RECORD_FOLDER]
     target.write_bytes(good)
-    assert parts.score_part(part, 1).rows == 50
+    assert score_part().rows == 50
 
 
 def test_nothing_is_committed_before_the_hash_is_known(copy, tmp_path, monkeypatch):

@@ -14,7 +14,6 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
 from bulk_fixtures import wait_for
 
@@ -24,7 +23,7 @@ from bliss_index.jobs.processes import _after_death, _hand_out, _Question, _Work
 from bliss_index.jobs.record import RECORD_FOLDER
 from bliss_index.scoring import run_job
 from bliss_index.scoring.score_finish import Finishing
-from bliss_index.scoring.score_inputs import open_input, part_of
+from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.score_output import PartOutput
 from bliss_index.scoring.score_part import PartScorer
 from bliss_index.scoring.score_settings import ScoringInputs
@@ -44,7 +43,7 @@ def scorer(job, tmp_path):
         ScoringInputs.open(job.settings()).make_scorer(), open_directory(directory), batch_rows=16
     )
     sources = open_input(job.images).parts
-    return parts, [(part_of(i, source), source) for i, source in enumerate(sources)], directory
+    return parts, [(source.planned(i), source) for i, source in enumerate(sources)], directory
 
 
 def named(directory: Path) -> list[str]:
@@ -230,25 +229,24 @@ def test_a_hash_can_be_ended(tmp_path):
 
 
 def test_ctrl_c_does_not_wait_for_a_hash(job, tmp_path):
-    """A foreign file whose hash never ends stands for one of a terabyte."""
-    np.save(tmp_path / "rows.npy", EmbeddingStore.open(job.images).embeddings())
+    """A shard whose hash never ends stands for one of a terabyte."""
     script = textwrap.dedent(
         """
         import sys, time
-        import bliss_index.store.source_file as source_file
+        from bliss_index.store import EmbeddingStore
 
-        def endless(file, between=None):
-            while True:
+        def endless(store, index, between=None):
+            while between is not None:
                 between()
                 time.sleep(0.01)
 
-        source_file.stream_sha256 = endless
+        EmbeddingStore.check_hash = endless
         from bliss_index.cli.app import run
         run()
         """
     )
     command = [
-        sys.executable, "-c", script, "score", str(tmp_path / "rows.npy"),
+        sys.executable, "-c", script, "score", str(job.images),
         "--corpus", str(job.corpus), "--calibration", str(job.calibration),
         "--out", str(tmp_path / "s"), "-k", "5", "--search", "native", "--devices", "cpu",
     ]  # fmt: skip
@@ -264,7 +262,7 @@ def test_ctrl_c_does_not_wait_for_a_hash(job, tmp_path):
     assert process.returncode == 130, errors
     assert "interrupted; what is done is kept" in errors
     assert kinds(tmp_path / "s") == ["_job.json", "plan.arrow"]
-    assert run_job(tmp_path / "rows.npy", tmp_path / "s", job.settings()).complete
+    assert run_job(job.images, tmp_path / "s", job.settings()).complete
 
 
 def opened_below(pid: int, folder: Path) -> list[str]:

@@ -449,8 +449,7 @@ def test_rows_of_unit_norm_stay_bit_for_bit():
 
 def test_key_registry_against_a_set():
     rng = np.random.default_rng(0)
-    earlier: list[list[str]] = []
-    registry = KeyRegistry(lambda: earlier)
+    registry = KeyRegistry()
     seen: set[str] = set()
     for _ in range(60):
         keys = [f"k{i}" for i in rng.integers(0, 4000, rng.integers(0, 90))]
@@ -459,5 +458,4 @@ def test_key_registry_against_a_set():
             expected.append(key in seen)
             seen.add(key)
         assert registry.register(keys).tolist() == expected
-        earlier.append(keys)
     assert len(registry) == len(seen)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bliss_index.cli.console import counts, print_facts, print_json, progress_line
+from bliss_index.cli.console import counts, print_facts, print_json, progress_line, say
 from bliss_index.cli.jobs import (
     DevicesOption,
     EngineOption,
@@ -128,6 +128,8 @@ def score(
         print_json(summary.to_json())
     else:
         _print_summary(summary)
+    if repeated := summary.facts.get("repeated_keys"):
+        say(f"{repeated} keys occur in several parts; the manifest names the first")
     bad, rows = summary.bad_rows, summary.rows
     message = f"{bad} of {rows} rows have no score; see 'status' and 'error'"
     end(summary.failed, summary.complete, bad, message)

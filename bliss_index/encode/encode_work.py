@@ -24,6 +24,7 @@ from bliss_index.store.store_work import StoreWork
 _PARTS = 64  # of a job that is smaller than so many full parts
 _LEAST_ROWS = 128
 _BATCH_ROWS = 256
+_TORCH_BYTES = 192 << 20  # with open_clip and torchvision, beyond what other commands load
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ class EncodeWork(StoreWork):
         batch = self.encoder.image_batch_size
         return fit_memory(
             {
+                "torch": _TORCH_BYTES,
                 "model": 2 * self.encoder.nbytes,
                 "shard": self.rows_per_shard * (8 * dim + 1000),
                 **self.held(),

@@ -25,7 +25,13 @@ from bliss_index.encode.encode_work import (
 from bliss_index.encode.image_rows import ImageSource
 from bliss_index.encode.images import FolderSource, ObjectFolder, piece_of
 from bliss_index.encode.model import Encoder
-from bliss_index.encode.pipeline import Batch, EncodedBatch, batch_rows, encode_batches
+from bliss_index.encode.pipeline import (
+    Batch,
+    EncodedBatch,
+    batch_rows,
+    default_decoders,
+    encode_batches,
+)
 from bliss_index.errors import InvalidInputError
 from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
 from bliss_index.jobs.part import Growth, grown
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
     from bliss_index.encode.pipeline import PipelineOptions
 
 ROWS_PER_SHARD = 4096
+DECODER_BYTES = 128 << 20
+"""Bytes of a process that decodes photos of up to 10 megapixels."""
 File = tuple[str, str, str]
 """Key, name in the folder and stamp of an image."""
 
@@ -151,6 +159,11 @@ class ImageWork(EncodeWork):
         if len(removed) == kept.rows:  # they are other images altogether
             changed.extend(removed)
 
+    def held(self) -> dict[str, int]:
+        given = self.pipeline.get("decoders")
+        count = default_decoders(self.encoder.device) if given is None else given
+        return {"decoders": max(1, count) * DECODER_BYTES}
+
     def open(
         self, directory: Directory, device: str, progress: Progress, notify: Notify
     ) -> ImageWorker:
@@ -259,8 +272,7 @@ class ImageWorker:
     def _commit(self, done: _Begun) -> Record:
         empty = self._columns.schema.empty_table()
         table = pa.concat_tables([empty, *done.tables])
-        repeated = KeyRegistry(lambda: ()).register(table.column("key").to_pylist())
-        table = self._columns.settled(table, repeated, 0)
+        table = self._columns.settled(table, KeyRegistry(), 0)
         return self._columns.commit(
             self._directory, done.part, table, given=done.part.fingerprint, began=done.began
         )

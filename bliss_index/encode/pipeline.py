@@ -180,7 +180,7 @@ def encode_batches(
     EncodedBatch
     """
     settings = DecodeSettings(encoder.preprocess, max_pixels, timeout)
-    count = _default_decoders(encoder.device) if decoders is None else decoders
+    count = default_decoders(encoder.device) if decoders is None else decoders
     times = PipelineTimes() if times is None else times
     with _Feeder(batches, settings, count) as feeder:
         first = True
@@ -234,7 +234,8 @@ def batch_rows(
         start += len(batch)
 
 
-def _default_decoders(device: str) -> int:
+def default_decoders(device: str) -> int:
+    """Decoding processes beside an encoder on a device."""
     cores = usable_processors()
     # On a CPU the encoder itself needs the cores, and decoding is 10 times cheaper than encoding.
     return max(1, cores // 8) if device == "cpu" else min(16, max(1, cores - 1))

@@ -38,16 +38,22 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes of all processes together."""
-        return self.workers * (BASE_BYTES + sum(self.pieces.values()))
+        """Bytes of all processes together, and of the one that started them."""
+        return self.workers * (BASE_BYTES + sum(self.pieces.values())) + _starter(self.workers)
 
     def describe(self) -> str:
         """Say in one line what was planned."""
         pieces = "".join(f"{name} {format_bytes(size)}, " for name, size in self.pieces.items())
         return (
             f"memory: at most {format_bytes(self.total)} of {format_bytes(self.budget)} "
-            f"({self.workers} x ({pieces}libraries {format_bytes(BASE_BYTES)}))"
+            f"({self.workers} x ({pieces}libraries {format_bytes(BASE_BYTES)})"
+            + (f" and {format_bytes(BASE_BYTES)} to start them)" if self.workers > 1 else ")")
         )
+
+
+def _starter(workers: int) -> int:
+    """Bytes of the process that starts workers, where it is none itself."""
+    return BASE_BYTES if workers > 1 else 0
 
 
 def fit_memory(
@@ -88,9 +94,9 @@ def fit_memory(
     """
     allowed = int(available_memory() * _SHARE) if budget is None else budget
     fixed = BASE_BYTES + sum(pieces.values())
-    rows = (allowed // workers - fixed) // row
+    rows = ((allowed - _starter(workers)) // workers - fixed) // row
     if rows < least:
-        needed = workers * (fixed + least * row)
+        needed = workers * (fixed + least * row) + _starter(workers)
         raise JobError(
             f"{workers} worker{'s' * (workers > 1)} need at least {format_bytes(needed)} of "
             f"memory for {what}, the budget is {format_bytes(allowed)}; raise --memory, "

@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import mmap
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ PLAN_FOLDER = "_plan"
 _BATCH_PARTS = 4096
 _BATCH_BYTES = 16 << 20
 _COPY_BYTES = 16 << 20
+_RANGE = re.compile(r"\[\d+:\d+\]$")
 _SCHEMA = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -255,16 +257,22 @@ def grown(kept: Plan, now: Iterable[Part]) -> Growth:
     """Find the parts that came in, by their names: those of one file are named by it.
 
     A part of rows ``a`` to ``b`` of a file is named ``file[a:b]``. A file of which other rows are
-    there than were planned has changed.
+    there than were planned has changed; one that could not be opened then is one part, whatever it
+    is now.
     """
     before = {part.name: part for part in kept}
     files = {_file_of(name) for name in before}
+    unknown = {part.name for part in kept if part.rows < 0}
     new: list[Part] = []
     changed: dict[str, None] = {}
     for part in now:
+        file = _file_of(part.name)
         planned = before.pop(part.name, None)
-        if planned is None and _file_of(part.name) in files:
-            changed[_file_of(part.name)] = None
+        if planned is None and file in unknown:
+            before.pop(file, None)
+            continue
+        if planned is None and file in files:
+            changed[file] = None
         elif planned is None:
             new.append(replace(part, index=len(kept) + len(new)))
         elif part.rows != planned.rows and min(part.rows, planned.rows) >= 0:
@@ -276,4 +284,4 @@ def grown(kept: Plan, now: Iterable[Part]) -> Growth:
 
 
 def _file_of(name: str) -> str:
-    return name.rpartition("[")[0] or name
+    return _RANGE.sub("", name)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,15 @@ from bliss_index.storage import open_directory
 from bliss_index.storage.hashing import Between
 from bliss_index.storage.objects import is_object_store
 from bliss_index.store import EmbeddingStore, ModelIdentity
-from bliss_index.store.keys import KeyRegistry
-from bliss_index.store.normalise import reasons_of, unit_rows
+from bliss_index.store.keys import HASH_BYTES, KeyRegistry
+from bliss_index.store.normalise import CHECK_BYTES
 from bliss_index.store.schema import DUPLICATE_KEY, OK
-from bliss_index.store.source_part import ColumnNames, SourcePart
-from bliss_index.store.sources import open_source
+from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, ContentHash, Piece
+from bliss_index.store.sources import EmbeddingSource, open_source
+
+ROWS_PER_PART = 1 << 18
+"""Rows of a piece of somebody else's file, about."""
+BYTES_PER_PART = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,36 +58,123 @@ class InputRows:
         return self.embeddings if self.good.all() else self.embeddings[self.good]
 
 
-class InputPart(Protocol):
-    """One input shard."""
+@dataclass(frozen=True, eq=False)
+class StorePart:
+    """A shard of one of our stores, which knows what its hash should be.
+
+    Attributes
+    ----------
+    hashed_as_read
+        Whether :meth:`check` is for the end, because it tells what was read by then.
+    """
+
+    store: EmbeddingStore
+    index: int
+    hashed_as_read = False
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        return self.store.shards[self.index].file
 
     @property
-    def rows(self) -> int: ...
+    def rows(self) -> int:
+        return self.store.shards[self.index].rows
 
     def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
         """Read all rows in order; raise CorruptStoreError where the part is damaged.
 
         Without `checked` they may come from a damaged part until :meth:`check` has returned.
         """
-        ...
+        shard = self.store.shard(self.index, check_hash=checked, in_memory=True)
+        for start in range(0, shard.rows, rows):
+            keys, status, error = (
+                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
+            )
+            good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
+            yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
 
     def sha256(self) -> str:
-        """Hash of the content that it should have."""
-        ...
+        """Hash of the content that it should have, or has where nobody knows."""
+        return self.store.shards[self.index].sha256
 
     def check(self, between: Between | None = None) -> str:
         """Hash the content that it has; raise CorruptStoreError where it should have another.
 
         What `between` raises ends it early.
         """
-        ...
+        return self.store.check_hash(self.index, between)
 
     def stamp(self) -> list[Any]:
         """What tells, mostly, that the content did not change."""
-        ...
+        return [self.sha256()]
+
+    def planned(self, index: int) -> Part:
+        """The part of a job that it becomes."""
+        return Part(index, self.name, self.rows, json.dumps(self.stamp()), "{}")
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignPart:
+    """Rows of somebody else's file; they are normalised and checked as they are read.
+
+    It has the methods of :class:`StorePart`. Keys that occur twice are found within the part, by 32
+    bytes a key. What it should be is not known, so its hash is that of the rows that were read.
+    """
+
+    piece: Piece
+    hashed_as_read = True
+    _found: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.piece.name
+
+    @property
+    def rows(self) -> int:
+        return self.piece.rows
+
+    def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
+        piece, registry, digest = self.piece, KeyRegistry(), ContentHash()
+        row = piece.start
+        try:
+            for batch in piece.read(rows, digest, carried=False):
+                unit, status, error = batch.checked(piece.part.dtype)
+                keys = self._named(batch.keys, row, len(status))
+                row += len(keys)
+                for repeat in np.flatnonzero(registry.register(keys)):
+                    if status[repeat] == OK:
+                        status[repeat] = DUPLICATE_KEY
+                        error[repeat] = "an earlier row has the same key"
+                unit[status != OK] = 0
+                yield InputRows(_texts(keys), unit, _texts(status), _texts(error), status == OK)
+        except InvalidInputError as problem:
+            raise CorruptStoreError(str(problem)) from problem
+        self._found["sha256"] = digest.hexdigest()
+
+    def _named(self, keys: list[str | None] | None, row: int, count: int) -> list[str]:
+        """Keys: those given, the row's number, or its place where that is not known either."""
+        first, start = self.piece.first_row, self.piece.start
+        if keys is None and first is not None:
+            return [str(first + row - start + i) for i in range(count)]
+        names = keys or [None] * count
+        return [
+            f"{self.piece.part.name}:{row + i}" if k is None else k for i, k in enumerate(names)
+        ]
+
+    def sha256(self) -> str:
+        return self.check()
+
+    def check(self, between: Between | None = None) -> str:
+        return self._found.get("sha256") or self.piece.sha256(BATCH_ROWS, carried=False)
+
+    def stamp(self) -> list[Any]:
+        return self.piece.part.stamp()
+
+    def planned(self, index: int) -> Part:
+        return self.piece.planned(index)
+
+
+InputPart: TypeAlias = StorePart | ForeignPart
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,23 +185,58 @@ class JobInput:
     ----------
     location
         As given.
-    parts
-        In order.
-    dim
-        Length of an embedding.
-    model
-        The model that made the embeddings; None where the input does not say.
+    source
+        A store of ours, or files of somebody else.
     """
 
     location: str
-    parts: tuple[InputPart, ...]
-    dim: int
-    model: ModelIdentity | None
+    source: EmbeddingStore | EmbeddingSource
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return self.source.dim
+
+    @property
+    def model(self) -> ModelIdentity | None:
+        """The model that made the embeddings; None where the input does not say."""
+        return self.source.model if isinstance(self.source, EmbeddingStore) else None
+
+    @cached_property
+    def parts(self) -> tuple[InputPart, ...]:
+        """All parts, in order."""
+        if isinstance(self.source, EmbeddingStore):
+            return tuple(StorePart(self.source, i) for i in range(len(self.source.shards)))
+        pieces = self.source.pieces(ROWS_PER_PART, BYTES_PER_PART, carried=False)
+        return tuple(map(ForeignPart, pieces))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same between the runs of a job, besides the parts."""
         return {"dim": self.dim, "model": None if self.model is None else self.model.describe()}
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether it names its rows: their numbers are different anyway."""
+        if isinstance(self.source, EmbeddingStore):
+            return True
+        return any(part.has_keys for part in self.source.parts)
+
+    @property
+    def held(self) -> dict[str, int]:
+        """What is in memory while it is read, besides a batch: in words, and bytes."""
+        if isinstance(self.source, EmbeddingStore):
+            # One is read while batches of the last ones are searched and finished.
+            return {"shards": 3 * max((shard.bytes for shard in self.source.shards), default=0)}
+        source = max(part.held(carried=False) for part in self.source.parts)
+        return {"source": source, "keys": 3 * HASH_BYTES * ROWS_PER_PART, "checks": CHECK_BYTES}
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is read."""
+        if isinstance(self.source, EmbeddingStore):
+            return 0  # they are those of the shard
+        return 3 * max(part.row_bytes(carried=False) for part in self.source.parts) + 300
 
     def find(self, planned: Part) -> InputPart:
         """Return the input of a part.
@@ -120,25 +246,15 @@ class JobInput:
         JobError
             It is not there any more.
         """
-        part = self._by_name.get(planned.name)
-        if part is None:
+        try:
+            if isinstance(self.source, EmbeddingStore):
+                return StorePart(self.source, self.source.index_of(planned.name))
+            return ForeignPart(self.source.piece_of(planned))
+        except CorruptStoreError as error:
             raise JobError(
                 f"the job was begun with images of which {planned.name} was a part, now it is "
                 f"gone from {self.location}; restore it, or choose another output"
-            )
-        if isinstance(part, ForeignPart):
-            return replace(part, start=json.loads(planned.detail)["start"])
-        return part
-
-    @cached_property
-    def _by_name(self) -> dict[str, InputPart]:
-        return {part.name: part for part in self.parts}
-
-
-def part_of(index: int, source: InputPart) -> Part:
-    """Describe an input part for the plan."""
-    detail = {"start": source.start} if isinstance(source, ForeignPart) else {}
-    return Part(index, source.name, source.rows, json.dumps(source.stamp()), json.dumps(detail))
+            ) from error
 
 
 def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobInput:
@@ -150,16 +266,11 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
         Nothing there can be read as images.
     """
     if _is_store(location):
-        store = EmbeddingStore.open(location, kind="image")
-        parts = tuple(StorePart(store, index) for index in range(len(store.shards)))
-        return JobInput(str(location), parts, store.dim, store.model)
+        return JobInput(str(location), EmbeddingStore.open(location, kind="image"))
     if "://" not in str(location) and not Path(location).exists():
         raise StoreError(f"{location} does not exist")
     source = open_source(location, kind="image", columns=columns, lenient=True)
-    starts = np.cumsum([0, *(max(part.rows, 0) for part in source.parts)]).tolist()
-    pairs = zip(source.parts, starts, strict=False)
-    foreign = tuple(ForeignPart(part, None if part.rows < 0 else start) for part, start in pairs)
-    return JobInput(str(location), foreign, source.dim, None)
+    return JobInput(str(location), source)
 
 
 def _is_store(location: str | Path) -> bool:
@@ -169,103 +280,6 @@ def _is_store(location: str | Path) -> bool:
         return False
     names = open_directory(text).names()
     return MANIFEST_NAME in names or JOB_NAME in names
-
-
-@dataclass(frozen=True, eq=False)
-class StorePart:
-    """A shard of one of our stores, which knows what its hash should be."""
-
-    store: EmbeddingStore
-    index: int
-
-    @property
-    def name(self) -> str:
-        return self.store.shards[self.index].file
-
-    @property
-    def rows(self) -> int:
-        return self.store.shards[self.index].rows
-
-    def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
-        shard = self.store.shard(self.index, check_hash=checked, in_memory=True)
-        for start in range(0, shard.rows, rows):
-            keys, status, error = (
-                shard.batch.column(name).slice(start, rows) for name in ("key", "status", "error")
-            )
-            good = pc.equal(status, OK).fill_null(False).to_numpy(zero_copy_only=False)
-            yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
-
-    def sha256(self) -> str:
-        return self.store.shards[self.index].sha256
-
-    def check(self, between: Between | None = None) -> str:
-        return self.store.check_hash(self.index, between)
-
-    def stamp(self) -> list[Any]:
-        return [self.sha256()]
-
-
-@dataclass(frozen=True, eq=False)
-class ForeignPart:
-    """A file of somebody else's; rows are normalised and checked as they are read.
-
-    Keys that occur twice are found within the part; between parts, ``verify`` finds them. Nobody
-    knows what its hash should be, so checked rows are the same rows.
-    """
-
-    part: SourcePart
-    start: int | None
-
-    @property
-    def name(self) -> str:
-        return self.part.name
-
-    @property
-    def rows(self) -> int:
-        return self.part.rows
-
-    def _numbers(self, row: int, count: int) -> list[str | None]:
-        """Row numbers as keys; None where those of the file were not known when it was planned."""
-        if self.start is None:
-            return [None] * count
-        return [str(self.start + row + i) for i in range(count)]
-
-    def read(self, rows: int, *, checked: bool = True) -> Iterator[InputRows]:
-        seen: list[list[str]] = []
-        registry = KeyRegistry(lambda: seen)
-        row = 0
-        try:
-            for batch in self.part.batches(rows, carried=False):
-                count = batch.embeddings.shape[0]
-                unit, status = unit_rows(batch.embeddings, self.part.dtype)
-                error = reasons_of(status)
-                for bad, (code, reason) in batch.errors.items():
-                    status[bad], error[bad] = code, reason
-                given = batch.keys or self._numbers(row, count)
-                keys = [
-                    f"{self.name}:{row + i}" if key is None else key for i, key in enumerate(given)
-                ]
-                for repeat in np.flatnonzero(registry.register(keys)):
-                    if status[repeat] == OK:
-                        status[repeat] = DUPLICATE_KEY
-                        error[repeat] = "an earlier row has the same key"
-                unit[status != OK] = 0
-                seen.append(keys)
-                row += count
-                yield InputRows(_texts(keys), unit, _texts(status), _texts(error), status == OK)
-        except InvalidInputError as problem:
-            raise CorruptStoreError(str(problem)) from problem
-        if row != self.rows:
-            raise CorruptStoreError(f"{self.name} holds {row} rows, its header says {self.rows}")
-
-    def sha256(self) -> str:
-        return self.part.sha256()
-
-    def check(self, between: Between | None = None) -> str:
-        return self.part.sha256(between)
-
-    def stamp(self) -> list[Any]:
-        return self.part.stamp()
 
 
 def _texts(values: Any) -> pa.Array:

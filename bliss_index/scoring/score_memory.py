@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
 from bliss_index.scoring.scorer import BLOCK_ROWS
 
@@ -21,6 +23,8 @@ def plan_memory(
     threads: int,
     workers: int,
     calibration: int = 0,
+    images: Mapping[str, int] | None = None,
+    image_bytes: int = 0,
     budget: int | None = None,
     on_gpu: bool = False,
 ) -> MemoryPlan:
@@ -36,6 +40,10 @@ def plan_memory(
         Processes.
     calibration : int, default=0
         Bytes of the calibration: moments, or the images of small classes.
+    images : mapping of str to int, optional
+        What the input holds in memory besides a batch.
+    image_bytes : int, default=0
+        Bytes of a row as it is read.
     budget
         Bytes of the host; by default 80 % of what is available now.
     on_gpu
@@ -52,11 +60,12 @@ def plan_memory(
         "tables": 2 * 4 * entries * classes,
         "calibration": calibration,
         "blocks": BLOCK_ROWS * (8 * dim + 5 * 8 * classes),
+        **(images or {}),
     }
     return fit_memory(
         pieces,
         "batches of {} images",
-        dim * 16 + k * 64 + 512,
+        dim * 16 + k * 64 + 512 + image_bytes,
         workers=workers,
         budget=budget,
         least=LEAST_BATCH_ROWS,

@@ -76,7 +76,8 @@ class PartOutput:
             return self._source.check(lambda: self._go_on(between))
 
         self._stamp = self._source.stamp()
-        self._check = checks.submit(check)
+        if not self._source.hashed_as_read:
+            self._check = checks.submit(check)
 
     def _go_on(self, between: Between) -> None:
         between()
@@ -149,9 +150,8 @@ class PartOutput:
             writer.close()
         except OSError as error:
             raise self._failure(error) from error
-        if self._check is None:
-            raise RuntimeError(f"part {self._part.name} was not begun")
-        digest = self._check.result()  # before the file gets its name
+        # Before the file gets its name.
+        digest = self._source.check() if self._check is None else self._check.result()
         if self._source.stamp() != self._stamp:
             raise CorruptStoreError(f"{self._part.name} was replaced while it was scored")
         return commit(

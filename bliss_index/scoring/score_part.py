@@ -14,9 +14,8 @@ import numpy.typing as npt
 from bliss_index.jobs.memory import is_out_of_memory
 from bliss_index.jobs.part import Part
 from bliss_index.jobs.prefetch import prefetched
-from bliss_index.jobs.record import Record
 from bliss_index.scoring.score_finish import Finishing, PartOutcome
-from bliss_index.scoring.score_inputs import InputPart, InputRows, part_of
+from bliss_index.scoring.score_inputs import InputPart, InputRows
 from bliss_index.scoring.score_output import PartOutput
 from bliss_index.scoring.score_table import ScoreTable
 from bliss_index.scoring.scorer import Scorer
@@ -79,22 +78,6 @@ class PartScorer:
         )
         self._progress = progress or (lambda rows: None)
         self._notify = notify or (lambda text: None)
-
-    def score_part(self, source: InputPart, index: int) -> Record:
-        """Score one part; see :meth:`score_parts`.
-
-        Raises
-        ------
-        CorruptStoreError
-            The part is damaged, which its hash may tell last, or was replaced meanwhile; nothing
-            was written.
-        OutputError
-            The output cannot be written; nothing was left behind.
-        """
-        (outcome,) = self.score_parts([(part_of(index, source), source)])
-        if outcome.record is None:
-            raise outcome.error or RuntimeError(f"{source.name} has neither record nor error")
-        return outcome.record
 
     def score_parts(
         self, parts: Iterable[tuple[Part, InputPart]]

@@ -12,7 +12,7 @@ from bliss_index.errors import BlissError, CorruptStoreError
 from bliss_index.jobs.description import JobDescription
 from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
-from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input, part_of
+from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input
 from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.scores_directory import read_job, read_plan, read_scores
 from bliss_index.storage import Directory, open_directory
@@ -57,13 +57,7 @@ def verify_scores(
     plan = read_plan(directory, job)
     report = VerificationReport(directory.uri)
     found = _input(directory.uri, job, plan, images, columns, report)
-    earlier: list[Record] = []
-
-    def keys_of(record: Record) -> list[str]:
-        table = read_scores(directory, record.file, record.rows, ["key"])
-        return list(table.column("key").to_pylist())
-
-    registry = KeyRegistry(lambda: (keys_of(record) for record in earlier))
+    registry = KeyRegistry()
     named = set()
     for part in plan:
         source = found.find(part) if found is not None else None
@@ -74,7 +68,6 @@ def verify_scores(
         except BlissError as error:
             report.add(f"part {part.name}: {error}")
             continue
-        earlier.append(record)
         if progress is not None:
             progress(part.rows)
     add_leftovers(directory, named, report)
@@ -114,7 +107,7 @@ def _input(
     except BlissError as error:
         report.add(f"the input cannot be read, hashes and keys were not compared: {error}")
         return None
-    parts = [part_of(index, source) for index, source in enumerate(images.parts)]
+    parts = [source.planned(index) for index, source in enumerate(images.parts)]
     there = {(part.name, part.rows) for part in parts}
     if any((part.name, part.rows) not in there for part in plan if part.rows >= 0):
         difference = _first_difference(plan, parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from bliss_index.devices import resolve_device, thread_count
 from bliss_index.errors import CorruptStoreError, ModelMismatchError
@@ -20,13 +21,16 @@ from bliss_index.jobs.blas import one_blas_thread
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, Plan, grown
 from bliss_index.jobs.work import Notify, Progress
-from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input, part_of
+from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input
 from bliss_index.scoring.score_memory import plan_memory
 from bliss_index.scoring.score_part import PartScorer
 from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
-from bliss_index.storage import Directory
+from bliss_index.storage import Directory, open_directory
+from bliss_index.storage.files import parse_json
 from bliss_index.store import require_same_model
+from bliss_index.store.keys import MOST_NAMED, repeated_keys
 from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.sources import grown_source
 
 SCORES_FORMAT = "bliss_index.scores"
 MANIFEST_NAME = "_manifest.json"  # readers of Parquet folders skip names that begin with _
@@ -60,7 +64,8 @@ def run_job(
 
     Returns
     -------
-    The summary. Parts that failed are in it, and are tried again by the next run.
+    The summary. Parts that failed are in it, and are tried again by the next run; of other
+    people's files also, in its facts, how many keys occur in several parts.
 
     Raises
     ------
@@ -80,7 +85,12 @@ def run_job(
     work = ScoreWork(str(location), settings, columns or ColumnNames())
     devices = tuple(resolve_device(name, here=here) for name in options.devices) or (device,)
     options = replace(options, devices=devices)
-    return run(work, output, options, listener)
+    summary = run(work, output, options, listener)
+    if summary.complete and options.task is None:
+        stands = parse_json(open_directory(output).read(MANIFEST_NAME), MANIFEST_NAME)
+        repeated = stands.get("repeated_keys", {}).get("count", 0)
+        summary = replace(summary, facts={**summary.facts, "repeated_keys": repeated})
+    return summary
 
 
 @dataclass(frozen=True)
@@ -142,24 +152,19 @@ class ScoreWork:
 
     def parts(self) -> Iterator[Part]:
         for index, source in enumerate(self.images.parts):
-            yield part_of(index, source)
+            yield source.planned(index)
 
     def grown(self, kept: Plan, now: Plan) -> Growth:
-        growth, row = grown(kept, now), kept.rows
-        parts = []
-        for part in growth.parts:
-            detail = {**json.loads(part.detail), "start": row}
-            parts.append(replace(part, detail=json.dumps(detail)))
-            row += max(part.rows, 0)
-        return replace(growth, parts=parts)
+        return grown(kept, now) if self.images.model else grown_source(kept, now)
 
     def is_same(self, part: Part, record: Record) -> str:
         source = self.images.find(part)
-        if json.dumps(source.stamp()) == part.fingerprint and source.sha256() == record.input:
+        found = source.sha256()
+        if found == record.input:
             return ""
         return (
-            f"{part.name} was scored with SHA-256 {record.input}, now it has {source.sha256()}: "
-            "it was replaced since"
+            f"{part.name} was scored with SHA-256 {record.input}, now it has {found}: it was "
+            "replaced since"
         )
 
     def memory(self, workers: int, budget: int | None) -> MemoryPlan:
@@ -173,6 +178,8 @@ class ScoreWork:
             threads=self.threads,
             workers=workers,
             calibration=2 * inputs.calibration.nbytes,
+            images=self.images.held,
+            image_bytes=self.images.row_bytes,
             budget=budget,
             on_gpu=self.scoring.on_gpu,
         )
@@ -203,12 +210,22 @@ class ScoreWork:
         return ScoreWorker(scorer, self.images)
 
     def manifest(self, directory: Directory, records: Sequence[Record]) -> Mapping[str, Any]:
-        return {
+        values: dict[str, Any] = {
             "format": SCORES_FORMAT,
             "kind": self.kind,
             "settings": self.settings(),
             "classes": list(self.inputs.calibration.classes),
         }
+        if self.images.model is None:  # a store has said it of itself
+
+            def keys() -> Iterator[list[str]]:
+                for record in records if self.images.has_keys else ():
+                    file = pa.BufferReader(directory.mapped(record.file))
+                    yield pq.read_table(file, columns=["key"]).column("key").to_pylist()
+
+            count, first = repeated_keys(keys, MOST_NAMED)
+            values["repeated_keys"] = {"count": count, "first": first}
+        return values
 
 
 class ScoreWorker:

@@ -107,6 +107,11 @@ def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[
     return [str(value) for value in column.values]
 
 
+def names_bytes(path: str | None, rows: int) -> int:
+    """Bytes that a column of texts takes in memory while it is read: the file, and its texts."""
+    return 0 if path is None else 6 * Path(path).stat().st_size + 64 * rows
+
+
 def _array(file: Path) -> list[Any]:
     try:
         array = np.load(file, allow_pickle=False, mmap_mode="r")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
-import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,27 +16,32 @@ import pyarrow as pa
 from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
 from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
-from bliss_index.jobs.part import Growth, grown
+from bliss_index.jobs.part import Growth
 from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
-from bliss_index.store.columns import read_names
+from bliss_index.store.columns import names_bytes, read_names
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import StoreManifest
-from bliss_index.store.normalise import reasons_of, unit_rows
+from bliss_index.store.normalise import CHECK_BYTES
 from bliss_index.store.schema import OK, carried_names
 from bliss_index.store.shards import ShardColumns
-from bliss_index.store.source_part import ColumnNames, EmbeddingBatch, SourcePart
-from bliss_index.store.sources import EmbeddingSource, open_source
+from bliss_index.store.source_part import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    ColumnNames,
+    ContentHash,
+    EmbeddingBatch,
+    Piece,
+)
+from bliss_index.store.sources import EmbeddingSource, grown_source, open_source
 from bliss_index.store.store_work import StoreWork
 from bliss_index.store.writer import ROWS_PER_SHARD
 
-CARRIED_BYTES = 256 << 20
-"""Bytes of carried columns that a part holds at most, about."""
-
-_BATCH_ROWS = 8192
+PART_BYTES = 96 << 20
+"""Bytes of a part, about, carried columns among them."""
 
 
 @dataclass(frozen=True)
@@ -232,52 +234,53 @@ class ImportWork(StoreWork):
         return {"imported_from": self.location}
 
     def parts(self) -> Iterator[Part]:
-        index = first_row = 0
-        for source in self.source.parts:
-            cuts = source.cuts(self.rows_per_shard, CARRIED_BYTES)
-            stamp = json.dumps(source.stamp())
-            for start, end in itertools.pairwise(cuts):
-                detail = {"file": source.name, "start": start, "first_row": first_row + start}
-                name = source.name if len(cuts) == 2 else f"{source.name}[{start}:{end}]"
-                yield Part(index, name, end - start, stamp, json.dumps(detail))
-                index += 1
-            first_row += source.rows
+        images = self.of_kind == "image"
+        pieces = self.source.pieces(self.rows_per_shard, PART_BYTES, carried=images)
+        for index, piece in enumerate(piece for piece in pieces if piece.rows):
+            yield piece.planned(index)
 
     def grown(self, kept: Plan, now: Plan) -> Growth:
-        growth, row = grown(kept, now), kept.rows
-        parts = []
-        for part in growth.parts:
-            detail = json.loads(part.detail)
-            parts.append(replace(part, detail=json.dumps({**detail, "first_row": row})))
-            row += part.rows
-        return replace(growth, parts=parts)
+        return grown_source(kept, now)
+
+    def batch_rows(self, piece: Piece) -> int:
+        """Rows to read at once."""
+        carried = self.of_kind == "image"
+        return min(BATCH_ROWS, max(1, BATCH_BYTES // piece.part.row_bytes(carried)))
 
     def is_same(self, part: Part, record: Record) -> str:
-        found = hashlib.sha256()
-        for batch in _read(self.source, part):
-            _add_to_hash(found, batch)
-        if found.hexdigest() == record.input:
+        piece = self.source.piece_of(part)
+        found = piece.sha256(self.batch_rows(piece), carried=self.of_kind == "image")
+        if found == record.input:
             return ""
         return (
-            f"{part.name} was imported with SHA-256 {record.input}, now it has "
-            f"{found.hexdigest()}: it was replaced since"
+            f"{part.name} was imported with SHA-256 {record.input}, now it has {found}: it was "
+            "replaced since"
         )
 
     def memory(self, workers: int, budget: int | None) -> MemoryPlan:
-        dim = self.source.dim
-        rows = min(2 * self.rows_per_shard, max(part.rows for part in self.source.parts))
+        dim, files = self.source.dim, self.source.parts
+        images = self.of_kind == "image"
+        carried = images and any(part.carries for part in files)
+        wide = max(1, *(part.row_bytes(images) for part in files))
+        rows = max(
+            min(2 * self.rows_per_shard, part.rows, 2 * PART_BYTES // part.row_bytes(images) + 1)
+            for part in files
+        )
+        batch = min(BATCH_ROWS, max(1, BATCH_BYTES // wide))
         return fit_memory(
             {
-                "source": max(part.held for part in self.source.parts),
-                "shard": rows * (4 * dim * (2 if self.dtype == "float16" else 4) + 600),
-                "carried columns": 3 * CARRIED_BYTES if self.source.carries else 0,
+                "source": max(part.held(images) for part in files),
+                "names": sum(names_bytes(p, self.source.rows) for p in (self.keys, self.texts)),
+                "shard": rows * (2 * dim * (2 if self.dtype == "float16" else 4) + 300),
+                "carried columns": 3 * PART_BYTES if carried else 0,
+                "checks": CHECK_BYTES,
             },
             "batches of {} rows",
-            dim * 24 + 600,
+            3 * wide + 4 * dim + 600,
             workers=workers,
             budget=budget,
-            least=_BATCH_ROWS,
-            most=_BATCH_ROWS,
+            least=batch,
+            most=batch,
             what=f"shards of {rows} rows of {dim} values",
             remedy="",
         )
@@ -311,153 +314,80 @@ class ImportWorker:
 
     def _import(self, part: Part) -> Record:
         work, began = self._work, time.perf_counter()
-        source = _source_of(work.source, part)
-        stamp = source.stamp()
-        detail = json.loads(part.detail)
-        row = first_row = int(detail["first_row"])
-        given, dropped, tables = hashlib.sha256(), 0, []
-        for batch in _read(work.source, part):
-            _add_to_hash(given, batch)
-            rows = _prepare(
-                batch, source.name, row, work.dtype, work.of_kind, self._keys, self._texts
-            )
-            row += len(rows.keys)
-            if work.of_kind == "text":
-                kept = _only_good(rows, row - len(rows.keys), work.drop_bad_rows)
-                dropped += len(rows.keys) - len(kept.keys)
-                rows = kept
-            tables.append(self._table(rows))
+        piece = work.source.piece_of(part)
+        stamp, digest = piece.part.stamp(), ContentHash()
+        first_row = row = piece.first_row or 0
+        tables, carried = [], 0
+        images = work.of_kind == "image"
+        for batch in piece.read(work.batch_rows(piece), digest, carried=images):
+            carried += 0 if batch.metadata is None else batch.metadata.nbytes
+            if carried > PART_BYTES * 3 // 2:
+                raise InvalidInputError(
+                    f"other columns of {part.name} take more than {carried} bytes, its footer says "
+                    f"{PART_BYTES} at most; write it again with use_dictionary=False and "
+                    "row_group_size=1000, or without its large columns"
+                )
+            tables.append(self._table(batch, part.name, row))
+            row += batch.embeddings.shape[0]
             self._progress(batch.embeddings.shape[0])
-        if row - first_row != part.rows or source.stamp() != stamp:
-            raise CorruptStoreError(
-                f"{part.name} was replaced while it was imported: {row - first_row} rows of "
-                f"{part.rows} were read"
-            )
+        if piece.part.stamp() != stamp:
+            raise CorruptStoreError(f"{part.name} was replaced while it was imported")
         table = pa.concat_tables(tables)
-        registry = KeyRegistry(lambda: ())
-        repeated = registry.register(table.column("key").to_pylist())
-        table = self._columns.settled(table, repeated, first_row)
+        dropped = row - first_row - table.num_rows
         return self._columns.commit(
             self._directory,
             part,
-            table,
-            given=given.hexdigest(),
+            self._columns.settled(table, KeyRegistry(), first_row),
+            given=digest.hexdigest(),
             began=began,
             facts={"dropped": dropped} if dropped else {},
         )
 
-    def _table(self, rows: _Rows) -> pa.Table:
-        if rows.texts is not None:
-            return self._columns.table(rows.keys, rows.embeddings, texts=rows.texts)
+    def _table(self, batch: EmbeddingBatch, name: str, first_row: int) -> pa.Table:
+        unit, status, error = batch.checked(self._work.dtype)
+        rows = range(first_row, first_row + len(status))
+        if self._work.of_kind == "text":
+            kept = self._kept(status, rows)
+            keys = self._keys or list(map(str, rows))
+            at = first_row if self._keys else 0
+            texts = self._texts_of(batch, name, rows)
+            return self._columns.table(
+                [keys[at + row] for row in kept], unit[kept], texts=[texts[row] for row in kept]
+            )
+        given = (
+            self._keys[rows.start : rows.stop] if self._keys else batch.keys or [None] * len(rows)
+        )
+        keys = [str(row) if key is None else key for row, key in zip(rows, given, strict=True)]
+        metadata = None if batch.metadata is None else _carried(batch.metadata)
         return self._columns.table(
-            rows.keys,
-            rows.embeddings,
-            status=rows.status.tolist(),
-            error=rows.error,
-            metadata=None if rows.metadata is None else _carried(rows.metadata),
+            keys, unit, status=status.tolist(), error=error, metadata=metadata
         )
 
+    def _kept(self, status: npt.NDArray[np.object_], rows: range) -> list[int]:
+        """Rows of a text store that are good; the others are left out on request only."""
+        good = status == OK
+        if not good.all() and not self._work.drop_bad_rows:
+            bad = [f"{rows[row]} ({status[row]})" for row in np.flatnonzero(~good)]
+            raise InvalidInputError(
+                f"embeddings of texts have no direction in row(s) {listed(bad)}; fix them, or "
+                "leave them out with --drop-bad-rows"
+            )
+        kept: list[int] = np.flatnonzero(good).tolist()
+        return kept
 
-def _source_of(source: EmbeddingSource, part: Part) -> SourcePart:
-    return source.named(str(json.loads(part.detail)["file"]))
-
-
-def _read(source: EmbeddingSource, part: Part) -> Iterator[EmbeddingBatch]:
-    """Read the rows of a part."""
-    start = int(json.loads(part.detail)["start"])
-    yield from _source_of(source, part).batches(_BATCH_ROWS, start=start, count=part.rows)
-
-
-def _add_to_hash(digest: Any, batch: EmbeddingBatch) -> None:
-    """Add what was read to a hash: values, keys, texts and carried columns."""
-    digest.update(np.ascontiguousarray(batch.embeddings).tobytes())
-    digest.update(json.dumps([batch.keys, batch.texts], ensure_ascii=True).encode())
-    if batch.metadata is not None:
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, batch.metadata.schema) as writer:
-            writer.write_table(batch.metadata.combine_chunks())
-        digest.update(sink.getvalue())
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    keys: list[str]
-    embeddings: npt.NDArray[Any]
-    status: npt.NDArray[np.object_]
-    error: list[str | None]
-    texts: list[str] | None
-    metadata: pa.Table | None
-
-
-def _prepare(
-    batch: EmbeddingBatch,
-    name: str,
-    first_row: int,
-    dtype: str,
-    kind: str,
-    given_keys: Sequence[str] | None,
-    given_texts: Sequence[str] | None,
-) -> _Rows:
-    n = batch.embeddings.shape[0]
-    part = slice(first_row, first_row + n)
-    unit, status = unit_rows(batch.embeddings, dtype)
-    error = reasons_of(status)
-    for row, (code, reason) in batch.errors.items():
-        status[row], error[row] = code, reason
-    numbers = [str(row) for row in range(first_row, first_row + n)]
-    if given_keys is not None:
-        keys = list(given_keys[part])
-    elif batch.keys is not None and kind == "image":
-        keys = [
-            number if key is None else key for key, number in zip(batch.keys, numbers, strict=True)
-        ]
-    else:
-        keys = numbers
-    texts = None
-    if kind == "text":
-        texts = _texts_of(batch, name, given_texts, part)
-        return _Rows(keys, unit, status, error, texts, None)
-    return _Rows(keys, unit, status, error, None, batch.metadata)
-
-
-def _texts_of(
-    batch: EmbeddingBatch, name: str, given: Sequence[str] | None, part: slice
-) -> list[str]:
-    if given is not None:
-        return list(given[part])
-    if batch.texts is None:
-        raise InvalidInputError(
-            f"{name} holds no texts; a text store needs them: --texts FILE, one a row"
-        )
-    missing = [row for row, text in enumerate(batch.texts) if text is None]
-    if missing:
-        raise InvalidInputError(
-            f"{name}: {len(missing)} texts are null, the first in row {part.start + missing[0]}"
-        )
-    return [text for text in batch.texts if text is not None]
-
-
-def _only_good(rows: _Rows, first_row: int, drop: bool) -> _Rows:
-    """Leave bad rows out, or refuse them."""
-    good = rows.status == OK
-    if good.all():
-        return rows
-    if not drop:
-        bad = [f"{first_row + row} ({rows.status[row]})" for row in np.flatnonzero(~good)]
-        raise InvalidInputError(
-            f"embeddings of texts have no direction in row(s) {listed(bad)}; fix them, or leave "
-            "them out with --drop-bad-rows"
-        )
-    kept = np.flatnonzero(good).tolist()
-    texts = rows.texts or []
-    return _Rows(
-        [rows.keys[row] for row in kept],
-        rows.embeddings[good],
-        rows.status[good],
-        [None] * len(kept),
-        [texts[row] for row in kept],
-        None,
-    )
+    def _texts_of(self, batch: EmbeddingBatch, name: str, rows: range) -> list[str]:
+        if self._texts is not None:
+            return self._texts[rows.start : rows.stop]
+        if batch.texts is None:
+            raise InvalidInputError(
+                f"{name} holds no texts; a text store needs them: --texts FILE, one a row"
+            )
+        missing = [row for row, text in zip(rows, batch.texts, strict=True) if text is None]
+        if missing:
+            raise InvalidInputError(
+                f"{name}: {len(missing)} texts are null, the first in row {missing[0]}"
+            )
+        return [text for text in batch.texts if text is not None]
 
 
 def _metadata_schema(source: EmbeddingSource) -> pa.Schema | None:

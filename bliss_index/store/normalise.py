@@ -11,7 +11,9 @@ from bliss_index.store.schema import NONFINITE_EMBEDDING, OK, ZERO_EMBEDDING
 
 # How far the norm of a rounded unit vector may lie from 1, with room to spare.
 NORM_TOLERANCE = {"float16": 1e-3, "float32": 1e-5, "float64": 1e-5}
-_BLOCK_VALUES = 1 << 21
+_BLOCK_VALUES = 1 << 20
+CHECK_BYTES = 5 * 8 * _BLOCK_VALUES
+"""Bytes that checking and normalising takes besides the rows."""
 _REASONS = {
     ZERO_EMBEDDING: "the embedding is zero",
     NONFINITE_EMBEDDING: "the embedding holds NaN or infinity",

@@ -85,24 +85,6 @@ def write_shard(sink: Any, schema: pa.Schema, columns: Sequence[pa.Array]) -> No
         writer.write_batch(batch)
 
 
-def read_shard(path: Path, expected: pa.Schema) -> pa.RecordBatch:
-    """Map one shard and check its columns.
-
-    Raises
-    ------
-    CorruptStoreError
-        The file is missing, is no Arrow file, or has other columns than `expected`; metadata
-        columns of a store are taken as they come.
-    """
-    try:
-        with pa.memory_map(str(path)) as source:
-            batch = open_batch(source.read_buffer(), path)
-    except (pa.ArrowException, OSError) as error:
-        raise CorruptStoreError(f"{path} is not readable as Arrow IPC: {error}") from error
-    require_columns(batch, expected, path)
-    return batch
-
-
 def open_batch(data: pa.Buffer, name: Path | str) -> pa.RecordBatch:
     """Open the one record batch of a shard's bytes; CorruptStoreError where there is none."""
     try:

@@ -17,6 +17,7 @@ from bliss_index.jobs.part import Part
 from bliss_index.jobs.record import Record, commit
 from bliss_index.storage import Directory
 from bliss_index.storage.files import output_error
+from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import DTYPES, KINDS, MAX_DIM
 from bliss_index.store.normalise import norm_defects
 from bliss_index.store.schema import (
@@ -103,11 +104,12 @@ class ShardColumns:
         columns["embedding"] = embedding_column(stored, self._dim, self._dtype)
         return pa.table(columns, schema=self.schema)
 
-    def settled(self, table: pa.Table, repeated: npt.NDArray[np.bool_], first_row: int) -> pa.Table:
+    def settled(self, table: pa.Table, seen: KeyRegistry, first_row: int) -> pa.Table:
         """Quarantine rows whose key occurred before; in a text store, refuse them."""
+        keys = table.column("key").to_pylist()
+        repeated = seen.register(keys)
         if not repeated.any():
             return table
-        keys = table.column("key").to_pylist()
         if self._kind == "text":
             rows = np.flatnonzero(repeated)
             raise InvalidInputError(

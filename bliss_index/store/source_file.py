@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.storage.hashing import Between, stream_sha256
 from bliss_index.storage.objects import is_object_store, obstore
 
 _PROTOCOLS: dict[str, Any] = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
@@ -34,11 +33,6 @@ class SourceFile:
             return self.filesystem.open_input_file(self.path)
         except OSError as error:
             raise InvalidInputError(f"{self.name} cannot be read: {error}") from error
-
-    def sha256(self, between: Between | None = None) -> str:
-        """Hash of its bytes; `between` may end it, see :func:`stream_sha256`."""
-        with self.open() as file:
-            return stream_sha256(file, between)
 
     def stamp(self) -> list[Any]:
         """Its size and modification time in nanoseconds, or an object's tag."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -12,15 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.storage.hashing import Between
 from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import BATCH_ROWS, EmbeddingBatch, as_float, even_cuts
+from bliss_index.store.source_part import EmbeddingBatch, RowStream, SourcePart
 
 if TYPE_CHECKING:
-    from bliss_index.store.source_parquet import MetadataTable
+    from bliss_index.store.source_parquet import ParquetPart
 
 _ARRAY_NAME = "embeddings"
+_HEADER_BYTES = 1 << 16
+_SKIP_BYTES = 1 << 20
+_WHOLE_BYTES = 256 << 20
+_DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
 # What damaged archives raise besides: unknown compression, a password, an absurd size.
 _ARCHIVE_ERRORS = (
     *NPY_ERRORS,
@@ -28,22 +35,20 @@ _ARCHIVE_ERRORS = (
     NotImplementedError,
     RuntimeError,
     MemoryError,
+    struct.error,
     zlib.error,
     zipfile.BadZipFile,
 )
 
 
 @dataclass(frozen=True)
-class NpyPart:
+class NpyPart(SourcePart):
     """An (n, d) array in a ``.npy`` file, perhaps with clip-retrieval's metadata of its rows."""
 
-    file: SourceFile
-    rows: int
-    dim: int
     stored: np.dtype[Any]
     offset: int
     by_column: bool = False  # numpy's Fortran order
-    metadata: MetadataTable | None = None
+    metadata: ParquetPart | None = None
 
     @classmethod
     def open(cls, file: SourceFile) -> NpyPart:
@@ -55,76 +60,46 @@ class NpyPart:
             It does not hold a two-dimensional array of floats, or it is truncated.
         """
         with file.open() as stream:
-            shape, stored, offset, by_column = _read_header(stream, file.name)
-            size = stream.size()
-        wanted = offset + shape[0] * shape[1] * stored.itemsize
-        if size < wanted:
+            return cls._of(file, stream, stream.size(), file.name)
+
+    @classmethod
+    def _of(cls, file: SourceFile, stream: Any, size: int, name: str, at: int = 0) -> NpyPart:
+        """The array of which a stream of `size` bytes is at the beginning, `at` in the file."""
+        (rows, dim), stored, offset, by_column = _read_header(stream, name)
+        if size < offset + rows * dim * stored.itemsize:
             raise InvalidInputError(
-                f"{file.name} has {size} bytes, its header promises {wanted}: truncated"
+                f"{name} has {size} bytes, its header promises "
+                f"{offset + rows * dim * stored.itemsize}: truncated"
             )
-        return cls(file, shape[0], shape[1], stored, offset, by_column)
-
-    def with_metadata(self, table: MetadataTable) -> NpyPart:
-        """The same rows with keys, texts and other columns of a table."""
-        return replace(self, metadata=table)
+        dtype = "float16" if stored.itemsize == 2 else "float32"
+        return cls(file, rows, dim, dtype, stored, at + offset, by_column)
 
     @property
-    def name(self) -> str:
-        return self.file.name
+    def has_keys(self) -> bool:
+        return self.metadata is not None and self.metadata.has_keys
 
     @property
-    def dtype(self) -> str:
-        return "float16" if self.stored.itemsize == 2 else "float32"
+    def carries(self) -> bool:
+        return self.metadata is not None and self.metadata.carries
 
-    @property
-    def held(self) -> int:
-        return 0 if self.metadata is None else self.metadata.held
+    def row_bytes(self, carried: bool = True) -> int:
+        others = 0 if self.metadata is None else self.metadata.row_bytes(carried)
+        return self.dim * self.stored.itemsize + others
 
-    def cuts(self, rows: int, size: int) -> list[int]:
-        if self.metadata is not None:
-            return self.metadata.cuts(rows, size)
-        return even_cuts(self.rows, rows)
+    def held(self, carried: bool = True) -> int:
+        return 0 if self.metadata is None else self.metadata.held(carried)
 
-    def batches(
-        self,
-        rows: int = BATCH_ROWS,
-        *,
-        start: int = 0,
-        count: int | None = None,
-        carried: bool = True,
-    ) -> Iterator[EmbeddingBatch]:
-        end = self.rows if count is None else min(self.rows, start + count)
-        tables: Iterator[EmbeddingBatch] = iter(())
-        if self.metadata is not None:
-            tables = self.metadata.batches(rows, start=start, count=end - start, carried=carried)
-        with self.file.open() as stream:
-            for first in range(start, end, rows):
-                matrix = self._read(stream, first, min(rows, end - first))
-                batch = next(tables, None)
-                yield replace(batch or _NO_METADATA, embeddings=as_float(matrix, self.name))
-
-    def _read(self, stream: Any, start: int, count: int) -> npt.NDArray[Any]:
-        """Rows from `start` on, shape (count, dim)."""
-        size = self.stored.itemsize
-        if not self.by_column:
-            stream.seek(self.offset + start * self.dim * size)
-            data = stream.read(count * self.dim * size)
-        else:
-            columns = []
-            for column in range(self.dim):
-                stream.seek(self.offset + (column * self.rows + start) * size)
-                columns.append(stream.read(count * size))
-            data = b"".join(columns)
-        if len(data) != count * self.dim * size:
-            raise InvalidInputError(f"{self.name} ends within row {start + count - 1}")
-        values = np.frombuffer(data, dtype=self.stored)
-        return values.reshape(self.dim, count).T if self.by_column else values.reshape(count, -1)
-
-    def sha256(self, between: Between | None = None) -> str:
-        digest = self.file.sha256(between)
+    def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
         if self.metadata is None:
-            return digest
-        return f"{digest}+{self.metadata.file.sha256(between)}"
+            return super().cuts(rows, size, carried=carried)
+        return self.metadata.groups.cuts(rows, size, carried, self.dim * self.stored.itemsize)
+
+    def origin(self, row: int) -> int:
+        return row if self.metadata is None else self.metadata.origin(row)
+
+    def stream(self, origin: int, carried: bool) -> RowStream:
+        tables = None if self.metadata is None else self.metadata.stream(origin, carried)
+        return _ArrayStream(self, origin, tables)
 
     def stamp(self) -> list[Any]:
         other = [] if self.metadata is None else self.metadata.file.stamp()
@@ -132,92 +107,170 @@ class NpyPart:
 
 
 @dataclass(frozen=True)
-class ArrayPart:
-    """An (n, d) array in memory."""
+class DeflatedPart(NpyPart):
+    """The array ``embeddings`` of a ``.npz`` file that is compressed: read from its beginning."""
 
-    file: SourceFile
-    array: npt.NDArray[Any]
+    def held(self, carried: bool = True) -> int:
+        # zlib's window and zipfile's buffers; an array by columns is decompressed whole.
+        return (4 << 20) + (2 * self.rows * self.row_bytes() if self.by_column else 0)
 
-    @property
-    def name(self) -> str:
-        return self.file.name
+    def origin(self, row: int) -> int:
+        return 0
 
-    @property
-    def rows(self) -> int:
-        return int(self.array.shape[0])
-
-    @property
-    def dim(self) -> int:
-        return int(self.array.shape[1])
-
-    @property
-    def dtype(self) -> str:
-        return "float16" if self.array.dtype.itemsize == 2 else "float32"
-
-    @property
-    def held(self) -> int:
-        return int(self.array.nbytes)
-
-    def cuts(self, rows: int, size: int) -> list[int]:
-        return even_cuts(self.rows, rows)
-
-    def batches(
-        self,
-        rows: int = BATCH_ROWS,
-        *,
-        start: int = 0,
-        count: int | None = None,
-        carried: bool = True,
-    ) -> Iterator[EmbeddingBatch]:
-        end = self.rows if count is None else min(self.rows, start + count)
-        for first in range(start, end, rows):
-            yield EmbeddingBatch(self.array[first : min(end, first + rows)])
-
-    def sha256(self, between: Between | None = None) -> str:
-        return self.file.sha256(between)
-
-    def stamp(self) -> list[Any]:
-        return self.file.stamp()
+    def stream(self, origin: int, carried: bool) -> RowStream:
+        return _DeflatedStream(self)
 
 
-def read_npz(file: SourceFile) -> ArrayPart:
-    """Read the array ``embeddings`` of a ``.npz`` file into memory.
+class _ArrayStream:
+    """Rows of an array whose bytes lie in the file as they are."""
+
+    def __init__(self, part: NpyPart, at: int, tables: RowStream | None) -> None:
+        self._part, self.at, self._tables = part, at, tables
+        self._file = part.file.open()
+
+    def read(self, count: int) -> EmbeddingBatch:
+        part = self._part
+        size = part.stored.itemsize
+        if part.by_column:
+            places = ((column * part.rows + self.at) * size for column in range(part.dim))
+            data = b"".join(self._bytes(place, count * size) for place in places)
+        else:
+            data = self._bytes(self.at * part.dim * size, count * part.dim * size)
+        matrix = _matrix(part, data, count)
+        self.at += count
+        if self._tables is None:
+            return EmbeddingBatch(matrix)
+        return replace(self._tables.read(count), embeddings=matrix)
+
+    def _bytes(self, place: int, count: int) -> bytes:
+        self._file.seek(self._part.offset + place)
+        data: bytes = self._file.read(count)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tables is not None:
+            self._tables.close()
+
+
+class _DeflatedStream:
+    """Rows of an array within an archive."""
+
+    def __init__(self, part: NpyPart) -> None:
+        self._part, self.at = part, 0
+        self._stack = contextlib.ExitStack()
+        _, self._file = self._stack.enter_context(_member(part.file))
+        self._columns: npt.NDArray[Any] | None = None
+        with _refused(part.name):
+            self._file.read(part.offset)
+            if part.by_column:
+                self._columns = _matrix(part, self._file.read(), part.rows)
+
+    def read(self, count: int) -> EmbeddingBatch:
+        start, self.at = self.at, self.at + count
+        if self._columns is not None:
+            return EmbeddingBatch(self._columns[start : self.at])
+        with _refused(self._part.name):
+            data = self._file.read(count * self._part.row_bytes())
+        return EmbeddingBatch(_matrix(self._part, data, count))
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def open_npz(file: SourceFile) -> NpyPart:
+    """Find the array ``embeddings`` of a ``.npz`` file, and compare its checksum.
+
+    That reads it once, in small pieces: zip keeps the checksum of the whole alone.
 
     Raises
     ------
     InvalidInputError
-        It cannot be read as such a file, or has no array of that name.
+        It cannot be read as such a file, has no array of that name, or is damaged.
     """
+    with _refused(file.name), _member(file) as (info, stream):
+        kind = NpyPart if info.compress_type == zipfile.ZIP_STORED else DeflatedPart
+        name = f"{file.name}: {_ARRAY_NAME}"
+        at = 0 if kind is DeflatedPart else _place(file, info)
+        part = kind._of(file, stream, info.file_size, name, at)
+        if kind is DeflatedPart and part.by_column and part.rows * part.row_bytes() > _WHOLE_BYTES:
+            raise InvalidInputError(
+                f"{name} is compressed column by column (Fortran order) and has "
+                f"{part.rows * part.row_bytes()} bytes, of which at most {_WHOLE_BYTES} are read "
+                "like that; write numpy.ascontiguousarray(array)"
+            )
+        while stream.read(_SKIP_BYTES):  # at its end, it compares
+            pass
+        return part
+
+
+@contextlib.contextmanager
+def _member(file: SourceFile) -> Iterator[tuple[zipfile.ZipInfo, Any]]:
+    """Open the array within the archive."""
+    with _refused(file.name), file.open() as whole, zipfile.ZipFile(whole) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if _ARRAY_NAME not in names:
+            raise InvalidInputError(
+                f"{file.name} has no array {_ARRAY_NAME!r}; it has {', '.join(names) or 'none'}. "
+                "Write numpy.savez(path, embeddings=...)"
+            )
+        info = archive.infolist()[names.index(_ARRAY_NAME)]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InvalidInputError(
+                f"{file.name}: {_ARRAY_NAME} is compressed by method {info.compress_type}; those "
+                "of numpy.savez (0) and numpy.savez_compressed (8) are read"
+            )
+        most = info.compress_size
+        if info.compress_type == zipfile.ZIP_DEFLATED:
+            most = _DEFLATE_RATIO * (info.compress_size + 1)
+        if info.file_size > most:
+            raise InvalidInputError(
+                f"{file.name}: {_ARRAY_NAME} is said to have {info.file_size} bytes, the "
+                f"{info.compress_size} in the archive hold at most {most}; write it again"
+            )
+        with archive.open(info) as stream:
+            yield info, stream
+
+
+def _place(file: SourceFile, info: zipfile.ZipInfo) -> int:
+    """Where in the file the bytes of a member begin that is not compressed."""
+    with file.open() as stream:
+        stream.seek(info.header_offset)
+        _, name, extra = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+        return int(info.header_offset) + _LOCAL_HEADER.size + int(name) + int(extra)
+
+
+@contextlib.contextmanager
+def _refused(name: str) -> Iterator[None]:
+    """Turn whatever a damaged archive raises into our error."""
     try:
-        with file.open() as stream, np.load(stream, allow_pickle=False) as arrays:
-            if _ARRAY_NAME not in arrays.files:
-                raise InvalidInputError(
-                    f"{file.name} has no array {_ARRAY_NAME!r}; it has "
-                    f"{', '.join(arrays.files) or 'none'}. Write numpy.savez(path, embeddings=...)"
-                )
-            array = arrays[_ARRAY_NAME]
+        yield
     except InvalidInputError:
         raise
     except _ARCHIVE_ERRORS as error:
-        raise InvalidInputError(f"{file.name} cannot be read as .npz: {error}") from error
-    if array.ndim != 2:
-        raise InvalidInputError(
-            f"{file.name}: {_ARRAY_NAME} has shape {array.shape}, expected (rows, dim)"
-        )
-    return ArrayPart(file, as_float(array, file.name))
+        raise InvalidInputError(f"{name} cannot be read as .npz: {error}") from error
 
 
-_NO_METADATA = EmbeddingBatch(np.empty((0, 0)))
+def _matrix(part: NpyPart, data: bytes, count: int) -> npt.NDArray[Any]:
+    """Rows of their bytes, in this machine's byte order; fewer where some are missing."""
+    values = np.frombuffer(
+        data, part.stored, min(count * part.dim, len(data) // part.stored.itemsize)
+    )
+    values = values.astype(part.stored.newbyteorder("="), copy=False)
+    if len(values) < count * part.dim:
+        return values[: len(values) // part.dim * part.dim].reshape(-1, part.dim)
+    return values.reshape(part.dim, count).T if part.by_column else values.reshape(count, -1)
 
 
 def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any], int, bool]:
     """Shape, type, offset of the values, and whether they are stored column by column."""
+    header = io.BytesIO(stream.read(_HEADER_BYTES))  # never more, whatever length it declares
     try:
-        version = np.lib.format.read_magic(stream)
+        version = np.lib.format.read_magic(header)
         if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
         elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(header)
         else:
             raise ValueError(f"format version {version} is not known")
     except NPY_ERRORS as error:
@@ -228,4 +281,4 @@ def _read_header(stream: Any, name: str) -> tuple[tuple[int, int], np.dtype[Any]
         raise InvalidInputError(
             f"{name} holds values of type {dtype}, expected float16, float32 or float64"
         )
-    return (int(shape[0]), int(shape[1])), dtype, int(stream.tell()), bool(fortran)
+    return (int(shape[0]), int(shape[1])), dtype, int(header.tell()), bool(fortran)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.storage.hashing import Between
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, EmbeddingBatch
+from bliss_index.store.source_part import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    ColumnNames,
+    EmbeddingBatch,
+    RowStream,
+    SourcePart,
+)
 
 MISSING_EMBEDDING = "missing_embedding"
 WRONG_DIMENSION = "wrong_dimension"
@@ -24,27 +33,99 @@ MISSING_KEY = "missing_key"
 EMBEDDING_COLUMNS = ("embedding", "embeddings", "image_embedding", "text_embedding", "vector")
 KEY_COLUMNS = ("key", "id", "image_path", "path", "url")
 TEXT_COLUMNS = ("text", "caption", "word", "name", "label")
+_BUFFER_BYTES = 1 << 20
+# Values of other columns may be far larger than a dictionary of them says.
+_CARRIED_ROWS = 256
 
 
 @dataclass(frozen=True)
-class ParquetPart:
+class RowGroups:
+    """Sizes of a file's row groups.
+
+    Attributes
+    ----------
+    rows, own, others
+        Rows of each, and bytes without compression: of embeddings, keys and texts; of the columns
+        that are carried.
+    """
+
+    rows: tuple[int, ...]
+    own: tuple[int, ...]
+    others: tuple[int, ...]
+
+    @classmethod
+    def of(cls, table: pq.ParquetFile, carried: Sequence[str]) -> RowGroups:
+        """Read them from the footer."""
+        sizes: list[tuple[int, int, int]] = []
+        for number in range(table.metadata.num_row_groups):
+            group = table.metadata.row_group(number)
+            parts = [0, 0]
+            for chunk in map(group.column, range(group.num_columns)):
+                root = chunk.path_in_schema.split(".")[0]
+                parts[root in carried] += chunk.total_uncompressed_size
+            sizes.append((group.num_rows, *parts))
+        return cls(*zip(*sizes, strict=True)) if sizes else cls((), (), ())
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Their first rows, and the end."""
+        return list(itertools.accumulate(self.rows, initial=0))
+
+    def bytes(self, carried: bool) -> list[int]:
+        """What has to be read of each."""
+        return [o + (c if carried else 0) for o, c in zip(self.own, self.others, strict=True)]
+
+    def row_bytes(self, carried: bool) -> int:
+        """Bytes of a row in the group where they are most, on average."""
+        pairs = zip(self.bytes(carried), self.rows, strict=True)
+        return max((-(-size // rows) for size, rows in pairs if rows), default=0)
+
+    def at(self, row: int) -> int:
+        """Number of the group with a row."""
+        return max(0, bisect.bisect_right(self.starts, row) - 1)
+
+    def cuts(self, rows: int, size: int, carried: bool, least: int) -> list[int]:
+        """Cut at row groups; one that is too large, by rows or bytes, within it.
+
+        A row has at least `least` bytes, whatever it takes in the file.
+        """
+        cuts, at, room_rows, room_bytes = [0], 0, rows, size
+        for count, own in zip(self.rows, self.bytes(carried), strict=True):
+            taken = max(own, count * least)
+            if at > cuts[-1] and (count > room_rows or taken > room_bytes):
+                cuts.append(at)
+                room_rows, room_bytes = rows, size
+            pieces = max(1, -(-count // (2 * rows)), -(-taken // size))
+            if pieces > 1:
+                step = max(1, -(-count // pieces))
+                cuts.extend(range(at + step, at + count, step))
+                room_rows = room_bytes = 0
+            at += count
+            room_rows -= count
+            room_bytes -= taken
+        return [*cuts, at] if at > cuts[-1] or len(cuts) == 1 else cuts
+
+
+@dataclass(frozen=True)
+class ParquetPart(SourcePart):
     """The rows of one Parquet file.
 
     A null embedding, one of another length than the first, and a null key are rows with an error,
     not the end of the file.
     """
 
-    file: SourceFile
-    rows: int
-    dim: int
-    dtype: str
-    columns: tuple[str, str | None, str | None]
+    columns: tuple[str | None, str | None, str | None]
     carried: tuple[str, ...]
-    group_bytes: int = 0
+    groups: RowGroups
 
     @classmethod
-    def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> ParquetPart:
-        """Read the schema and find the columns; without `texts`, a text column is carried.
+    def open(
+        cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True, embedded: bool = True
+    ) -> ParquetPart:
+        """Read the schema and find the columns.
+
+        Without `texts`, a text column is carried; without `embedded` it describes rows whose
+        embeddings are elsewhere.
 
         Raises
         ------
@@ -53,208 +134,111 @@ class ParquetPart:
         """
         with _opened(file) as table:
             schema = table.schema_arrow
-            lists = [f.name for f in schema if _is_vector(f.type)]
-            embedding = wanted.embedding or _named(lists, EMBEDDING_COLUMNS)
-            if embedding is None and len(lists) == 1:
-                embedding = lists[0]
-            if embedding is None or embedding not in lists:
-                wanted_names = EMBEDDING_COLUMNS if embedding is None else (embedding,)
-                raise InvalidInputError(
-                    f"{file.name} has no column {' or '.join(map(repr, wanted_names))} with lists "
-                    "of floats; its columns are "
-                    f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
-                )
+            embedding = _embedding_column(file, schema, wanted.embedding) if embedded else None
             key = _column(file, schema.names, wanted.key, KEY_COLUMNS)
             text = _column(file, schema.names, wanted.text, TEXT_COLUMNS) if texts else None
-            kind = schema.field(embedding).type
-            half = kind.value_type == pa.float16()
-            dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
-            if dim == 0:
-                dim = _first_length(table, embedding)
-            if dim < 1:
-                raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
+            dim, dtype = 0, "float32"
+            if embedding is not None:
+                kind = schema.field(embedding).type
+                dtype = "float16" if kind.value_type == pa.float16() else dtype
+                dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+                dim = dim or _first_length(table, embedding)
+                if dim < 1:
+                    raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
             carried = tuple(n for n in schema.names if n not in (embedding, key, text))
+            groups = RowGroups.of(table, carried)
             names = (embedding, key, text)
-            rows, largest = table.metadata.num_rows, _largest_group(table, set(schema.names))
-        return cls(file, rows, dim, "float16" if half else "float32", names, carried, largest)
+            return cls(file, table.metadata.num_rows, dim, dtype, names, carried, groups)
 
     @property
-    def name(self) -> str:
-        return self.file.name
+    def has_keys(self) -> bool:
+        return self.columns[1] is not None
 
     @property
-    def held(self) -> int:
-        """Bytes of the largest row group."""
-        return self.group_bytes
+    def carries(self) -> bool:
+        return bool(self.carried)
 
-    def cuts(self, rows: int, size: int) -> list[int]:
-        with _opened(self.file) as table:
-            return _cuts(table, rows, size, set(self.carried))
+    def row_bytes(self, carried: bool = True) -> int:
+        return max(self.dim * 4, self.groups.row_bytes(carried))
 
-    def batches(
-        self,
-        rows: int = BATCH_ROWS,
-        *,
-        start: int = 0,
-        count: int | None = None,
-        carried: bool = True,
-    ) -> Iterator[EmbeddingBatch]:
+    def held(self, carried: bool = True) -> int:
+        return max(self.groups.bytes(carried), default=0)
+
+    def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
+        return self.groups.cuts(rows, size, carried, 4 * self.dim)
+
+    def origin(self, row: int) -> int:
+        return self.groups.starts[self.groups.at(row)]
+
+    def stream(self, origin: int, carried: bool) -> RowStream:
+        return _BatchStream(self, origin, carried)
+
+    def batch(self, table: pa.Table) -> EmbeddingBatch:
+        """Rows of a table with the columns that were asked for."""
         embedding, key, text = self.columns
-        others = list(self.carried) if carried else []
-        wanted = [*others, *(name for name in self.columns if name is not None)]
-        with _opened(self.file) as table:
-            for batch in _range(table, rows, wanted, start, count):
-                errors: dict[int, tuple[str, str]] = {}
-                matrix = _matrix(batch.column(embedding), self.dim, errors)
-                keys = None if key is None else _strings(batch.column(key))
-                errors.update(_missing(keys, key))
-                texts = None if text is None else _strings(batch.column(text))
-                metadata = pa.Table.from_batches([batch]).select(others)
-                yield EmbeddingBatch(matrix, keys, texts, errors, metadata)
-
-    def sha256(self, between: Between | None = None) -> str:
-        return self.file.sha256(between)
-
-    def stamp(self) -> list[Any]:
-        return self.file.stamp()
+        errors: dict[int, tuple[str, str]] = {}
+        matrix = np.empty((table.num_rows, 0))
+        if embedding is not None:
+            matrix = _matrix(table.column(embedding).combine_chunks(), self.dim, errors)
+        keys = None if key is None else _strings(table.column(key))
+        texts = None if text is None else _strings(table.column(text))
+        for row, value in enumerate(keys or ()):
+            if value is None:
+                errors[row] = (MISSING_KEY, f"column {key!r} is null")
+        others = [name for name in self.carried if name in table.column_names]
+        return EmbeddingBatch(matrix, keys, texts, errors, table.select(others))
 
 
-@dataclass(frozen=True)
-class MetadataTable:
-    """clip-retrieval's Parquet file beside an array: keys and texts of its rows."""
+class _BatchStream:
+    """Rows of a Parquet file, page by page, from the beginning of a row group on."""
 
-    file: SourceFile
-    rows: int
-    key: str | None
-    text: str | None
-    carried: tuple[str, ...]
-    group_bytes: int = 0
+    def __init__(self, part: ParquetPart, origin: int, carried: bool) -> None:
+        self._part, self.at = part, origin
+        names = [name for name in part.columns if name is not None]
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, part.groups.row_bytes(carried))))
+        if carried and part.carried:
+            names += part.carried
+            rows = min(rows, _CARRIED_ROWS)
+        self._stack = contextlib.ExitStack()
+        table = self._stack.enter_context(_opened(part.file))
+        groups = range(part.groups.at(origin), len(part.groups.rows))
+        self._batches = (
+            batch
+            for group in (groups if names else ())
+            for batch in table.iter_batches(rows, [group], columns=names)
+        )
+        self._names = names
+        self._rest: pa.RecordBatch | None = None
 
-    @classmethod
-    def open(cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True) -> MetadataTable:
-        """Read the schema and find the columns; without `texts`, a text column is carried."""
-        with _opened(file) as table:
-            names = table.schema_arrow.names
-            key = _column(file, names, wanted.key, KEY_COLUMNS)
-            text = _column(file, names, wanted.text, TEXT_COLUMNS) if texts else None
-            carried = tuple(n for n in names if n not in (key, text))
-            largest = _largest_group(table, set(names))
-            return cls(file, table.metadata.num_rows, key, text, carried, largest)
+    def read(self, count: int) -> EmbeddingBatch:
+        waiting, rows = [], 0
+        with _readable(self._part.file):
+            while rows < count and (batch := self._rest or next(self._batches, None)) is not None:
+                waiting.append(batch.slice(0, count - rows))
+                self._rest = batch.slice(count - rows) if batch.num_rows > count - rows else None
+                rows += waiting[-1].num_rows
+            self.at += count
+            if not self._names:
+                return EmbeddingBatch(np.empty((count, 0)))
+            if not waiting:
+                raise InvalidInputError(f"{self._part.name} ends before row {self.at - 1}")
+            return self._part.batch(pa.Table.from_batches(waiting))
 
-    @property
-    def name(self) -> str:
-        """Its name within the source."""
-        return self.file.name
-
-    @property
-    def held(self) -> int:
-        """Bytes of the largest row group."""
-        return self.group_bytes
-
-    def cuts(self, rows: int, size: int) -> list[int]:
-        """Rows at which to cut; see :meth:`SourcePart.cuts`."""
-        with _opened(self.file) as table:
-            return _cuts(table, rows, size, set(self.carried))
-
-    def batches(
-        self, rows: int, *, start: int = 0, count: int | None = None, carried: bool = True
-    ) -> Iterator[EmbeddingBatch]:
-        """Read rows in order, without embeddings, in batches of exactly `rows` but the last."""
-        self_carried = list(self.carried) if carried else []
-        wanted = [*self_carried, *(name for name in (self.key, self.text) if name is not None)]
-        if not wanted:
-            return
-        with _opened(self.file) as table:
-            waiting: list[pa.RecordBatch] = []
-            for batch in _range(table, rows, wanted, start, count):
-                waiting.append(batch)
-                while sum(b.num_rows for b in waiting) >= rows:
-                    whole = pa.Table.from_batches(waiting)
-                    yield self._batch(whole.slice(0, rows))
-                    waiting = whole.slice(rows).to_batches()
-            if sum(b.num_rows for b in waiting):
-                yield self._batch(pa.Table.from_batches(waiting))
-
-    def _batch(self, table: pa.Table) -> EmbeddingBatch:
-        keys = None if self.key is None else _strings(table.column(self.key))
-        texts = None if self.text is None else _strings(table.column(self.text))
-        metadata = table.select([name for name in self.carried if name in table.column_names])
-        return EmbeddingBatch(np.empty((0, 0)), keys, texts, _missing(keys, self.key), metadata)
-
-
-def _range(
-    table: pq.ParquetFile, rows: int, columns: list[str], start: int, count: int | None
-) -> Iterator[pa.RecordBatch]:
-    """Read some rows of some columns; row groups outside are not touched."""
-    end = table.metadata.num_rows if count is None else start + count
-    at = 0
-    for number in range(table.metadata.num_row_groups):
-        size = table.metadata.row_group(number).num_rows
-        if at < end and at + size > start:
-            for batch in table.iter_batches(rows, [number], columns=columns):
-                first, last = max(start - at, 0), min(end - at, batch.num_rows)
-                if first < last:
-                    yield batch.slice(first, last - first)
-                at += batch.num_rows
-                if at >= end:
-                    return
-        else:
-            at += size
-
-
-def _largest_group(table: pq.ParquetFile, columns: set[str]) -> int:
-    """Bytes of the largest row group's columns, decoded."""
-    return max(
-        (_group_bytes(table.metadata.row_group(number), columns)
-         for number in range(table.metadata.num_row_groups)),
-        default=0,
-    )  # fmt: skip
-
-
-def _group_bytes(group: Any, columns: set[str]) -> int:
-    chunks = (group.column(number) for number in range(group.num_columns))
-    return sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if chunk.path_in_schema.split(".")[0] in columns
-    )
-
-
-def _cuts(table: pq.ParquetFile, rows: int, size: int, carried: set[str]) -> list[int]:
-    """Cut at row groups; one that is too large, by rows or carried bytes, within it."""
-    cuts, at, room_rows, room_bytes = [0], 0, rows, size
-    for number in range(table.metadata.num_row_groups):
-        group = table.metadata.row_group(number)
-        taken = _group_bytes(group, carried)
-        if at > cuts[-1] and (group.num_rows > room_rows or taken > room_bytes):
-            cuts.append(at)
-            room_rows, room_bytes = rows, size
-        pieces = max(1, -(-group.num_rows // (2 * rows)), -(-taken // size))
-        if pieces > 1:
-            step = -(-group.num_rows // pieces)
-            cuts.extend(range(at + step, at + group.num_rows, step))
-            room_rows = room_bytes = 0
-        at += group.num_rows
-        room_rows -= group.num_rows
-        room_bytes -= taken
-    return [*cuts, at] if at > cuts[-1] else cuts
-
-
-def _missing(keys: list[str | None] | None, column: str | None) -> dict[int, tuple[str, str]]:
-    """Note the rows without a key."""
-    return {
-        row: (MISSING_KEY, f"column {column!r} is null")
-        for row, key in enumerate(keys or ())
-        if key is None
-    }
+    def close(self) -> None:
+        self._stack.close()
 
 
 @contextlib.contextmanager
 def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
-    """Open a Parquet file; whatever pyarrow says of a damaged one becomes our error."""
+    with _readable(file), pq.ParquetFile(file.open(), buffer_size=_BUFFER_BYTES) as table:
+        yield table
+
+
+@contextlib.contextmanager
+def _readable(file: SourceFile) -> Iterator[None]:
+    """Turn whatever pyarrow says of a damaged file into our error."""
     try:
-        with pq.ParquetFile(file.open()) as table:
-            yield table
+        yield
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, InvalidInputError):
             raise
@@ -278,6 +262,18 @@ def _column(
     if wanted is not None and wanted not in names:
         raise InvalidInputError(f"{file.name} has no column {wanted!r}; it has {', '.join(names)}")
     return wanted or _named(names, known)
+
+
+def _embedding_column(file: SourceFile, schema: pa.Schema, wanted: str | None) -> str:
+    lists = [field.name for field in schema if _is_vector(field.type)]
+    found = wanted or _named(lists, EMBEDDING_COLUMNS) or (lists[0] if len(lists) == 1 else None)
+    if found in lists:
+        return str(found)
+    names = EMBEDDING_COLUMNS if found is None else (found,)
+    raise InvalidInputError(
+        f"{file.name} has no column {' or '.join(map(repr, names))} with lists of floats; its "
+        f"columns are {', '.join(f'{field.name} ({field.type})' for field in schema)}"
+    )
 
 
 def _first_length(table: pq.ParquetFile, name: str) -> int:

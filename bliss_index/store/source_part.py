@@ -1,7 +1,11 @@
-"""One file of embeddings, whatever its format: its rows in batches, its hash, its stamp."""
+"""A file of embeddings, whatever its format: its rows in batches, where to cut it, its stamp."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -10,11 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import InvalidInputError
-from bliss_index.storage.hashing import Between
+from bliss_index.errors import CorruptStoreError, InvalidInputError
+from bliss_index.jobs.part import Part
+from bliss_index.store.normalise import reasons_of, unit_rows
 from bliss_index.store.source_file import SourceFile
 
 BATCH_ROWS = 8192
+BATCH_BYTES = 16 << 20
+"""Bytes of a batch, about, where its rows are wide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,25 +48,96 @@ class EmbeddingBatch:
     errors: dict[int, tuple[str, str]] = field(default_factory=dict)
     metadata: pa.Table | None = None
 
+    def checked(
+        self, dtype: str
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.object_], list[str | None]]:
+        """Unit rows of type `dtype` (n, d), and a status and a reason for each."""
+        unit, status = unit_rows(self.embeddings, dtype)
+        error = reasons_of(status)
+        for row, (code, reason) in self.errors.items():
+            status[row], error[row] = code, reason
+        return unit, status, error
 
-class SourcePart(Protocol):
-    """One file of embeddings."""
+
+class RowStream(Protocol):
+    """Rows of a file in order; `close` ends it.
+
+    Attributes
+    ----------
+    at
+        The row that comes next.
+    """
+
+    at: int
+
+    def read(self, count: int) -> EmbeddingBatch:
+        """Read the next rows, as many as there are."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SourcePart(ABC):
+    """One file of embeddings.
+
+    Attributes
+    ----------
+    file
+        Where it is.
+    rows, dim
+        Its shape; -1 rows where it cannot be opened.
+    dtype
+        Type to store its unit rows in without loss: "float16" or "float32".
+    """
+
+    file: SourceFile
+    rows: int
+    dim: int
+    dtype: str
+    _parked: list[tuple[RowStream, bool, list[Any]]] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
 
     @property
     def name(self) -> str:
         """Its name within the source."""
-        ...
+        return self.file.name
 
     @property
-    def rows(self) -> int: ...
+    def has_keys(self) -> bool:
+        """Whether it names its rows."""
+        return False
 
     @property
-    def dim(self) -> int: ...
+    def carries(self) -> bool:
+        """Whether it has columns besides embeddings, keys and texts."""
+        return False
 
-    @property
-    def dtype(self) -> str:
-        """Type to store its unit rows in without loss: "float16" or "float32"."""
-        ...
+    @abstractmethod
+    def row_bytes(self, carried: bool = True) -> int:
+        """Bytes of a row, about, with or without the carried columns."""
+
+    @abstractmethod
+    def held(self, carried: bool = True) -> int:
+        """Bytes that stay in memory while it is read, whatever the batch."""
+
+    @abstractmethod
+    def origin(self, row: int) -> int:
+        """The row from which one has to read to come to `row`."""
+
+    @abstractmethod
+    def stream(self, origin: int, carried: bool) -> RowStream:
+        """Begin to read."""
+
+    def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
+        """Rows at which to cut the part into pieces of about `rows` rows and `size` bytes."""
+        step = max(1, min(rows, size // max(1, self.row_bytes(carried))))
+        return [*range(0, self.rows, step), self.rows] if self.rows else [0, 0]
+
+    def stamp(self) -> list[Any]:
+        """Sizes and modification times: what tells, mostly, that nothing changed."""
+        return self.file.stamp()
 
     def batches(
         self,
@@ -71,26 +149,125 @@ class SourcePart(Protocol):
     ) -> Iterator[EmbeddingBatch]:
         """Read `count` rows from `start` on, by default all, in order.
 
-        Without `carried`, columns besides embeddings, keys and texts are not read.
+        Without `carried`, columns besides embeddings, keys and texts are not read. What is open
+        stays open for the rows behind these: compressed files are read once, not once a piece.
         """
-        ...
+        end = self.rows if count is None else min(self.rows, start + count)
+        if start >= end:
+            return
+        stamp, stream = self.stamp(), self._resumed(start, carried)
+        try:
+            while stream.at < end:
+                size = min(rows, (start if stream.at < start else end) - stream.at)
+                batch = stream.read(size)
+                if batch.embeddings.shape[0] != size:
+                    raise InvalidInputError(f"{self.name} ends before row {end - 1}")
+                if stream.at > start:
+                    yield batch
+            if end < self.rows and not self._parked:
+                self._parked.append((stream, carried, stamp))
+                return
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
+
+    def _resumed(self, start: int, carried: bool) -> RowStream:
+        origin = self.origin(start)
+        with contextlib.suppress(IndexError):
+            stream, of_carried, stamp = self._parked.pop()
+            if origin <= stream.at <= start and of_carried == carried and stamp == self.stamp():
+                return stream
+            stream.close()
+        return self.stream(origin, carried)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a file: what becomes a part of a job.
+
+    Attributes
+    ----------
+    part
+        The file.
+    start, rows
+        Which rows; -1 rows where they are not known.
+    first_row
+        Number of the first one in the whole source; None where it is not known.
+    """
+
+    part: SourcePart
+    start: int
+    rows: int
+    first_row: int | None
 
     @property
-    def held(self) -> int:
-        """Bytes that stay in memory while it is read, whatever the batch."""
-        ...
+    def name(self) -> str:
+        """The file's, with the rows where they are not all."""
+        if self.rows < 0 or (self.start == 0 and self.rows == self.part.rows):
+            return self.part.name
+        return f"{self.part.name}[{self.start}:{self.start + self.rows}]"
 
-    def cuts(self, rows: int, size: int) -> list[int]:
-        """Rows at which to cut the part into pieces of about `rows` rows and `size` bytes."""
-        ...
+    def planned(self, index: int) -> Part:
+        """The part of a job that it becomes; its detail says where to find it again."""
+        detail = {"file": self.part.name, "start": self.start, "first_row": self.first_row}
+        stamp = json.dumps(self.part.stamp())
+        return Part(index, self.name, self.rows, stamp, json.dumps(detail))
 
-    def sha256(self, between: Between | None = None) -> str:
-        """Hash of all the files that the part is made of; `between` may end it early."""
-        ...
+    def read(
+        self, rows: int, digest: ContentHash, *, carried: bool = True
+    ) -> Iterator[EmbeddingBatch]:
+        """Read the rows in batches, add them to a hash, and count them.
 
-    def stamp(self) -> list[Any]:
-        """Sizes and modification times: what tells, mostly, that nothing changed."""
-        ...
+        Raises
+        ------
+        CorruptStoreError
+            There are not as many as there should be.
+        InvalidInputError
+            They cannot be read.
+        """
+        count = None if self.rows < 0 else self.rows
+        wanted, done = self.part.rows if count is None else count, 0
+        for batch in self.part.batches(rows, start=self.start, count=count, carried=carried):
+            digest.add(batch)
+            done += batch.embeddings.shape[0]
+            yield batch
+        if done != wanted:
+            raise CorruptStoreError(f"{self.name} was replaced: {done} rows of {wanted} are there")
+
+    def sha256(self, rows: int, *, carried: bool) -> str:
+        """Hash of what :meth:`read` reads."""
+        digest = ContentHash()
+        for _ in self.read(rows, digest, carried=carried):
+            pass
+        return digest.hexdigest()
+
+
+class ContentHash:
+    """Hash of what was read: values, keys, texts and, batch by batch, the other columns.
+
+    Of batches without other columns it does not depend on where one ends.
+    """
+
+    def __init__(self) -> None:
+        self._digests = [hashlib.sha256() for _ in range(4)]
+
+    def add(self, batch: EmbeddingBatch) -> None:
+        """Add rows."""
+        values, keys, texts, others = self._digests
+        values.update(np.ascontiguousarray(batch.embeddings).data.cast("B"))
+        for digest, names in ((keys, batch.keys), (texts, batch.texts)):
+            if names:
+                digest.update(f"{json.dumps(names, separators=(',', ':'))[1:-1]},".encode())
+        if batch.metadata is not None and batch.metadata.num_columns:
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, batch.metadata.schema) as writer:
+                writer.write_table(batch.metadata.combine_chunks())
+            others.update(sink.getvalue())
+
+    def hexdigest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(b"".join(d.digest() for d in self._digests)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -102,50 +279,26 @@ class ColumnNames:
     text: str | None = None
 
 
-def as_float(matrix: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
-    """Return the matrix if it holds floats of a size that can be used; refuse it otherwise."""
-    if matrix.dtype.kind != "f" or matrix.dtype.itemsize not in (2, 4, 8):
-        raise InvalidInputError(
-            f"{name} holds values of type {matrix.dtype}, expected float16, float32 or float64"
-        )
-    return np.asarray(matrix, dtype=matrix.dtype.newbyteorder("="))
-
-
-def even_cuts(total: int, rows: int) -> list[int]:
-    """Starts of pieces of `rows` rows, and the end."""
-    return [*range(0, total, max(1, rows)), total]
-
-
 @dataclass(frozen=True)
-class BrokenPart:
+class BrokenPart(SourcePart):
     """A file of a folder that cannot be opened: it fails alone, whenever it is read."""
 
-    file: SourceFile
-    reason: str
-    rows: int = -1
-    dim: int = 0
-    dtype: str = "float32"
-    held: int = 0
+    reason: str = ""
 
-    @property
-    def name(self) -> str:
-        return self.file.name
+    def row_bytes(self, carried: bool = True) -> int:
+        return 0
 
-    def cuts(self, rows: int, size: int) -> list[int]:
-        return [0, 0]
+    def held(self, carried: bool = True) -> int:
+        return 0
 
-    def batches(
-        self,
-        rows: int = BATCH_ROWS,
-        *,
-        start: int = 0,
-        count: int | None = None,
-        carried: bool = True,
-    ) -> Iterator[EmbeddingBatch]:
+    def origin(self, row: int) -> int:
+        return row
+
+    def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
+        return [0, -1]
+
+    def batches(self, *_: object, **__: object) -> Iterator[EmbeddingBatch]:
         raise InvalidInputError(self.reason)
 
-    def sha256(self, between: Between | None = None) -> str:
-        return self.file.sha256(between)
-
-    def stamp(self) -> list[Any]:
-        return self.file.stamp()
+    def stream(self, origin: int, carried: bool) -> RowStream:
+        raise InvalidInputError(self.reason)

@@ -6,18 +6,21 @@ pyarrow or fsspec know (``s3://``, ``gs://``, ``hf://``, ``memory://``, ...).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError
+from bliss_index.jobs.part import Growth, Part, Plan, grown
 from bliss_index.store.source_file import SourceFile, list_files, resolve
-from bliss_index.store.source_npy import NpyPart, read_npz
-from bliss_index.store.source_parquet import MetadataTable, ParquetPart
-from bliss_index.store.source_part import BrokenPart, ColumnNames, SourcePart
+from bliss_index.store.source_npy import NpyPart, open_npz
+from bliss_index.store.source_parquet import ParquetPart
+from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
 
 CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
@@ -55,22 +58,25 @@ class EmbeddingSource:
         """Length of an embedding."""
         return next(part.dim for part in self.parts if not isinstance(part, BrokenPart))
 
-    def named(self, name: str) -> SourcePart:
-        """The part of that name; CorruptStoreError where it is gone."""
-        part = self._by_name.get(name)
+    def pieces(self, rows: int, size: int, *, carried: bool) -> Iterator[Piece]:
+        """Cut the files into pieces of about `rows` rows and `size` bytes."""
+        first_row = 0
+        for part in self.parts:
+            for start, end in itertools.pairwise(part.cuts(rows, size, carried=carried)):
+                yield Piece(part, start, end - start, None if end < start else first_row)
+                first_row += max(0, end - start)
+
+    def piece_of(self, planned: Part) -> Piece:
+        """Find the rows of a part of a job; CorruptStoreError where their file is gone."""
+        detail = json.loads(planned.detail)
+        part = self._by_name.get(detail["file"])
         if part is None:
-            raise CorruptStoreError(f"{self.location} has no {name} any more")
-        return part
+            raise CorruptStoreError(f"{self.location} has no {detail['file']} any more")
+        return Piece(part, detail["start"], planned.rows, detail["first_row"])
 
     @cached_property
     def _by_name(self) -> dict[str, SourcePart]:
         return {part.name: part for part in self.parts}
-
-    @property
-    def carries(self) -> bool:
-        """Whether a part has columns besides embeddings, keys and texts."""
-        tables = (getattr(part, "metadata", None) or part for part in self.parts)
-        return any(getattr(table, "carried", ()) for table in tables)
 
     @property
     def rows(self) -> int:
@@ -119,7 +125,7 @@ def open_source(
         if path.endswith(".npy"):
             return EmbeddingSource(str(location), (NpyPart.open(file),))
         if path.endswith(".npz"):
-            return EmbeddingSource(str(location), (read_npz(file),))
+            return EmbeddingSource(str(location), (open_npz(file),))
         if path.endswith(".parquet"):
             return EmbeddingSource(str(location), (ParquetPart.open(file, columns, texts=texts),))
         raise InvalidInputError(
@@ -157,7 +163,7 @@ def _opened(
         except InvalidInputError as error:
             if not lenient:
                 raise
-            parts.append(BrokenPart(file, str(error)))
+            parts.append(BrokenPart(file, -1, 0, "float32", str(error)))
     return tuple(parts)
 
 
@@ -177,11 +183,23 @@ def _with_metadata(
     for position, array in enumerate(arrays):
         part = NpyPart.open(array)
         if tables:
-            table = MetadataTable.open(tables[position], columns, texts=texts)
+            table = ParquetPart.open(tables[position], columns, texts=texts, embedded=False)
             if table.rows != part.rows:
                 raise InvalidInputError(
                     f"{array.name} has {part.rows} rows, {table.name} has {table.rows}"
                 )
-            part = part.with_metadata(table)
+            part = replace(part, metadata=table)
         parts.append(part)
     return tuple(parts)
+
+
+def grown_source(kept: Plan, now: Plan) -> Growth:
+    """Find the pieces of files that came in; their rows are numbered behind the others."""
+    growth, row = grown(kept, now), kept.rows
+    parts = []
+    for part in growth.parts:
+        first_row = None if part.rows < 0 else row
+        detail = json.dumps({**json.loads(part.detail), "first_row": first_row})
+        parts.append(replace(part, detail=detail))
+        row += max(part.rows, 0)
+    return replace(growth, parts=parts)

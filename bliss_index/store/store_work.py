@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bliss_index.errors import InvalidInputError, listed
-from bliss_index.jobs import Part, Plan, Record, Work, Worker
+from bliss_index.jobs import Part, Plan, Record
 from bliss_index.jobs.description import MANIFEST_NAME, library_versions
-from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, grown
-from bliss_index.jobs.work import Notify, Progress
+from bliss_index.jobs.work import Notify
 from bliss_index.storage import Directory
-from bliss_index.store.keys import repeated_keys
+from bliss_index.store.keys import MOST_NAMED, repeated_keys
 from bliss_index.store.manifest import STORE_KIND, StoreManifest
 from bliss_index.store.schema import open_batch
-
-_MOST_NAMED = 10
 
 
 class StoreWork(ABC):
@@ -38,18 +35,6 @@ class StoreWork(ABC):
     @abstractmethod
     def described(self) -> StoreManifest:
         """The store that is made, without its shards."""
-
-    @abstractmethod
-    def parts(self) -> Iterator[Part]:
-        """List the parts of the input as it is now."""
-
-    @abstractmethod
-    def memory(self, workers: int, budget: int | None) -> MemoryPlan:
-        """Plan memory."""
-
-    @abstractmethod
-    def open(self, directory: Directory, device: str, progress: Progress, notify: Notify) -> Worker:
-        """Open everything in the process that works."""
 
     def settings(self) -> dict[str, Any]:
         return self.described().settings()
@@ -73,12 +58,12 @@ class StoreWork(ABC):
         """
         described = self.described()
 
-        def parts() -> Iterable[Iterable[str]]:
+        def parts() -> Iterable[list[str]]:
             for record in records:
                 batch = open_batch(directory.mapped(record.file), record.file)
                 yield batch.column("key").to_pylist()
 
-        count, first = repeated_keys(parts, _MOST_NAMED)
+        count, first = repeated_keys(parts, MOST_NAMED)
         if count and described.kind == "text":
             raise InvalidInputError(
                 f"{count} keys occur more than once, the first are {listed(first)}; keys of a text "
@@ -87,5 +72,5 @@ class StoreWork(ABC):
         repeated = {"count": count, "first": first}
         return replace(described, versions=library_versions(), repeated_keys=repeated).facts()
 
-    def prepared(self, pending: Sequence[Part], rows: int, batch_rows: int, notify: Notify) -> Work:
+    def prepared(self, pending: Sequence[Part], rows: int, batch_rows: int, notify: Notify) -> Any:
         return self

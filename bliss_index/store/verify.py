@@ -99,12 +99,7 @@ def verify_store(
     else:
         manifest = StoreManifest.read(path)
     store = EmbeddingStore(path, manifest)
-    readable: list[int] = []
-
-    def earlier_keys() -> list[list[str]]:
-        return [store.shard(index).keys for index in readable]
-
-    registry = KeyRegistry(earlier_keys)
+    registry = KeyRegistry()
     for index, record in enumerate(store.shards):
         try:
             shard = store.shard(index)
@@ -112,7 +107,6 @@ def verify_store(
             report.add(str(error))
             continue
         _check_rows(shard, record.file, record.bad_rows, registry, report)
-        readable.append(index)
         report.files += 1
         report.rows += shard.rows
         if progress is not None:

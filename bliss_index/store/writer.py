@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -69,7 +68,7 @@ class StoreWriter:
         JSON-ready settings that the content depends on.
     distinct_keys : bool, default=False
         Whether the caller knows that no key occurs twice. Keys are then not remembered, which
-        would take 8 bytes each.
+        would take 16 bytes each.
 
     Raises
     ------
@@ -120,7 +119,7 @@ class StoreWriter:
             self._continue(found)
             self._registry: KeyRegistry | None = None
             if not distinct_keys:
-                self._registry = KeyRegistry(self._committed_keys)
+                self._registry = KeyRegistry()
                 for keys in self._committed_keys():
                     self._registry.register(keys)
         except BaseException:
@@ -247,8 +246,7 @@ class StoreWriter:
     def _commit(self, table: pa.Table) -> None:
         number = len(self._records)
         if self._registry is not None:
-            repeated = self._registry.register(table.column("key").to_pylist())
-            table = self._columns.settled(table, np.asarray(repeated), self.rows)
+            table = self._columns.settled(table, self._registry, self.rows)
         part = Part(number, record_name(number), table.num_rows, "")
         self._records[number] = self._columns.commit(
             self._directory, part, table, given="", began=None
