@@ -6,18 +6,22 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
+from bulk_fixtures import children_of, parts_done, wait_for
 from job_fixtures import TrivialWork, result, run_trivial
 
 from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreError
 from bliss_index.jobs import JobListener, JobOptions, Part, Plan, run
 from bliss_index.jobs.record import Record, commit, record_name
+from bliss_index.jobs.stopping import sigterm_noted
 from bliss_index.storage import files, open_directory
 from bliss_index.storage.files import NewFile, make_directory
 
@@ -100,6 +104,108 @@ def test_a_part_that_kills_its_process_is_tried_twice_and_remembered(whole, tmp_
     armed.unlink()
     assert run(work, tmp_path / "s", JobOptions(workers=2)).complete
     assert result(tmp_path / "s") == whole
+
+
+STOPPED = """
+import sys
+from bulk_fixtures import children_of, parts_done, wait_for
+from job_fixtures import TrivialWork
+from bliss_index.jobs import JobOptions, run
+if __name__ == "__main__":
+    engine, workers, task = sys.argv[2:]
+    options = JobOptions(engine=engine, workers=int(workers), task=task or None)
+    run(TrivialWork(20, seconds=0.5), sys.argv[1], options)
+    print("whole")
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "workers", "task"),
+    [
+        ("local", 1, ""),
+        ("local", 2, ""),
+        ("local", 1, "1/2"),
+        pytest.param("ray", 2, "", marks=pytest.mark.slow),
+    ],
+)
+def test_sigterm_finishes_what_is_under_way(whole, tmp_path, engine, workers, task):
+    """As a scheduler sends it, to all processes; nothing counts as dead, nothing is lost."""
+    if engine == "ray":
+        pytest.importorskip("ray")
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    out = tmp_path / "s"
+    process = started(tmp_path / "stopped.py", out, engine, workers, task)
+    wait_for(lambda: parts_done(out) >= 2)
+    time.sleep(0.1)  # the next part is under way
+    # Ray's own processes would end with it.
+    (os.kill if engine == "ray" else os.killpg)(process.pid, signal.SIGTERM)
+    seen = parts_done(out)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, output) == (143, "")
+    done = parts_done(out)
+    assert seen < done <= seen + 1 + workers < (10 if task else 20)
+    assert not (out / "_deaths").exists()
+    assert run(TrivialWork(20), out).parts_earlier == done
+    assert result(out) == whole
+
+
+def test_a_second_sigterm_ends_at_once(whole, tmp_path):
+    (tmp_path / "stopped.py").write_text(STOPPED.replace("seconds=0.5", "seconds=4"))
+    process = started(tmp_path / "stopped.py", tmp_path / "s", "local", 2, "")
+    wait_for(lambda: (tmp_path / "s" / "_job.json").exists())
+    wait_for(lambda: len(children_of(process.pid)) >= 2)
+    time.sleep(1.0)
+    for _ in range(2):
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGTERM
+    assert time.monotonic() - began < 2
+    assert run(TrivialWork(20), tmp_path / "s").complete
+    assert result(tmp_path / "s") == whole
+
+
+def started(script, *arguments):
+    return subprocess.Popen(
+        [sys.executable, script, *map(str, arguments)], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)}, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_sigterm_that_is_somebody_elses_stays_theirs():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with sigterm_noted() as stopped:
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            assert not stopped()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_part_that_hangs_is_killed_and_given_up(whole, tmp_path, monkeypatch, engine):
+    if engine == "ray":
+        pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", os.path.dirname(__file__))  # for its actors
+    armed = tmp_path / "armed"
+    armed.write_text("")
+    work = TrivialWork(20, hanging=5, armed=str(armed))
+    options = JobOptions(engine=engine, workers=2, deadline=3.0)
+    summary = run(work, tmp_path / "s", options)
+    what = "actor" if engine == "ray" else "process"
+    assert summary.failed == (("piece 5", f"its {what} ended twice (no progress for 3 s)"),)
+    assert summary.parts_done == 19
+    assert len(list((tmp_path / "s" / "_deaths").iterdir())) == 2
+    armed.unlink()
+    assert run(work, tmp_path / "s", options).complete
+    assert result(tmp_path / "s") == whole
+
+
+def test_slow_parts_are_not_taken_for_hanging_ones(whole, tmp_path):
+    """Who waits for work is not silent either."""
+    run(TrivialWork(3, seconds=1.0), tmp_path / "s", JobOptions(workers=2, deadline=1.9))
+    assert not (tmp_path / "s" / "_deaths").exists()
 
 
 def test_a_part_that_fails_is_tried_again_by_the_next_run(whole, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -28,7 +29,8 @@ from bliss_index.jobs.options import JobOptions
 from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
 from bliss_index.jobs.state import JobState, JobSummary, remove_leftovers
-from bliss_index.jobs.task import WorkerTask
+from bliss_index.jobs.stopping import sigterm_noted
+from bliss_index.jobs.task import Run, WorkerTask
 from bliss_index.jobs.work import Outcome, Work
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.directory import write_json
@@ -68,6 +70,8 @@ def run(
         The directory holds something else.
     OutputError
         It cannot be written, or another job is writing it.
+    SystemExit
+        SIGTERM came and something is left to do; the parts under way were finished. With code 143.
     """
     options = options or JobOptions()
     listener = listener or JobListener()
@@ -105,12 +109,17 @@ def run(
                 [kept[index] for index in pending[:1]], kept.rows - state.rows, memory.batch_rows,
                 listener.notice,
             )  # fmt: skip
-        with contextlib.closing(
-            _outcomes(work, directory, settings, kept, pending, options, listener, state)
-        ) as outcomes:
-            for outcome in outcomes:
-                state.take(outcome)
-                state.require_few_bad()
+        with sigterm_noted() as stopped:
+            given = Run(
+                WorkerTask(work, directory.uri, settings), kept, pending, options, listener,
+                state.note_death, stopped,
+            )  # fmt: skip
+            with contextlib.closing(_outcomes(given)) as outcomes:
+                for outcome in outcomes:
+                    state.take(outcome)
+                    state.require_few_bad()
+            if stopped() and state.taken < len(pending):
+                raise SystemExit(128 + signal.SIGTERM)
         if options.task is None and state.complete:
             finish(directory, work, state.records)
         summary = state.summary(time.perf_counter() - began)
@@ -236,37 +245,21 @@ def _require_same_input(work: Work, now: Plan, kept: Plan, state: JobState) -> N
             raise JobError(f"{reason}; choose another output, or restore it")
 
 
-def _outcomes(
-    work: Work,
-    directory: Directory,
-    settings: dict[str, Any],
-    plan: Plan,
-    pending: Sequence[int],
-    options: JobOptions,
-    listener: JobListener,
-    state: JobState,
-) -> Generator[Outcome, None, None]:
-    if not pending:
+def _outcomes(run: Run) -> Generator[Outcome, None, None]:
+    if not run.pending:
         return
-    task = WorkerTask(work, directory.uri, settings)
-    devices = options.devices or ("auto",)
-    if options.engine == "ray":
+    if run.options.engine == "ray":
         from bliss_index.jobs.ray_engine import run_on_ray
 
-        yield from run_on_ray(
-            task, plan, pending, workers=options.workers, device=devices[0],
-            progress=listener.advanced, notify=listener.notice, died=state.note_death,
-        )  # fmt: skip
-    elif options.processes > 1:
+        yield from run_on_ray(run)
+    elif run.options.processes > 1:
         from bliss_index.jobs.processes import run_in_processes
 
-        yield from run_in_processes(
-            task, plan, pending, workers=options.processes, devices=devices,
-            progress=listener.advanced, notify=listener.notice, died=state.note_death,
-        )  # fmt: skip
+        yield from run_in_processes(run)
     else:
-        worker = task.open(devices[0], listener.advanced, listener.notice)
-        yield from worker.run(plan[index] for index in pending)
+        listener = run.listener
+        worker = run.task.open(run.devices[0], listener.advanced, listener.notice)
+        yield from worker.run(run.begun())
 
 
 def finish(directory: Directory, work: Work, records: dict[int, Record]) -> None:

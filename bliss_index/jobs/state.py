@@ -87,6 +87,7 @@ class JobState:
         self._status: Counter[str] = Counter()
         self._facts: Counter[str] = Counter()
         self.records: dict[int, Record] = {}
+        self.taken = 0
         self.rows = 0
         self.bad_rows = 0
 
@@ -158,6 +159,7 @@ class JobState:
         OutputError
             It could not be written.
         """
+        self.taken += 1
         if outcome.stops:
             raise OutputError(outcome.reason)
         if outcome.record is None:
