@@ -18,6 +18,7 @@ from bliss_index.errors import CorruptStoreError, ModelMismatchError
 from bliss_index.jobs import JobListener, JobOptions, JobSummary, Outcome, Part, Record, run
 from bliss_index.jobs.blas import one_blas_thread
 from bliss_index.jobs.devices import require_devices
+from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, Plan, grown
 from bliss_index.jobs.work import Notify, Progress
@@ -204,7 +205,7 @@ class ScoreWork:
         )
         return ScoreWorker(scorer, self.images)
 
-    def manifest(self, directory: Directory, records: Sequence[Record]) -> Mapping[str, Any]:
+    def manifest(self, directory: Directory, files: Iterable[PartFile]) -> Mapping[str, Any]:
         return {
             "format": SCORES_FORMAT,
             "kind": self.kind,

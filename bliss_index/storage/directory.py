@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,10 @@ class Directory(Protocol):
         """Names and sizes of the files in a folder of it; empty where there is none."""
         ...
 
+    def listed(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """The same one by one, without a dictionary of all of them."""
+        ...
+
     def everything(self) -> list[str]:
         """Names of all that it holds, folders too; empty where it is missing."""
         ...
@@ -115,19 +120,20 @@ class LocalDirectory:
         make_directory(self.path)
 
     def names(self, folder: str = "") -> dict[str, int]:
-        found = {}
+        return dict(self.listed(folder))
+
+    def listed(self, folder: str = "") -> Iterator[tuple[str, int]]:
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
                     # A file that another process has just removed is none.
                     with contextlib.suppress(FileNotFoundError):
                         if entry.is_file():
-                            found[entry.name] = entry.stat().st_size
+                            yield entry.name, entry.stat().st_size
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return
         except OSError as error:
             raise StoreError(f"{self.path / folder} cannot be read: {error.strerror}") from error
-        return found
 
     def everything(self) -> list[str]:
         return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
