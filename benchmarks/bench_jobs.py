@@ -93,10 +93,11 @@ def main() -> None:
             command = ["df", "--output=source,fstype", folder]
             disk = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             print(found[-1], flush=True)
-    if given.json:
-        write_result(given.json, {
-            "machine": describe_machine(1), "output_on": disk.split()[-2:], "jobs": found,
-        })  # fmt: skip
+        if given.json:  # after every job: the last one takes most of the time
+            on = disk.split()[-2:]
+            write_result(
+                given.json, {"machine": describe_machine(1), "output_on": on, "jobs": found}
+            )
 
 
 if __name__ == "__main__":
