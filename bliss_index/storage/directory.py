@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -21,6 +21,9 @@ from bliss_index.storage.files import (
     remove_temporaries,
 )
 from bliss_index.storage.objects import SCHEMES, ObjectDirectory, is_object_store
+
+N = TypeVar("N")
+T = TypeVar("T")
 
 
 class NewContent(Protocol):
@@ -230,3 +233,27 @@ def open_directory(location: str | Path) -> Directory:
 def write_json(directory: Directory, name: str, values: object) -> None:
     """Replace a JSON file of a directory."""
     directory.replace(name, json_bytes(values))
+
+
+def read_named(name: Callable[[], N], read: Callable[[N], T]) -> T:
+    """Read what a manifest names; again where that has been replaced meanwhile.
+
+    Parameters
+    ----------
+    name, read
+        Read the manifest, and what it names.
+
+    Raises
+    ------
+    CorruptStoreError
+        What is named cannot be read, twice.
+    """
+    failed: list[N] = []
+    while True:
+        named = name()
+        try:
+            return read(named)
+        except CorruptStoreError:
+            if failed[-1:] == [named]:
+                raise
+            failed.append(named)
