@@ -12,6 +12,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ from job_fixtures import TrivialWork, result, run_trivial
 
 from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreError
 from bliss_index.jobs import JobListener, JobOptions, Part, Plan, run
-from bliss_index.jobs.record import Record, commit, record_name
+from bliss_index.jobs.manifest import Files, PartFile, is_written, write_manifest
+from bliss_index.jobs.numerics import processor
+from bliss_index.jobs.record import Record, commit, output_name, record_name
 from bliss_index.jobs.stopping import sigterm_noted
 from bliss_index.storage import files, open_directory
 from bliss_index.storage.files import NewFile, make_directory
@@ -438,3 +441,39 @@ def test_a_record_is_read_back(tmp_path):
     assert (record.part, record.rows, record.status) == ("piece 1", 1, {"ok": 1})
     assert (tmp_path / "s" / record.file).stat().st_size == record.bytes
     assert Path(record.file).suffix == ".arrow"
+
+
+def test_files_are_held_in_any_order_and_written_line_by_line(tmp_path):
+    """Beyond the size that was foreseen, too; what stands is compared without being parsed."""
+    directory = open_directory(tmp_path)
+    records = [
+        Record(f"p{i}", i, i % 2, "x", output_name(i, f"{i:064x}", ("arrow", "parquet")[i % 2]), 7,
+               f"{i:064x}", 0.1, {"ok": i})
+        for i in range(50)
+    ]  # fmt: skip
+    files = Files(3)
+    for index in [30, 2, 49, *(i for i in range(50) if i not in (2, 30, 49))]:
+        assert index not in files
+        files.add(index, records[index])
+    assert (len(files), files.rows, files.bad_rows) == (50, sum(range(50)), 25)
+    assert list(files) == [PartFile.of(record) for record in records]
+    assert not is_written(directory, "m.json", files)
+    write_manifest(directory, "m.json", files, {"format": "f", "parts of": {"parts": []}})
+    assert is_written(directory, "m.json", files)
+    stands = json.loads((tmp_path / "m.json").read_bytes())
+    assert stands["parts"] == [asdict(PartFile.of(record)) for record in records]
+    assert (stands["rows"], stands["bad_rows"]) == (files.rows, 25)
+    files.add(50, records[49])
+    assert not is_written(directory, "m.json", files)
+    (tmp_path / "m.json").write_bytes((tmp_path / "m.json").read_bytes()[:-1])
+    assert not is_written(directory, "m.json", list(files)[:-1])
+
+
+def test_a_record_says_what_computed_it_and_nothing_compares_that(whole, tmp_path):
+    run_trivial(tmp_path / "s")
+    path = tmp_path / "s" / record_name(3)
+    values = json.loads(path.read_bytes())
+    assert processor() in values["made_by"]
+    path.write_text(json.dumps({**values, "made_by": "another machine"}))
+    assert run(TrivialWork(20), tmp_path / "s").rows_now == 0
+    assert result(tmp_path / "s") == whole

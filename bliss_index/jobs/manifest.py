@@ -106,7 +106,7 @@ def is_written(directory: Directory, name: str, files: Iterable[PartFile]) -> bo
         if stands[at : at + len(line)] != line:
             return False
         at += len(line)
-    return bytes(stands[at : at + 1]) == b"]"
+    return bytes(stands[at : at + 1]) == b"]" and bytes(stands[-3:]) == b"\n}\n"
 
 
 def write_manifest(
