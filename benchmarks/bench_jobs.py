@@ -3,8 +3,8 @@
     python benchmarks/bench_jobs.py --parts 1000 10000 100000 --json benchmarks/results/jobs.json
 
 Start is planning and writing the plan, resume finds half of the parts done, finish writes the
-manifest. Every run has a process of its own, whose peak memory is noted beside that of a run of one
-part. Files are synced, so the time of a part is that of the disk, too.
+manifest. Every run (first half, second half, again) has a process of its own, whose peak memory is
+noted beside that of a job of one part. On a busy machine, compare the CPU's seconds. Files are synced, so the time of a part is that of the disk, too.
 """
 
 from __future__ import annotations
@@ -42,17 +42,22 @@ class _Clock(JobListener):
         self.last = time.perf_counter()
 
 
-def timed_run(parts: int, folder: Path, task: str | None) -> tuple[float, float, float, float]:
-    """Run; return seconds until it was planned, of its parts, after them, and the peak in MiB."""
+def timed_run(parts: int, folder: Path, task: str | None) -> dict[str, float]:
+    """Run; return seconds until it was planned, of its parts, after them, of CPU, and peak MiB."""
     clock = _Clock()
-    began = time.perf_counter()
+    began, computed = time.perf_counter(), time.process_time()
     run(TrivialWork(parts), folder, JobOptions(task=task), clock)
-    ended = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return clock.planned_at - began, clock.last - clock.planned_at, ended - clock.last, peak
+    return {
+        "start": clock.planned_at - began,
+        "parts": clock.last - clock.planned_at,
+        "finish": time.perf_counter() - clock.last,
+        "all": time.perf_counter() - began,
+        "cpu": time.process_time() - computed,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
 
 
-def apart(parts: int, folder: Path, task: str | None = None) -> tuple[float, float, float, float]:
+def apart(parts: int, folder: Path, task: str | None = None) -> dict[str, float]:
     """Run in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(timed_run, parts, folder, task).result()
@@ -60,23 +65,20 @@ def apart(parts: int, folder: Path, task: str | None = None) -> tuple[float, flo
 
 def measure(parts: int, folder: Path) -> dict[str, Any]:
     """Run a job in two halves, and once more when it is complete."""
-    start, half, _, first_peak = apart(parts, folder, "0/2")
-    resume, rest, finish, second_peak = apart(parts, folder)
-    *again, again_peak = apart(parts, folder)
+    first, second, again = apart(parts, folder, "0/2"), apart(parts, folder), apart(parts, folder)
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {
         "parts": parts,
-        "ms_a_part": round(1000 * (half + rest) / parts, 3),
+        "ms_a_part": round(1000 * (first["parts"] + second["parts"]) / parts, 3),
         "bytes_written_a_part": round(written / parts, 1),
-        "start_s": round(start, 3),
-        "resume_half_done_s": round(resume, 3),
-        "finish_s": round(finish, 3),
-        "run_again_s": round(sum(again), 3),
-        "peak_mib": {
-            "first_half": round(first_peak), "second_half_and_finish": round(second_peak),
-            "run_again": round(again_peak),
-        },
-    }  # fmt: skip
+        "start_s": round(first["start"], 3),
+        "resume_half_done_s": round(second["start"], 3),
+        "finish_s": round(second["finish"], 3),
+        "run_again_s": round(again["all"], 3),
+        "cpu_s_both_halves": round(first["cpu"] + second["cpu"], 3),
+        "cpu_s_run_again": round(again["cpu"], 3),
+        "peak_mib": [round(one["peak"]) for one in (first, second, again)],
+    }
 
 
 def main() -> None:
