@@ -35,24 +35,31 @@ FAULTS = {
 }
 
 
-def prepared(folder: Path) -> dict[str, list[str]]:
-    """Inputs of all works, and their commands."""
+def prepared(
+    folder: Path, *, shards: int = 4, files: int = 1, rows: int = 140_000, words: int = 300,
+    pictures: int = 300,
+) -> dict[str, list[str]]:  # fmt: skip
+    """Inputs of all works, of so many parts or rows, and their commands without the output."""
     from bulk_fixtures import make_job
     from PIL import Image
 
-    job = make_job(folder / "job", shards=4)
+    job = make_job(folder / "job", shards=shards)
     rng = np.random.default_rng(0)
-    np.save(folder / "e.npy", rng.normal(size=(140_000, 4)).astype(np.float32))
-    (folder / "words.txt").write_text("".join(f"word {i}\n" for i in range(300)))
+    (folder / "rows").mkdir()
+    for number in range(files):
+        values = rng.normal(size=(rows, 4)).astype(np.float32)
+        np.save(folder / "rows" / f"{number:04}.npy", values)
+    (folder / "words.txt").write_text("".join(f"word {i}\n" for i in range(words)))
     (folder / "pictures").mkdir()
-    for number in range(300):
+    for number in range(pictures):
         pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / "pictures" / f"{number:03}.png")
-    tiny = ["--model", "bliss-tiny", "--device", "cpu", "--workers", "1"]
+        Image.fromarray(pixels).save(folder / "pictures" / f"{number:05}.png")
+    tiny = ["--model", "bliss-tiny", "--device", "cpu"]
     return {
-        "import": ["import", str(folder / "e.npy"), "--kind", "image", "--model", "m"],
+        "import": ["import", str(folder / "rows"), "--kind", "image", "--model", "m"],
         "score": ["score", str(job.images), "--corpus", str(job.corpus), "--calibration",
-                  str(job.calibration), "-k", "5", "--search", "native", "--devices", "cpu"],
+                  str(job.calibration), "-k", "5", "--search", "native", "--devices", "cpu",
+                  "--threads", "1"],
         "encode-text": ["encode-text", str(folder / "words.txt"), *tiny],
         "encode-images": ["encode-images", str(folder / "pictures"), *tiny, "--decoders", "0"],
     }  # fmt: skip
@@ -61,7 +68,7 @@ def prepared(folder: Path) -> dict[str, list[str]]:
 def run(command: list[str], out: Path, **faults: str) -> subprocess.CompletedProcess[str]:
     """Run a command, perhaps with a fault."""
     return subprocess.run(
-        [sys.executable, "-m", "bliss_index", *command, "--out", str(out)],
+        [sys.executable, "-m", "bliss_index", *command, "--workers", "1", "--out", str(out)],
         capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **faults},
     )  # fmt: skip
 

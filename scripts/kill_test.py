@@ -1,105 +1,196 @@
-"""Kill a scoring job with SIGKILL over its whole life until it has survived enough, then compare.
+"""Kill every long work with SIGKILL over its whole life until it has survived enough, then compare.
 
-    python scripts/kill_test.py --kills 50
-    python scripts/kill_test.py --kills 50 --workers 2
-    python scripts/kill_test.py --kills 10 --engine ray --workers 2 --seed 5
+    python scripts/kill_test.py --kills 30 --json benchmarks/results/kill_test.json
+    python scripts/kill_test.py --kills 30 --works score --workers 2
+    python scripts/kill_test.py --kills 10 --works score --s3 10
+    python scripts/kill_test.py --kills 4 --works score import --nodes
 
-A fifth of the kills come at random moments of the job's start, the others from its first part to
-near its last, at random moments within a part; an uninterrupted run says how long both take.
+A fifth of the kills come at random moments of the start, the others from the first part to near the
+last, at random moments within a part; an uninterrupted run says how long both take. With --s3 the
+output is in an object store that loses one of so many answers; with --nodes, a Ray cluster loses
+random nodes, with all that runs there, and gets new ones.
 
-Ends with exit code 0 if the same command continued after every kill, and its final Parquet files
-are those of a run that nobody interrupted, byte for byte, with no temporary file left. With --json,
-the result is added to those that the file holds already.
+Ends with exit code 0 if the same command continued after every kill, and its final files are those
+of a run that nobody interrupted, byte for byte, with nothing left over. With --json, results are
+added to those that the file holds already.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from bulk_fixtures import (
-    Job,
-    kill_over_its_life,
-    make_job,
-    outputs,
-    parts_done,
-    score_command,
-    wait_for,
-)
+from bulk_fixtures import kill_over_its_life, parts_done, wait_for
+from fault_test import prepared
+from job_fixtures import result
 from machine import describe_machine
+from object_store import s3_server
 
-from bliss_index.scoring import verify_scores
-
-ROWS = 2000
+SIZES = {"shards": 400, "files": 400, "rows": 2000, "words": 6_400, "pictures": 4_480}
 
 
 def main() -> None:
+    """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=30, help="of each work")
+    parser.add_argument("--works", nargs="+", help="by default all")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--engine", default="local", choices=["local", "ray"])
+    parser.add_argument("--s3", type=int, default=0, help="lose one of so many answers")
+    parser.add_argument("--nodes", action="store_true", help="kill Ray's nodes, not the command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shards", type=int, help="of the job [default: 16 a kill]")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    shards = given.shards or 16 * given.kills
-    with tempfile.TemporaryDirectory() as folder:
-        job = make_job(Path(folder), shards=shards, rows=ROWS, entries=40_000, dim=256)
-        more = ("--workers", given.workers, "--engine", given.engine)
-        start, part = time_whole(score_command(job, job.folder / "whole", *more), job, shards)
-        out = job.folder / "killed"
-        began = time.perf_counter()
-        kills = kill_over_its_life(
-            score_command(job, out, *more), out, np.random.default_rng(given.seed),
-            parts=shards, kills=given.kills, start_seconds=start, part_seconds=part,
-        )  # fmt: skip
-        seconds = time.perf_counter() - began
-        # `outputs` also refuses whatever is left over.
-        same = outputs(job.folder / "whole") == outputs(out)
-        report = verify_scores(out)
-    result = {
-        "engine": given.engine,
-        "workers": given.workers,
-        "seed": given.seed,
-        "kills": len(kills),
-        "kills_while_starting": sum(kill.while_starting for kill in kills),
-        "kills_while_scoring": sum(not kill.while_starting for kill in kills),
-        "parts": shards,
-        "rows": shards * ROWS,
-        "seconds_to_first_part_uninterrupted": round(start, 2),
-        "seconds_a_part_uninterrupted": round(part, 4),
-        "parts_done_at_each_kill": [kill.parts_done for kill in kills],
-        "seconds_to_each_kill": [kill.seconds for kill in kills],
-        "byte_identical": same,
-        "temporary_files_left": 0,
-        "verified": report.ok,
-        "seconds": round(seconds, 1),
-    }
-    print(json.dumps(result))
-    if given.json is not None:
-        add_to(given.json, result)
-    sys.exit(0 if same and report.ok and len(kills) == given.kills else 1)
+    well = True
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for work, command in prepared(folder, **SIZES).items():
+            if given.works and work not in given.works:
+                continue
+            more = ["--engine", given.engine, "--workers", str(given.workers)]
+            full = [sys.executable, "-m", "bliss_index", *command, *more, "--out"]
+            start, part, parts = time_whole(full, folder / f"{work}-whole")
+            began = time.perf_counter()
+            if given.nodes:
+                found, files = lose_nodes(full, folder / f"{work}-nodes", parts, given)
+            else:
+                with contextlib.ExitStack() as stack:
+                    out, done_in, files_of = output(folder / f"{work}-killed", given, stack)
+                    kills = kill_over_its_life(
+                        [*full, str(out)], out, np.random.default_rng(given.seed), parts=parts,
+                        kills=given.kills, start_seconds=start, part_seconds=part,
+                        done_in=done_in,
+                    )  # fmt: skip
+                    files = files_of()
+                found = {
+                    "kills": len(kills),
+                    "kills_while_starting": sum(kill.while_starting for kill in kills),
+                    "parts_done_at_each_kill": [kill.parts_done for kill in kills],
+                    "seconds_to_each_kill": [kill.seconds for kill in kills],
+                }
+            same = files == result(folder / f"{work}-whole")
+            found = {
+                "work": work,
+                "engine": "ray" if given.nodes else given.engine,
+                "workers": given.workers,
+                "answers_lost": f"one of {given.s3}" if given.s3 else "none",
+                "what_was_killed": "nodes of a Ray cluster" if given.nodes else "the command",
+                "seed": given.seed,
+                "parts": parts,
+                "seconds_to_first_part_uninterrupted": round(start, 2),
+                "seconds_of_all_parts_uninterrupted": round(part * parts, 2),
+                **found,
+                "byte_identical_and_nothing_left_over": same,
+                "seconds": round(time.perf_counter() - began, 1),
+            }
+            print(json.dumps(found), flush=True)
+            if given.json is not None:
+                add_to(given.json, found)
+            well = well and same and found["kills"] == given.kills
+    sys.exit(0 if well else 1)
 
 
-def time_whole(command: list[str], job: Job, shards: int) -> tuple[float, float]:
-    """Run a job that nobody interrupts; return seconds to its first part, and for each after it."""
+def time_whole(command: list[str], out: Path) -> tuple[float, float, int]:
+    """Run without interruption; return seconds to the first part, seconds a part, and parts."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    wait_for(lambda: parts_done(job.folder / "whole") or process.poll(), 300)
+    process = subprocess.Popen([*command, str(out)], stdout=subprocess.DEVNULL)
+    wait_for(lambda: parts_done(out) or process.poll() is not None, 300)
     start = time.perf_counter() - began
     if process.wait():
         sys.exit(f"the uninterrupted run ended with exit code {process.returncode}")
-    return start, (time.perf_counter() - began - start) / shards
+    parts = parts_done(out)
+    return start, (time.perf_counter() - began - start) / parts, parts
+
+
+def output(
+    out: Path, given: argparse.Namespace, stack: contextlib.ExitStack
+) -> tuple[Path | str, Callable[[Any], int], Callable[[], dict[str, bytes]]]:
+    """Where to write; how to count the parts that are done there, and to read what is there."""
+    if not given.s3:
+        return out, parts_done, lambda: result(out)
+    environment, uri = stack.enter_context(s3_server("bucket", given.s3))
+    os.environ.update(environment)
+
+    def stored() -> dict[str, Any]:
+        from moto.s3.models import s3_backends
+
+        (backend,) = (regions["aws"] for regions in s3_backends.values())
+        return {
+            name.removeprefix("killed/"): key
+            for name, key in list(backend.buckets["bucket"].keys.items())
+        }
+
+    def files() -> dict[str, bytes]:
+        return {
+            name: key.value
+            for name, key in sorted(stored().items())
+            if not name.startswith(("_records/", "_deaths/", "_job", "_statistics", "_manifest"))
+        }
+
+    return (
+        f"{uri}/killed",
+        lambda _: sum(name.startswith("_records/") for name in stored()),
+        files,
+    )
+
+
+def lose_nodes(
+    command: list[str], out: Path, parts: int, given: argparse.Namespace
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Run on a cluster whose nodes are killed one after another; new ones take their place."""
+    rng = np.random.default_rng(given.seed)
+    killed, runs = [], 0
+    with cluster() as (nodes, address):
+        environment = {**os.environ, "RAY_ADDRESS": address}
+        while runs == 0 or parts_done(out) < parts or not list(out.glob("*manifest.json")):
+            runs += 1
+            process = subprocess.Popen(
+                [*command, str(out), "--engine", "ray", "--workers", "2"], env=environment,
+                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            while process.poll() is None and len(killed) < given.kills:
+                target = parts * (len(killed) + 1) // (given.kills + 2)
+                wait_for(lambda: process.poll() is not None or parts_done(out) >= target, 300)  # noqa: B023
+                if process.poll() is None:
+                    nodes.remove_node(list(nodes.worker_nodes)[rng.integers(2)])
+                    killed.append(parts_done(out))
+                    nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+            _, errors = process.communicate(timeout=600)
+            if process.returncode not in (0, 1) or runs > given.kills + 2:
+                sys.exit(errors)
+    deaths = len(list(out.glob("_deaths/*")))
+    facts = {"kills": len(killed), "parts_done_at_each_kill": killed, "runs": runs}
+    return {**facts, "deaths_of_parts": deaths}, result(out)
+
+
+@contextlib.contextmanager
+def cluster() -> Iterator[tuple[Any, str]]:
+    """A head without processors and two nodes with one each."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "object_store_memory": 80 << 20, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(2):
+            nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
+        yield nodes, nodes.address
+    finally:
+        nodes.shutdown()
 
 
 def add_to(path: Path, result: dict[str, object]) -> None:

@@ -109,28 +109,31 @@ class Kill:
 
 
 def kill_over_its_life(
-    command: list[str], out: Path, rng, *, parts, kills, start_seconds=1.0, part_seconds=0.05
-) -> list[Kill]:
+    command: list[str], out, rng, *, parts, kills, start_seconds=1.0, part_seconds=0.05,
+    done_in=None,
+) -> list[Kill]:  # fmt: skip
     """Run a job again and again and kill it, from its beginning to near its end; then to its end.
 
     Every fifth kill comes while the job starts, at a random moment of `start_seconds`. The others
     are spread over the parts: the n-th waits until the n-th share of them is done, at least one by
-    the process that is killed, and then for a random time of up to that of two parts.
+    the process that is killed, and then for a random time of up to that of two parts. `done_in`
+    counts the parts that are done in `out`; by default those of a directory.
 
     Returns
     -------
     The kills; fewer than were asked for where the job ended before one.
     """
+    done_in = done_in or parts_done
     done: list[Kill] = []
     for number in range(kills):
         process, began = _start(command), time.monotonic()
-        before = parts_done(out)
+        before = done_in(out)
         while_starting = number % 5 == 4
         if while_starting:
             time.sleep(rng.uniform(0, start_seconds))
         else:
             target = max(before + 1, int(0.95 * parts * (number + rng.uniform()) / kills))
-            _wait_for_parts(process, out, target)
+            wait_for(lambda: process.poll() is not None or done_in(out) >= target, 300)  # noqa: B023
             time.sleep(rng.uniform(0, 2 * part_seconds))
         if process.poll() is not None:
             assert process.returncode == 0, process.communicate()[1].decode()
@@ -138,15 +141,11 @@ def kill_over_its_life(
         # The parent alone: its workers must not outlive it by themselves.
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        done.append(Kill(round(time.monotonic() - began, 3), parts_done(out), while_starting))
+        done.append(Kill(round(time.monotonic() - began, 3), done_in(out), while_starting))
     process = _start(command)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors.decode()
     return done
-
-
-def _wait_for_parts(process: subprocess.Popen, out: Path, count: int) -> None:
-    wait_for(lambda: process.poll() is not None or parts_done(out) >= count, 300)
 
 
 def _start(command: list[str]) -> subprocess.Popen:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,19 @@ from bliss_index.jobs.record import commit
 
 @dataclass(frozen=True)
 class TrivialWork:
-    """Writes a line a part; `deadly` part kills its process while the file `armed` exists."""
+    """Writes a line a part.
+
+    While the file `armed` exists, the `deadly` part kills its process, and the `hanging` one hangs.
+    `seconds` a part are spent asleep.
+    """
 
     count: int
     line: str = "x"
     deadly: int = -1
     armed: str = ""
     failing: int = -1
+    hanging: int = -1
+    seconds: float = 0.0
 
     kind = "trivia"
     command = "'a test'"
@@ -67,6 +74,9 @@ class TrivialWorker:
         for part in parts:
             if part.index == self._work.deadly and Path(self._work.armed).exists():
                 os.kill(os.getpid(), signal.SIGKILL)
+            while part.index == self._work.hanging and Path(self._work.armed).exists():
+                time.sleep(0.1)
+            time.sleep(self._work.seconds)
             if part.index == self._work.failing:
                 yield Outcome.failed(part.index, OSError("it cannot be read"))
                 continue

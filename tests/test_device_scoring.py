@@ -143,9 +143,9 @@ def test_every_process_of_a_job_takes_the_same_device(
     given: list[Any] = []
     devices: list[str] = []
 
-    def run_on_ray(task: Any, plan: Any, pending: Any, **more: Any) -> Any:
-        given.append(task.work.scoring)
-        devices.append(more["device"])
+    def run_on_ray(run: Any) -> Any:
+        given.append(run.task.work.scoring)
+        devices.extend(run.devices)
         return iter(())
 
     monkeypatch.setattr("bliss_index.jobs.ray_engine.run_on_ray", run_on_ray)

@@ -25,7 +25,7 @@ from PIL import Image
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
 from bliss_index.jobs import Part, Plan
 from bliss_index.jobs.description import JobDescription
-from bliss_index.jobs.job import write_manifest
+from bliss_index.jobs.manifest import PartFile, write_manifest
 from bliss_index.jobs.record import commit
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
@@ -76,7 +76,8 @@ def write_scores(
             directory, plan[index], content, "parquet",
             status={name: count for name, count in status.items() if count}, given="x", seconds=1.0,
         ))  # fmt: skip
-    write_manifest(directory, MANIFEST_NAME, records, {"format": "bliss_index.scores"})
+    files = [PartFile.of(record) for record in records]
+    write_manifest(directory, MANIFEST_NAME, files, {"format": "bliss_index.scores"})
     return path
 
 

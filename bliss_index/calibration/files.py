@@ -22,10 +22,12 @@ from bliss_index.jobs.description import (
     require_format,
 )
 from bliss_index.storage import Directory, open_directory
-from bliss_index.storage.directory import write_json
+from bliss_index.storage.directory import read_named, write_json
 from bliss_index.storage.files import output_error, parse_json
+from bliss_index.storage.locks import locked
 from bliss_index.store.identity import ModelIdentity
 
+_WAIT_SECONDS = 60.0
 CALIBRATION_FORMAT = "bliss_index.calibration"
 CLASSES_NAME = re.compile(r"classes\.[0-9a-f]{16}\.arrow")
 _VECTOR = pa.large_list(pa.float64())
@@ -65,8 +67,14 @@ def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
         It holds something else.
     """
     place = open_directory(directory)
-    before = classes_file(place)  # refused before anything is touched
+    classes_file(place)  # refused before anything is touched
     place.make()
+    with locked(place, wait=_WAIT_SECONDS):
+        _write(place, stored)
+
+
+def _write(place: Directory, stored: StoredCalibration) -> None:
+    before = classes_file(place)
     content = place.new_file()
     try:
         with pa.ipc.new_file(content.sink, _SCHEMA) as writer:
@@ -76,7 +84,7 @@ def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
         name = f"classes.{digest[:16]}.arrow"
         content.commit(name)
     except OSError as error:
-        raise output_error(directory, error) from error
+        raise output_error(place.uri, error) from error
     finally:
         content.discard()
     values = {
@@ -93,8 +101,10 @@ def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
         "versions": library_versions(),
     }
     write_json(place, MANIFEST_NAME, values)
-    if before is not None and before != name:  # no reader is without a whole calibration meanwhile
+    if before not in (None, classes_file(place)):  # readers have always had a whole one
         place.remove(before)
+    if name not in place.names() and classes_file(place) == name:  # where locks keep nobody out
+        _write(place, stored)
 
 
 def classes_file(directory: Directory) -> str | None:
@@ -132,10 +142,19 @@ def read_calibration(directory: Directory) -> StoredCalibration:
     CorruptStoreError
         It is damaged, or was written by a newer version.
     """
-    path = f"{directory.uri}/{MANIFEST_NAME}"
-    values = read_description(
-        directory, CALIBRATION_FORMAT, what="a calibration", how="'bliss-index calibrate'"
+    return read_named(
+        lambda: read_description(
+            directory,
+            CALIBRATION_FORMAT,
+            what="a calibration",
+            how="'bliss-index calibrate'",
+        ),
+        lambda values: _read(directory, values),
     )
+
+
+def _read(directory: Directory, values: dict[str, Any]) -> StoredCalibration:
+    path = f"{directory.uri}/{MANIFEST_NAME}"
     name = values.get("classes_file")
     if not isinstance(name, str) or not CLASSES_NAME.fullmatch(name):
         raise CorruptStoreError(f"{path} is damaged: 'classes_file' is {name!r}")

@@ -21,7 +21,13 @@ from bliss_index.cli import (
     score,
     threshold,
 )
-from bliss_index.cli.console import EXIT_ERROR, EXIT_INTERRUPTED, drop_output, say
+from bliss_index.cli.console import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    drop_output,
+    say,
+)
 from bliss_index.cli.interrupt import INTERRUPTED, end_when_interrupted
 
 app = typer.Typer(
@@ -64,7 +70,8 @@ def run() -> None:
         say(f"error: {error}")
         sys.exit(EXIT_ERROR)
     except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:  # which Typer makes of Ctrl-C
+        # Typer makes the first of Ctrl-C, a job the second of SIGTERM.
+        if end.code in (EXIT_INTERRUPTED, EXIT_TERMINATED):
             say(INTERRUPTED)
         raise
     except BrokenPipeError:

@@ -259,7 +259,8 @@ def _end(worker: _Worker) -> None:
 
 def _serve(connection: Any, settings: DecodeSettings) -> None:
     """A worker's life: images in, pixels out one by one, until the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # which are the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     try:
         connection.send("ready")
         while True:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bliss_index.devices import resolve_device
 from bliss_index.errors import CorruptStoreError, JobError, StoreError, listed
 from bliss_index.jobs.description import (
-    FORMAT_VERSION,
     JOB_NAME,
     MANIFEST_NAME,
     JobDescription,
@@ -22,13 +22,14 @@ from bliss_index.jobs.description import (
     require_same,
 )
 from bliss_index.jobs.listener import JobListener
-from bliss_index.jobs.manifest import PartFile
+from bliss_index.jobs.manifest import Files, is_written, write_manifest
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.options import JobOptions
 from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
 from bliss_index.jobs.state import JobState, JobSummary, remove_leftovers
-from bliss_index.jobs.task import WorkerTask
+from bliss_index.jobs.stopping import sigterm_noted
+from bliss_index.jobs.task import Run, WorkerTask
 from bliss_index.jobs.work import Outcome, Work
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.directory import write_json
@@ -68,6 +69,8 @@ def run(
         The directory holds something else.
     OutputError
         It cannot be written, or another job is writing it.
+    SystemExit
+        SIGTERM came and something is left to do; the parts under way were finished. With code 143.
     """
     options = options or JobOptions()
     listener = listener or JobListener()
@@ -98,22 +101,27 @@ def run(
         if plan is not None:
             _require_same_input(work, plan, kept, state)
         options, memory = _fitted(work, options)
-        listener.planned(memory, kept.rows, state.rows)
+        listener.planned(memory, kept.rows, state.files.rows)
         state.require_few_bad()
         pending = state.pending()
         if pending:
             work = work.prepared(
-                [kept[index] for index in pending[:1]], kept.rows - state.rows, memory.batch_rows,
-                listener.notice,
+                [kept[index] for index in pending[:1]], kept.rows - state.files.rows,
+                memory.batch_rows, listener.notice,
             )  # fmt: skip
-        with contextlib.closing(
-            _outcomes(work, directory, settings, kept, pending, options, listener, state)
-        ) as outcomes:
-            for outcome in outcomes:
-                state.take(outcome)
-                state.require_few_bad()
+        with sigterm_noted() as stopped:
+            given = Run(
+                WorkerTask(work, directory.uri, settings), kept, pending, options, listener,
+                state.note_death, stopped,
+            )  # fmt: skip
+            with contextlib.closing(_outcomes(given)) as outcomes:
+                for outcome in outcomes:
+                    state.take(outcome)
+                    state.require_few_bad()
+            if stopped() and state.taken < len(pending):
+                raise SystemExit(128 + signal.SIGTERM)
         if options.task is None and state.complete:
-            finish(directory, work, state.records)
+            finish(directory, work, state.files)
         summary = state.summary(time.perf_counter() - began)
         if options.task is None and work.statistics_name:
             write_json(directory, work.statistics_name, summary.to_json())
@@ -227,74 +235,41 @@ def _require_same_input(work: Work, now: Plan, kept: Plan, state: JobState) -> N
     """Refuse parts that were done and are not what they were; touched files may stay the same."""
     if now.files[0].name == kept.files[0].name and len(kept.files) == 1:
         return
-    planned = {part.name: part for part in kept}
+    done = {part.name: part.index for part in kept if part.index in state.files}
     for part in now:
-        before = planned.get(part.name)
-        record = None if before is None else state.records.get(before.index)
-        if before is None or record is None or before.fingerprint == part.fingerprint:
+        index = done.get(part.name)
+        if index is None or kept[index].fingerprint == part.fingerprint:
             continue
-        if reason := work.is_same(replace(part, index=before.index), record):
+        record = Record.read(state.directory, index)
+        if reason := work.is_same(replace(part, index=index), record):
             raise JobError(f"{reason}; choose another output, or restore it")
 
 
-def _outcomes(
-    work: Work,
-    directory: Directory,
-    settings: dict[str, Any],
-    plan: Plan,
-    pending: Sequence[int],
-    options: JobOptions,
-    listener: JobListener,
-    state: JobState,
-) -> Generator[Outcome, None, None]:
-    if not pending:
+def _outcomes(run: Run) -> Generator[Outcome, None, None]:
+    if not run.pending:
         return
-    task = WorkerTask(work, directory.uri, settings)
-    devices = options.devices or ("auto",)
-    if options.engine == "ray":
+    if run.options.engine == "ray":
         from bliss_index.jobs.ray_engine import run_on_ray
 
-        yield from run_on_ray(
-            task, plan, pending, workers=options.workers, device=devices[0],
-            progress=listener.advanced, notify=listener.notice, died=state.note_death,
-        )  # fmt: skip
-    elif options.processes > 1:
+        yield from run_on_ray(run)
+    elif run.options.processes > 1:
         from bliss_index.jobs.processes import run_in_processes
 
-        yield from run_in_processes(
-            task, plan, pending, workers=options.processes, devices=devices,
-            progress=listener.advanced, notify=listener.notice, died=state.note_death,
-        )  # fmt: skip
+        yield from run_in_processes(run)
     else:
-        worker = task.open(devices[0], listener.advanced, listener.notice)
-        yield from worker.run(plan[index] for index in pending)
+        listener = run.listener
+        worker = run.task.open(run.devices[0], listener.advanced, listener.notice)
+        yield from worker.run(run.begun())
 
 
-def finish(directory: Directory, work: Work, records: dict[int, Record]) -> None:
-    """Write the manifest from all records; does nothing where it stands already.
+def finish(directory: Directory, work: Work, files: Files) -> None:
+    """Write the manifest of all files; does nothing where it stands already.
 
     That of a source that has grown is replaced: until then, readers see what was whole before.
     """
-    ordered = [records[index] for index in sorted(records)]
-    remove_leftovers(directory, records)
-    if work.manifest_name in directory.names():
-        stands = parse_json(directory.read(work.manifest_name), work.manifest_name)
-        if stands.get("parts") == [asdict(PartFile.of(record)) for record in ordered]:
-            return
-    write_manifest(directory, work.manifest_name, ordered, work.manifest(directory, ordered))
-
-
-def write_manifest(
-    directory: Directory, name: str, records: Sequence[Record], facts: Mapping[str, Any]
-) -> None:
-    """Write what is in a directory that is complete."""
-    write_json(directory, name, {
-        "format_version": FORMAT_VERSION,
-        "rows": sum(record.rows for record in records),
-        "bad_rows": sum(record.bad_rows for record in records),
-        "parts": [asdict(PartFile.of(record)) for record in records],
-        **facts,
-    })  # fmt: skip
+    remove_leftovers(directory, files)
+    if not is_written(directory, work.manifest_name, files):
+        write_manifest(directory, work.manifest_name, files, work.manifest(directory, files))
 
 
 def missing_part(directory: Directory, plan: Plan) -> Part | None:

@@ -30,6 +30,9 @@ class JobOptions:
         Share of bad rows above which the job stops.
     fewer_workers : bool, default=False
         Whether fewer processes will do where memory does not suffice; else that is an error.
+    deadline : float, default=1800.0
+        Seconds without any progress after which a worker process, or a Ray actor that has a part,
+        is killed and replaced. Must exceed what opening a worker and a single batch take.
     """
 
     workers: int = 1
@@ -39,6 +42,7 @@ class JobOptions:
     memory: int | None = None
     max_bad_fraction: float = 1.0
     fewer_workers: bool = False
+    deadline: float = 1800.0
 
     def __post_init__(self) -> None:
         if self.workers < 1:
@@ -50,6 +54,8 @@ class JobOptions:
                 "with engine 'ray', Ray gives every worker a GPU: name one device, such as "
                 f"'cuda', and the number of workers; got devices {', '.join(self.devices)}"
             )
+        if not self.deadline > 0:
+            raise InvalidInputError(f"deadline must be positive, got {self.deadline}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise InvalidInputError(
                 f"max_bad_fraction must lie between 0 and 1, got {self.max_bad_fraction}"

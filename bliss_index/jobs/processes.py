@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,65 +18,52 @@ from typing import Any
 
 from bliss_index.errors import BlissError
 from bliss_index.jobs.part import Part
-from bliss_index.jobs.task import WorkerTask
-from bliss_index.jobs.work import Notify, Outcome, Progress
+from bliss_index.jobs.task import Run, WorkerTask
+from bliss_index.jobs.work import Notify, Outcome
 
 _ATTEMPTS = 2
+_WAIT_SECONDS = 1.0
 _PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 Died = Callable[[int, str], None]
 
 
-def run_in_processes(
-    task: WorkerTask,
-    parts: Sequence[Part],
-    pending: Sequence[int],
-    *,
-    workers: int,
-    devices: Sequence[str],
-    progress: Progress,
-    notify: Notify,
-    died: Died,
-) -> Iterator[Outcome]:
-    """Do parts in several processes, each asking for the next pending one.
+def run_in_processes(run: Run) -> Iterator[Outcome]:
+    """Do parts in several processes, each asking for the next pending one; see :class:`Run`.
 
-    A process commits one part while it computes the next. A part whose process dies is tried once
-    more, alone in a new process, then given up with the reason.
-
-    Parameters
-    ----------
-    task
-        The job.
-    parts, pending
-        All parts of the job, and the numbers of those to do.
-    workers, devices
-        Processes, and the devices that they take in turn.
-    progress, notify, died
-        Called with rows just finished, with sentences to be shown, and with the number of a part
-        whose process died and how.
-
-    Yields
-    ------
-    An outcome for every pending part, in the order they finish.
+    A process commits one part while it computes the next. One that reports nothing for the
+    options' deadline is killed. A part whose process dies is tried once more, alone in a new
+    process, then given up.
     """
-    waiting = deque((index, 0) for index in pending)
+    waiting = deque((index, 0) for index in run.pending)
+    listener = run.listener
     pool: list[_Worker] = []
     try:
-        for number in range(min(workers, len(waiting))):
-            pool.append(_Worker(task, parts, devices[number % len(devices)]))
+        for number in range(min(run.options.processes, len(waiting))):
+            pool.append(_Worker(run.task, run.parts, run.devices[number % len(run.devices)]))
         while waiting or any(worker.parts for worker in pool):
             _hand_out(waiting, pool)
-            ready = multiprocessing.connection.wait([worker.connection for worker in pool])
-            for worker in [w for w in pool if w.connection in ready]:
+            began = time.monotonic()
+            ready = multiprocessing.connection.wait(
+                [worker.connection for worker in pool], _WAIT_SECONDS
+            )
+            # No more than was waited for: all may have been suspended for longer.
+            waited = min(time.monotonic() - began, _WAIT_SECONDS)
+            if run.stopped():
+                waiting.clear()
+            for worker in pool:
+                if worker.connection not in ready:
+                    worker.was_silent(waited, run.options.deadline)
+                    continue
                 message = worker.receive()
                 if isinstance(message, Outcome):
                     yield message
                 elif isinstance(message, int):
-                    progress(message)
+                    listener.advanced(message)
                 elif isinstance(message, str):
-                    notify(message)
+                    listener.notice(message)
                 elif message is None:
-                    yield from _after_death(worker, waiting, notify, died)
+                    yield from _after_death(worker, waiting, listener.notice, run.died)
     finally:
         for worker in pool:
             worker.stop()
@@ -138,6 +126,8 @@ class _Worker:
     def _start(self) -> None:
         self.parts: dict[int, int] = {}
         self.asks = False
+        self._silent = 0.0
+        self._reason = ""
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -165,6 +155,7 @@ class _Worker:
 
     def receive(self) -> Any:
         """Return a result, a number of rows, a notice, a question; None if the process is dead."""
+        self._silent = 0.0
         try:
             message = self.connection.recv()
         except (EOFError, OSError):
@@ -176,27 +167,35 @@ class _Worker:
         self.asks = self.asks or isinstance(message, _Question)
         return message
 
+    def was_silent(self, seconds: float, deadline: float) -> None:
+        """Count time in which nothing came of it, and kill it when that is too long."""
+        if self.parts or not self.asks:
+            self._silent += seconds
+        if self._silent >= deadline:
+            self._reason = f"no progress for {deadline:g} s"
+            self._process.kill()
+
     def restart(self) -> str:
         """Replace a dead process; return how it ended."""
         self._process.join()
         code = self._process.exitcode or 0
+        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        reason = self._reason or ended
         self.connection.close()
         self._start()
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return reason
 
     def stop(self) -> None:
         self.connection.close()
-        self._process.terminate()
-        self._process.join(5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._process.kill()
+        self._process.join()
 
 
 def _worker_main(
     connection: multiprocessing.connection.Connection, task: WorkerTask, device: str, parent: int
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     _die_with(parent)
     one_at_a_time = threading.Lock()
 

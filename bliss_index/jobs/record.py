@@ -8,17 +8,20 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bliss_index.errors import CorruptStoreError
+from bliss_index.jobs.numerics import numeric_fingerprint
 from bliss_index.jobs.part import Part
 from bliss_index.storage import Directory
 from bliss_index.storage.directory import NewContent
 from bliss_index.storage.files import json_bytes, parse_json
 
 RECORD_FOLDER = "_records"  # readers of Parquet folders skip names that begin with _
-OUTPUT_NAME = re.compile(r"part-(\d{8})\.[0-9a-f]{16}\.(arrow|parquet)")
+OUTPUT_NAME = re.compile(r"part-(\d{8})\.([0-9a-f]{16})\.(?:arrow|parquet)")
+MOST = 1 << 40
+"""More rows or bytes of a part than there can be."""
 Buffer = bytes  # within the class, `bytes` is a field
 _KINDS: dict[str, Any] = {
     "part": str, "rows": int, "bad_rows": int, "input": str, "file": str, "bytes": int,
-    "sha256": str, "seconds": (int, float), "status": dict, "facts": dict,
+    "sha256": str, "seconds": (int, float), "status": dict, "facts": dict, "made_by": str,
 }  # fmt: skip
 
 
@@ -43,6 +46,8 @@ class Record:
         Rows by status.
     facts : dict
         What else the work tells of the part.
+    made_by : str, default=''
+        What computed it: processor, GPU, libraries. Nothing is compared by it.
     """
 
     part: str
@@ -55,6 +60,7 @@ class Record:
     seconds: float
     status: dict[str, int]
     facts: dict[str, Any] = field(default_factory=dict)
+    made_by: str = ""
 
     @classmethod
     def parse(cls, data: Buffer, name: str) -> Record:
@@ -68,7 +74,17 @@ class Record:
             value = getattr(record, key)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise CorruptStoreError(f"{name} is damaged: {key!r} is {value!r}; remove it")
-        if not OUTPUT_NAME.fullmatch(record.file) or min(record.rows, record.bytes) < 0:
+        for key in ("rows", "bad_rows", "bytes"):
+            if not 0 <= getattr(record, key) < MOST:
+                raise CorruptStoreError(
+                    f"{name} is damaged: {key!r} is {getattr(record, key)}; remove it"
+                )
+        stem, extension = name[-18:].removesuffix(".json"), record.file.rpartition(".")[2]
+        if (
+            not re.fullmatch("[0-9a-f]{64}", record.sha256)
+            or not OUTPUT_NAME.fullmatch(record.file)
+            or record.file != f"{stem}.{record.sha256[:16]}.{extension}"
+        ):
             raise CorruptStoreError(f"{name} is damaged: it names {record.file!r}; remove it")
         return record
 
@@ -82,6 +98,11 @@ class Record:
 def record_name(index: int) -> str:
     """Where the record of a part is."""
     return f"{RECORD_FOLDER}/part-{index:08d}.json"
+
+
+def output_name(index: int, sha256: str, extension: str) -> str:
+    """What the output of a part is called."""
+    return f"part-{index:08d}.{sha256[:16]}.{extension}"
 
 
 def commit(
@@ -127,7 +148,7 @@ def commit(
         It cannot be written.
     """
     digest, size = content.sink.sha256, content.sink.size
-    name = f"part-{part.index:08d}.{digest[:16]}.{extension}"
+    name = output_name(part.index, digest, extension)
     content.commit(name)
     rows = sum(status.values())
     record = Record(
@@ -141,6 +162,7 @@ def commit(
         seconds=round(seconds, 6),
         status=dict(sorted(status.items())),
         facts=dict(facts or {}),
+        made_by=numeric_fingerprint(),
     )
     if directory.create(record_name(part.index), json_bytes(asdict(record))):
         return record

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from bliss_index.errors import CorruptStoreError, JobError, OutputError
 from bliss_index.jobs.listener import JobListener
+from bliss_index.jobs.manifest import Files
 from bliss_index.jobs.options import JobOptions
 from bliss_index.jobs.part import Plan
 from bliss_index.jobs.record import OUTPUT_NAME, RECORD_FOLDER, Record, record_name
@@ -76,7 +80,7 @@ class JobState:
     def __init__(
         self, directory: Directory, plan: Plan, options: JobOptions, listener: JobListener
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._plan = plan
         self._options = options
         self._listener = listener
@@ -86,27 +90,24 @@ class JobState:
         self._repair = True
         self._status: Counter[str] = Counter()
         self._facts: Counter[str] = Counter()
-        self.records: dict[int, Record] = {}
-        self.rows = 0
-        self.bad_rows = 0
+        self.files = Files(len(plan))
+        self.taken = 0
 
     def find_done(self, *, repair: bool = True) -> None:
         """Read the records of earlier runs; with `repair`, those that do not hold are removed."""
         self._repair = repair
-        sizes = self._directory.names()
-        names = self._directory.names(RECORD_FOLDER)
-        for index in sorted(_indices(names)):
-            if index >= len(self._plan):
-                continue
+        sizes = _Sizes(self.directory)
+        found = np.fromiter(_indices(self.directory, RECORD_FOLDER), np.int64)
+        for index in np.sort(found[found < len(self._plan)]).tolist():
             part = self._plan[index]
             try:
-                record = Record.read(self._directory, index)
+                record = Record.read(self.directory, index)
             except FileNotFoundError:
                 continue
             except CorruptStoreError as error:
                 self._again(index, str(error))
                 continue
-            size = sizes.get(record.file)
+            size = sizes.of(index, record.sha256)
             if size != record.bytes:
                 self._again(
                     index, f"{record.file} has {size} bytes, its record says {record.bytes}"
@@ -116,39 +117,37 @@ class JobState:
             ):
                 self._again(
                     index,
-                    f"{self._directory.uri}/{record_name(index)} is of {record.part} with "
+                    f"{self.directory.uri}/{record_name(index)} is of {record.part} with "
                     f"{record.rows} rows, the plan says {part.rows}",
                 )
             else:
                 self._add(index, record)
-        self._earlier = len(self.records)
+        self._earlier = len(self.files)
 
     def _again(self, index: int, reason: str) -> None:
         self._listener.notice(f"{reason}; part {self._plan[index].name} is done again")
         if self._repair:
-            self._directory.remove(record_name(index))
+            self.directory.remove(record_name(index))
 
     def _add(self, index: int, record: Record) -> None:
-        self.records[index] = record
-        self.rows += record.rows
-        self.bad_rows += record.bad_rows
+        self.files.add(index, record)
         self._status.update(record.status)
         self._facts.update({k: v for k, v in record.facts.items() if isinstance(v, int)})
 
     def pending(self) -> list[int]:
         """Numbers of the parts that this run shall do; those that killed a process come last."""
         mine, tasks = self._options.task_numbers()
-        left = [index for index in range(len(self._plan)) if index not in self.records]
-        left = [index for index in left if index % tasks == mine]
-        deadly = _indices(self._directory.names(DEATH_FOLDER))
+        missing = self.files.missing(len(self._plan))
+        left: list[int] = missing[missing % tasks == mine].tolist()
+        deadly = set(_indices(self.directory, DEATH_FOLDER))
         return sorted(left, key=lambda index: index in deadly) if deadly else left
 
     def note_death(self, index: int, reason: str) -> None:
         """Remember, for later runs too, that a part's process died."""
         count = sum(name.startswith(f"part-{index:08d}.") for name in
-                    self._directory.names(DEATH_FOLDER))  # fmt: skip
+                    self.directory.names(DEATH_FOLDER))  # fmt: skip
         name = f"{DEATH_FOLDER}/part-{index:08d}.{count + 1}.txt"
-        self._directory.create(name, f"{reason}\n".encode())
+        self.directory.create(name, f"{reason}\n".encode())
 
     def take(self, outcome: Outcome) -> None:
         """Note what became of a part.
@@ -158,6 +157,7 @@ class JobState:
         OutputError
             It could not be written.
         """
+        self.taken += 1
         if outcome.stops:
             raise OutputError(outcome.reason)
         if outcome.record is None:
@@ -176,28 +176,29 @@ class JobState:
         JobError
             They are; both shares are named.
         """
-        share = self.bad_rows / self.rows if self.rows else 0.0
+        bad, rows = self.files.bad_rows, self.files.rows
+        share = bad / rows if rows else 0.0
         if share > self._options.max_bad_fraction:
             raise JobError(
-                f"{self.bad_rows} of {self.rows} rows are bad ({share:.2%}), --max-bad-fraction "
+                f"{bad} of {rows} rows are bad ({share:.2%}), --max-bad-fraction "
                 f"allows {self._options.max_bad_fraction:.2%}; look at 'status' and 'error' in "
-                f"{self._directory.uri}. What is done is kept."
+                f"{self.directory.uri}. What is done is kept."
             )
 
     @property
     def complete(self) -> bool:
         """Whether every part is done."""
-        return len(self.records) == len(self._plan)
+        return len(self.files) == len(self._plan)
 
     def summary(self, seconds: float) -> JobSummary:
         """Sum up."""
         return JobSummary(
-            output=self._directory.uri,
-            rows=self.rows,
-            bad_rows=self.bad_rows,
+            output=self.directory.uri,
+            rows=self.files.rows,
+            bad_rows=self.files.bad_rows,
             status=dict(sorted(self._status.items())),
             parts=len(self._plan),
-            parts_done=len(self.records),
+            parts_done=len(self.files),
             parts_earlier=self._earlier,
             rows_now=self._rows_now,
             seconds=round(seconds, 3),
@@ -210,14 +211,45 @@ class JobState:
         )
 
 
-def remove_leftovers(directory: Directory, records: dict[int, Record]) -> None:
+def remove_leftovers(directory: Directory, files: Files) -> None:
     """Remove what killed runs and losers left behind, once a job is complete."""
-    named = {record.file for record in records.values()}
-    for name in directory.names():
-        if OUTPUT_NAME.fullmatch(name) and name not in named:
-            directory.remove(name)
+
+    def is_left_over(name: str) -> bool:
+        match = OUTPUT_NAME.fullmatch(name)
+        if match is None:
+            return False
+        return int(match[1]) not in files or files[int(match[1])].file != name
+
+    for name in [name for name, _ in directory.listed() if is_left_over(name)]:
+        directory.remove(name)
     directory.tidy()
 
 
-def _indices(names: dict[str, int]) -> set[int]:
-    return {int(name[5:13]) for name in names if name.startswith("part-") and name[5:13].isdigit()}
+def _indices(directory: Directory, folder: str) -> Iterator[int]:
+    for name, _ in directory.listed(folder):
+        if name.startswith("part-") and name[5:13].isdigit():
+            yield int(name[5:13])
+
+
+class _Sizes:
+    """Sizes of the output files of a directory, in 20 bytes each."""
+
+    def __init__(self, directory: Directory) -> None:
+        listed = (
+            (int(match[1]), int(match[2], 16), size)
+            for name, size in directory.listed()
+            if (match := OUTPUT_NAME.fullmatch(name))
+        )
+        kind = np.dtype([("index", "u4"), ("hash", "u8"), ("size", "i8")])
+        files = np.fromiter(listed, kind)
+        self._files = files[np.argsort(files["index"], kind="stable")]
+
+    def of(self, index: int, sha256: str) -> int | None:
+        """Size of the file of a part that has this hash; None where there is none."""
+        first = int(np.searchsorted(self._files["index"], np.uint32(index)))
+        for number, digest, size in self._files[first:]:
+            if number != index:
+                break
+            if digest == int(sha256[:16], 16):
+                return int(size)
+        return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from bliss_index.errors import BlissError, OutputError
+from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, Part, Plan
 from bliss_index.jobs.record import Record
@@ -124,6 +125,6 @@ class Work(Protocol):
         """Open everything in the process that works."""
         ...
 
-    def manifest(self, directory: Directory, records: Sequence[Record]) -> Mapping[str, Any]:
+    def manifest(self, directory: Directory, files: Iterable[PartFile]) -> Mapping[str, Any]:
         """What the manifest says besides the parts; called once all are done."""
         ...

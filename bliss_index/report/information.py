@@ -11,6 +11,7 @@ from bliss_index.calibration import Calibration
 from bliss_index.calibration.files import read_calibration
 from bliss_index.jobs import JobListener, JobOptions
 from bliss_index.jobs.description import MANIFEST_NAME, library_versions
+from bliss_index.jobs.numerics import processor
 from bliss_index.jobs.state import JobState
 from bliss_index.report.verification import directory_kind
 from bliss_index.scoring.scores_directory import read_job, read_plan
@@ -37,7 +38,7 @@ def describe_installation() -> tuple[dict[str, Any], list[str]]:
     facts: dict[str, Any] = {
         "versions": library_versions(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "processors": os.cpu_count(),
         "threads": thread_count(None),
         "exact_search": available_backends(),
@@ -113,11 +114,11 @@ def _describe_scores(directory: Directory) -> dict[str, Any]:
     return {
         "kind": "scores",
         "complete": state.complete,
-        "rows": state.rows,
+        "rows": state.files.rows,
         "rows_in_all": plan.rows,
-        "bad_rows": state.bad_rows,
+        "bad_rows": state.files.bad_rows,
         "parts": len(plan),
-        "parts_done": len(state.records),
+        "parts_done": len(state.files),
         **job.facts,
         "settings": job.settings,
         "versions": job.versions,
@@ -136,16 +137,6 @@ def _indexes(directory: Directory, manifest: StoreManifest) -> dict[str, Any]:
         }
         for record in index_records(EmbeddingStore(directory.uri, manifest))
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _faiss() -> str:

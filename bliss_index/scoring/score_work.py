@@ -18,6 +18,7 @@ from bliss_index.devices import resolve_device, thread_count
 from bliss_index.errors import CorruptStoreError, ModelMismatchError
 from bliss_index.jobs import JobListener, JobOptions, JobSummary, Outcome, Part, Record, run
 from bliss_index.jobs.blas import one_blas_thread
+from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.part import Growth, Plan, grown
 from bliss_index.jobs.work import Notify, Progress
@@ -209,7 +210,7 @@ class ScoreWork:
         )
         return ScoreWorker(scorer, self.images)
 
-    def manifest(self, directory: Directory, records: Sequence[Record]) -> Mapping[str, Any]:
+    def manifest(self, directory: Directory, files: Iterable[PartFile]) -> Mapping[str, Any]:
         values: dict[str, Any] = {
             "format": SCORES_FORMAT,
             "kind": self.kind,
@@ -219,8 +220,8 @@ class ScoreWork:
         if self.images.model is None:  # a store has said it of itself
 
             def keys() -> Iterator[list[str]]:
-                for record in records if self.images.has_keys else ():
-                    file = pa.BufferReader(directory.mapped(record.file))
+                for part in files if self.images.has_keys else ():
+                    file = pa.BufferReader(directory.mapped(part.file))
                     yield pq.read_table(file, columns=["key"]).column("key").to_pylist()
 
             count, first = repeated_keys(keys, MOST_NAMED)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -21,6 +22,9 @@ from bliss_index.storage.files import (
     remove_temporaries,
 )
 from bliss_index.storage.objects import SCHEMES, ObjectDirectory, is_object_store
+
+N = TypeVar("N")
+T = TypeVar("T")
 
 
 class NewContent(Protocol):
@@ -60,6 +64,10 @@ class Directory(Protocol):
 
     def names(self, folder: str = "") -> dict[str, int]:
         """Names and sizes of the files in a folder of it; empty where there is none."""
+        ...
+
+    def listed(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """The same one by one, without a dictionary of all of them."""
         ...
 
     def everything(self) -> list[str]:
@@ -120,19 +128,20 @@ class LocalDirectory:
         make_directory(self.path)
 
     def names(self, folder: str = "") -> dict[str, int]:
-        found = {}
+        return dict(self.listed(folder))
+
+    def listed(self, folder: str = "") -> Iterator[tuple[str, int]]:
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
                     # A file that another process has just removed is none.
                     with contextlib.suppress(FileNotFoundError):
                         if entry.is_file():
-                            found[entry.name] = entry.stat().st_size
+                            yield entry.name, entry.stat().st_size
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return
         except OSError as error:
             raise StoreError(f"{self.path / folder} cannot be read: {error.strerror}") from error
-        return found
 
     def everything(self) -> list[str]:
         return [path.name for path in self.path.iterdir()] if self.path.is_dir() else []
@@ -251,3 +260,27 @@ def write_file(location: str | Path, data: bytes) -> None:
 def write_json(directory: Directory, name: str, values: object) -> None:
     """Replace a JSON file of a directory."""
     directory.replace(name, json_bytes(values))
+
+
+def read_named(name: Callable[[], N], read: Callable[[N], T]) -> T:
+    """Read what a manifest names; again where that has been replaced meanwhile.
+
+    Parameters
+    ----------
+    name, read
+        Read the manifest, and what it names.
+
+    Raises
+    ------
+    CorruptStoreError
+        What is named cannot be read, twice.
+    """
+    failed: list[N] = []
+    while True:
+        named = name()
+        try:
+            return read(named)
+        except CorruptStoreError:
+            if failed[-1:] == [named]:
+                raise
+            failed.append(named)

@@ -15,6 +15,7 @@ from bliss_index.storage.directory import Directory, LocalDirectory
 from bliss_index.storage.files import output_error
 
 LOCK_NAME = ".lock"
+_POLL_SECONDS = 0.02
 
 
 class DirectoryLock:
@@ -31,6 +32,8 @@ class DirectoryLock:
         Of the lock file in it.
     shared
         Let others in who also ask for a shared lock, as the tasks of one job array do.
+    wait : float, default=0.0
+        Seconds to wait for another process that holds it.
 
     Raises
     ------
@@ -38,13 +41,17 @@ class DirectoryLock:
         On entry, when another living process holds the lock; it is named.
     """
 
-    def __init__(self, directory: Path, name: str = LOCK_NAME, *, shared: bool = False) -> None:
+    def __init__(
+        self, directory: Path, name: str = LOCK_NAME, *, shared: bool = False, wait: float = 0.0
+    ) -> None:
         self.path = directory / name
+        self._wait = wait
         self._kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
         """Take the lock; raise OutputError, naming its holder, if another process has it."""
+        until = time.monotonic() + self._wait
         while self._descriptor is None:
             try:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -55,6 +62,9 @@ class DirectoryLock:
             except BlockingIOError:
                 owner = os.pread(descriptor, 4096, 0).decode(errors="replace").strip()
                 os.close(descriptor)
+                if time.monotonic() < until:
+                    time.sleep(_POLL_SECONDS)
+                    continue
                 raise OutputError(
                     f"{self.path.parent} is in use by another job ({owner or 'starting'}). "
                     "Wait for it to end, or choose another output."
@@ -97,8 +107,8 @@ class DirectoryLock:
 
 
 @contextlib.contextmanager
-def locked(directory: Directory, task: str | None = None) -> Iterator[None]:
-    """Keep other jobs out of a local directory; the tasks of one array share it.
+def locked(directory: Directory, task: str | None = None, *, wait: float = 0.0) -> Iterator[None]:
+    """Keep others out of a local directory; the tasks of one array share it.
 
     Nothing rests on it: without locks, parts are done twice and the first record counts.
 
@@ -109,7 +119,7 @@ def locked(directory: Directory, task: str | None = None) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         if isinstance(directory, LocalDirectory):
-            stack.enter_context(DirectoryLock(directory.path, shared=task is not None))
+            stack.enter_context(DirectoryLock(directory.path, shared=task is not None, wait=wait))
             if task is not None:
                 name = f".lock-{task.replace('/', '-of-')}"
                 stack.enter_context(DirectoryLock(directory.path, name))

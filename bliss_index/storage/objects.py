@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -70,6 +71,9 @@ class ObjectDirectory:
         except Exception as error:
             raise StoreError(f"{self.uri}/{folder} cannot be listed: {_line(error)}") from error
         return {entry["path"].rpartition("/")[2]: entry["size"] for entry in found["objects"]}
+
+    def listed(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        return iter(self.names(folder).items())
 
     def everything(self) -> list[str]:
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.jobs import Part, Plan, Record
 from bliss_index.jobs.description import MANIFEST_NAME, library_versions
+from bliss_index.jobs.manifest import PartFile
 from bliss_index.jobs.part import Growth, grown
 from bliss_index.jobs.work import Notify
 from bliss_index.storage import Directory
@@ -48,7 +49,7 @@ class StoreWork(ABC):
     def is_same(self, part: Part, record: Record) -> str:
         return f"{part.name} is not what it was: its size or time of modification has changed"
 
-    def manifest(self, directory: Directory, records: Sequence[Record]) -> Mapping[str, Any]:
+    def manifest(self, directory: Directory, files: Iterable[PartFile]) -> Mapping[str, Any]:
         """Describe the store; look for keys that occur in several shards.
 
         Raises
@@ -59,8 +60,8 @@ class StoreWork(ABC):
         described = self.described()
 
         def parts() -> Iterable[list[str]]:
-            for record in records:
-                batch = open_batch(directory.mapped(record.file), record.file)
+            for file in files:
+                batch = open_batch(directory.mapped(file.file), file.file)
                 yield batch.column("key").to_pylist()
 
         count, first = repeated_keys(parts, MOST_NAMED)

@@ -19,8 +19,8 @@ from bliss_index.jobs.description import (
     library_versions,
     require_same,
 )
-from bliss_index.jobs.job import find_job, write_manifest
-from bliss_index.jobs.manifest import PartFile
+from bliss_index.jobs.job import find_job
+from bliss_index.jobs.manifest import Files, write_manifest
 from bliss_index.jobs.part import Part
 from bliss_index.jobs.record import RECORD_FOLDER, Record, record_name
 from bliss_index.jobs.state import remove_leftovers
@@ -109,7 +109,7 @@ class StoreWriter:
             versions=library_versions(),
         )
         self._complete = False
-        self._records: dict[int, Record] = {}
+        self._files = Files()
         self._directory = open_directory(path)
         found = find_job(self._directory, STORE_KIND, "StoreWriter")
         self._directory.make()
@@ -129,12 +129,12 @@ class StoreWriter:
     @property
     def rows(self) -> int:
         """Rows that are committed; after a continuation, where to go on."""
-        return sum(record.rows for record in self._records.values())
+        return self._files.rows
 
     @property
     def bad_rows(self) -> int:
         """Committed rows whose status is not "ok"."""
-        return sum(record.bad_rows for record in self._records.values())
+        return self._files.bad_rows
 
     def append(
         self,
@@ -179,11 +179,9 @@ class StoreWriter:
         if not self._complete:
             if self._pending.rows:
                 self._commit(self._pending.take(self._pending.rows))
-            remove_leftovers(self._directory, self._records)
-            write_manifest(
-                self._directory, MANIFEST_NAME, list(self._records.values()), self._manifest.facts()
-            )
-            self._manifest = replace(self._manifest, shards=_files(self._records))
+            remove_leftovers(self._directory, self._files)
+            write_manifest(self._directory, MANIFEST_NAME, self._files, self._manifest.facts())
+            self._manifest = replace(self._manifest, shards=tuple(self._files))
             self._complete = True
         self.release()
         return self._manifest
@@ -233,28 +231,23 @@ class StoreWriter:
                 break
             if sizes.get(record.file) != record.bytes:
                 break
-            self._records[index] = record
+            self._files.add(index, record)
         for name in names:  # those behind a gap are made again
-            if int(name[5:13]) not in self._records:
+            if int(name[5:13]) not in self._files:
                 self._directory.remove(f"{RECORD_FOLDER}/{name}")
 
     def _committed_keys(self) -> Iterable[list[str]]:
-        for record in self._records.values():
-            batch = open_batch(self._directory.mapped(record.file), record.file)
+        for file in self._files:
+            batch = open_batch(self._directory.mapped(file.file), file.file)
             yield batch.column("key").to_pylist()
 
     def _commit(self, table: pa.Table) -> None:
-        number = len(self._records)
+        number = len(self._files)
         if self._registry is not None:
             table = self._columns.settled(table, self._registry, self.rows)
         part = Part(number, record_name(number), table.num_rows, "")
-        self._records[number] = self._columns.commit(
-            self._directory, part, table, given="", began=None
-        )
-
-
-def _files(records: dict[int, Record]) -> tuple[PartFile, ...]:
-    return tuple(PartFile.of(record) for record in records.values())
+        record = self._columns.commit(self._directory, part, table, given="", began=None)
+        self._files.add(number, record)
 
 
 @dataclass

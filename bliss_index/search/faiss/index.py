@@ -28,9 +28,10 @@ from bliss_index.search.faiss.runtime import import_faiss
 from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import checked_file
-from bliss_index.storage.directory import write_json
+from bliss_index.storage.directory import read_named, write_json
 from bliss_index.storage.files import parse_json
 from bliss_index.storage.hashing import stream_sha256
+from bliss_index.storage.locks import locked
 
 __all__ = [
     "Corpus",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 2
+_WAIT_SECONDS = 600.0
 INDEX_FOLDER = "index"
 INDEX_NAME = re.compile(rf"({'|'.join(INDEX_KINDS)})\.[0-9a-f]{{16}}\.faiss")
 
@@ -115,37 +117,40 @@ def save_index(
     index = (
         search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
     )
-    earlier = index_records(corpus)
-    file = directory.new_file(INDEX_FOLDER)
-    try:
-        faiss.write_index(index, faiss.PyCallbackIOWriter(file.sink.write, 1 << 20))
-        digest = file.sink.sha256
-        record = IndexRecord(
-            kind=search.kind,
-            file=f"{search.kind}.{digest[:16]}.faiss",
-            sha256=digest,
-            rows=search.size,
-            dim=search.dim,
-            content_hash=corpus.content_hash,
-            parameters=asdict(parameters or IndexParameters()),
-            effort=search.effort,
-            faiss_version=str(faiss.__version__),
-            recall=None if recall is None else dict(recall),
-            number=1 + max((one.number for one in earlier), default=0),
-        )
-        file.commit(record.file)
-    except (OSError, RuntimeError) as error:
-        raise OutputError(
-            f"cannot write the index {directory.uri}/{INDEX_FOLDER}/{search.kind}: {error}"
-        ) from error
-    finally:
-        file.discard()
-    values = {"format_version": FORMAT_VERSION, **asdict(record)}
-    write_json(directory, f"{INDEX_FOLDER}/{search.kind}.json", values)
-    for one in earlier:  # those of other content are of no use, and the last one of this kind
-        if one.file != record.file and one.kind == search.kind:
-            with suppress(OutputError):
-                directory.remove(f"{INDEX_FOLDER}/{one.file}")
+    folder = open_directory(f"{directory.uri}/{INDEX_FOLDER}")
+    folder.make()
+    with locked(folder, wait=_WAIT_SECONDS):
+        earlier = index_records(corpus)
+        file = folder.new_file()
+        try:
+            faiss.write_index(index, faiss.PyCallbackIOWriter(file.sink.write, 1 << 20))
+            digest = file.sink.sha256
+            record = IndexRecord(
+                kind=search.kind,
+                file=f"{search.kind}.{digest[:16]}.faiss",
+                sha256=digest,
+                rows=search.size,
+                dim=search.dim,
+                content_hash=corpus.content_hash,
+                parameters=asdict(parameters or IndexParameters()),
+                effort=search.effort,
+                faiss_version=str(faiss.__version__),
+                recall=None if recall is None else dict(recall),
+                number=1 + max((one.number for one in earlier), default=0),
+            )
+            file.commit(record.file)
+        except (OSError, RuntimeError) as error:
+            raise OutputError(
+                f"cannot write the index {folder.uri}/{search.kind}: {error}"
+            ) from error
+        finally:
+            file.discard()
+        values = {"format_version": FORMAT_VERSION, **asdict(record)}
+        write_json(folder, f"{search.kind}.json", values)
+        for one in earlier:  # the last one of this kind, which readers may just have opened
+            if one.kind == search.kind and one.file != record.file:
+                with suppress(OutputError):
+                    folder.remove(one.file)
     return record
 
 
@@ -230,25 +235,7 @@ def open_index(
     MissingDependencyError
         faiss, or its GPU build, is not installed.
     """
-    faiss = import_faiss()
-    records = index_records(corpus)
-    chosen = [r for r in records if kind is None or r.kind == kind]
-    if not chosen:
-        have = ", ".join(r.kind for r in records) or "none"
-        raise StoreError(
-            f"{corpus.path} has no {kind or 'FAISS'} index (it has: {have}); "
-            f"build it: bliss-index build {corpus.path} --index {kind or 'flat'}"
-        )
-    record = chosen[0]
-    path = _checked_file(corpus, record)
-    index = faiss.read_index(str(path))
-    metric = index.metric_type
-    known = type(index).__name__ in INDEX_KINDS[record.kind].classes
-    if not known or metric != faiss.METRIC_INNER_PRODUCT:
-        raise CorruptStoreError(
-            f"{path} holds a {type(index).__name__} of metric {metric}, not an inner product index "
-            f"of kind {record.kind}; {_again(corpus, record)}"
-        )
+    record, index = read_named(lambda: _chosen(corpus, kind), lambda one: _read(corpus, one))
     placement = None
     if device != "cpu":
         from bliss_index.search.faiss.gpu import place_index
@@ -265,6 +252,35 @@ def open_index(
         threads=threads,
         placement=placement,
     )
+
+
+def _chosen(corpus: Corpus, kind: str | None) -> IndexRecord:
+    records = index_records(corpus)
+    for record in records:
+        if kind is None or record.kind == kind:
+            return record
+    raise StoreError(
+        f"{corpus.path} has no {kind or 'FAISS'} index (it has: "
+        f"{', '.join(record.kind for record in records) or 'none'}); "
+        f"build it: bliss-index build {corpus.path} --index {kind or 'flat'}"
+    )
+
+
+def _read(corpus: Corpus, record: IndexRecord) -> tuple[IndexRecord, Any]:
+    faiss = import_faiss()
+    path = _checked_file(corpus, record)
+    try:
+        index = faiss.read_index(str(path))
+    except RuntimeError as error:  # it was removed just now
+        raise CorruptStoreError(f"{path} cannot be read; {_again(corpus, record)}") from error
+    metric = index.metric_type
+    known = type(index).__name__ in INDEX_KINDS[record.kind].classes
+    if not known or metric != faiss.METRIC_INNER_PRODUCT:
+        raise CorruptStoreError(
+            f"{path} holds a {type(index).__name__} of metric {metric}, not an inner product index "
+            f"of kind {record.kind}; {_again(corpus, record)}"
+        )
+    return record, index
 
 
 def verify_index(corpus: Corpus, record: IndexRecord) -> None:
