@@ -15,10 +15,12 @@ from bliss_reference import clip_like
 
 from bliss_index.calibration import calibrate
 from bliss_index.scoring import ScoreSettings
+from bliss_index.search.native.backend import load_native
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
 DIM = 16
+SEARCH = "native" if load_native()[0] is not None else "torch"  # where nothing is compiled
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Job:
     images: Path
 
     def settings(self, **more) -> ScoreSettings:
-        values = {"k": 5, "search": "native", "threads": 1, "device": "cpu", **more}
+        values = {"k": 5, "search": SEARCH, "threads": 1, "device": "cpu", **more}
         return ScoreSettings(str(self.corpus), str(self.calibration), **values)
 
 
@@ -95,7 +97,7 @@ def score_command(job: Job, out: Path, *more) -> list[str]:
     return [
         sys.executable, "-m", "bliss_index", "score", str(job.images),
         "--corpus", str(job.corpus), "--calibration", str(job.calibration), "--out", str(out),
-        "-k", "5", "--search", "native", "--devices", "cpu", "--threads", "1", *map(str, more),
+        "-k", "5", "--search", SEARCH, "--devices", "cpu", "--threads", "1", *map(str, more),
     ]  # fmt: skip
 
 

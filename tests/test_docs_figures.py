@@ -289,3 +289,37 @@ def _digits(number: float) -> str:
 
 def _thousands(number: float) -> str:
     return f"{1000 * round(number / 1000):,}"
+
+
+def test_the_searches_of_a_gpu():
+    found = {row["name"]: row["result"] for row in result("gpu_h100_searches")["rows"]}
+    found["W=100000, d=512, k=10"] = found["rate"]
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    rows = text.split("| entries | d | k = 1 |", 1)[1].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) == 10
+    for row in rows:
+        entries, dim, *cells = (cell.strip().replace(",", "") for cell in row.strip("|").split("|"))
+        for k, cell in zip((1, 10, 100), cells, strict=True):
+            rates = found[f"W={entries}, d={dim}, k={k}"]
+            assert rates["exact"]
+            rates = rates["images_per_second"]
+            best = max(rate for name, rate in rates.items() if name.startswith("torch"))
+            ours = rates["exact, int8"]
+            assert cell == f"{_digits(ours)} ({ours / best:.1f})".replace(",", "")
+    cases = [row for row in result("gpu_h100_searches")["rows"] if row["group"] == "exactness"]
+    assert all(case["result"]["exact"] for case in cases)
+    assert f"all {len(cases)}, through" in text
+
+
+def test_the_encoders_on_a_gpu():
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    for row in result("gpu_encoding_h200")["rows"]:
+        if row["group"] != "encoding":
+            continue
+        found = row["result"]
+        tower, job = found["tower_rows_per_second"], found["job_rows_per_second_with_start"]
+        assert (
+            f"| {row['name']} | {tower['images']:,.0f} | {job['images']:,.0f} | "
+            f"{tower['texts']:,.0f} | {job['texts']:,.0f} | "
+            f"{min(found['least_cosine_with_processor'].values()):.5f} |"
+        ) in text
