@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from bliss_index.calibration import calibrate
 from bliss_index.errors import InvalidInputError
+from bliss_index.scoring.formulas import label_scores, raw_scores
 from bliss_index.scoring.native_kernel import NativeTail, tail_available
-from bliss_index.scoring.scorer import BlissScorer, label_scores, raw_scores
+from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search import exact_search
 from bliss_index.search.native.backend import load_native
 

@@ -26,7 +26,7 @@ from bliss_index.errors import MissingDependencyError, OutputError
 from bliss_index.evaluation.metrics import evaluate_scores
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
-from bliss_index.scoring.scorer import label_scores, raw_scores
+from bliss_index.scoring.formulas import label_scores, raw_scores
 from bliss_index.storage.files import atomic_file, make_directory, read_json, write_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary

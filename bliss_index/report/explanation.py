@@ -11,9 +11,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from bliss_index.errors import InvalidInputError, JobError, StoreError, listed
+from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.score_inputs import InputPart, open_input
 from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
-from bliss_index.scoring.scorer import BlissScorer, Scores
+from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage.files import is_address
 from bliss_index.store.schema import OK

@@ -18,7 +18,8 @@ from bliss_index.calibration import calibrate
 from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.labels import NO_CLASS, ClassNames
 from bliss_index.errors import CalibrationWarning, InvalidInputError, listed
-from bliss_index.scoring.scorer import BlissScorer, Scores
+from bliss_index.scoring.formulas import Scores
+from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.thresholds import held_out_scores
 from bliss_index.search import exact_search
 from bliss_index.search.inputs import (

@@ -1,6 +1,6 @@
 """BLISS scores on a GPU: search, tables, class scores and the minimum never leave it.
 
-The formulas are those of :mod:`bliss_index.scoring.scorer`, and the search finds the same entries
+The formulas are those of :mod:`bliss_index.scoring.formulas`, and the search finds the same entries
 and similarities, bit for bit. What follows is computed in float64 as well, but the GPU adds
 products over the dimension in an order of its own. A score rounded to float32 therefore differs
 from the processor's in its last bit about once in a hundred million, and a job records where its
@@ -19,7 +19,8 @@ import torch
 
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.moments import SIGMA_FLOOR, shrunken
-from bliss_index.scoring.scorer import Scores, require_fitting
+from bliss_index.scoring.formulas import Scores
+from bliss_index.scoring.scorer import require_fitting
 from bliss_index.search.device.backend import upload
 from bliss_index.search.device.base import DeviceEngine
 from bliss_index.search.device.engine import choose_engine
@@ -37,7 +38,7 @@ FoundTensors = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class ScoreTensors:
-    """Scores of n images on the device; as :class:`bliss_index.scoring.scorer.Scores`.
+    """Scores of n images on the device; as :class:`bliss_index.scoring.formulas.Scores`.
 
     Attributes
     ----------
@@ -69,12 +70,12 @@ class ScoreTensors:
 
 
 class DeviceTables:
-    """:class:`bliss_index.scoring.scorer.ExternalTables` on a device.
+    """:class:`bliss_index.scoring.tables.ExternalTables` on a device.
 
     Parameters
     ----------
     vocabulary, calibration
-        As for :class:`bliss_index.scoring.scorer.ExternalTables`; the vocabulary stays on the host.
+        As for :class:`bliss_index.scoring.tables.ExternalTables`; the vocabulary stays on the host.
     device
         Where the tables are.
     """

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from bliss_index.calibration import Calibration
 from bliss_index.devices import resolve_device
 from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.scoring.formulas import require_lam
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
-from bliss_index.scoring.scorer import BlissScorer, Scorer, require_lam
+from bliss_index.scoring.scorer import BlissScorer, Scorer
 from bliss_index.search.protocol import TensorSearch
 from bliss_index.search.registry import index_names, is_exact, search_names, takes_device
 from bliss_index.store import EmbeddingStore, require_same_model

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.score_inputs import InputRows
-from bliss_index.scoring.scorer import Scorer, Scores
+from bliss_index.scoring.scorer import Scorer
 from bliss_index.scoring.thresholds import conformal_p_values
 
 

@@ -1,22 +1,8 @@
-"""BLISS scores: the formulas of Goodge, Hooi and Ng (BMVC 2024, arXiv 2407.17083), on arrays.
-
-For a unit image embedding x, normal classes c with text embeddings t_c, and the k entries w of the
-vocabulary most similar to x:
-
-    I_c(x) = -(<x, t_c> - mu_c) / sigma_c
-    E_c(x) = 1/k sum_w (<x, t_w> - mu_cw) / sigma_cw
-    S(x)   = min_c [ I_c(x) + lambda E_c(x) ]            higher = more anomalous
-
-mu and sigma are mean and population deviation (+ 1e-8) of the same similarity over the images of
-class c. The k entries are chosen by raw similarity, once per image. A calibration may shrink its
-variances (:class:`bliss_index.calibration.Calibration`); by default it does not.
-"""
+"""Scores of images on the processor: search, tables, the minimum over the classes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,39 +12,16 @@ import numpy.typing as npt
 from bliss_index.calibration import Calibration
 from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
+from bliss_index.scoring.formulas import Scores, require_lam
 from bliss_index.scoring.native_kernel import NativeTail, Winners, tail_available
-from bliss_index.search.inputs import as_matrix, require_real
+from bliss_index.scoring.tables import ExternalTables
+from bliss_index.search.inputs import as_matrix
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TopKSearch
 
 BLOCK_ROWS = 1024
-_ENTRY_ROWS = 256
 
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Scores of n images.
-
-    Attributes
-    ----------
-    anomaly
-        (n,) float64 S, higher = more anomalous.
-    nearest_class
-        (n,) int64, the class that attains the minimum; of equal ones the first.
-    internal, external
-        (n,) float64, I and E of that class: anomaly = internal + lambda * external.
-    similarities, ids
-        (n, k) float32 and int64: the entries most similar to each image.
-    """
-
-    anomaly: npt.NDArray[np.float64]
-    nearest_class: npt.NDArray[np.int64]
-    internal: npt.NDArray[np.float64]
-    external: npt.NDArray[np.float64]
-    similarities: npt.NDArray[np.float32]
-    ids: npt.NDArray[np.int64]
 
 
 class Scorer(Protocol):
@@ -90,62 +53,6 @@ class Scorer(Protocol):
     def contributions(self, scores: Scores, /) -> npt.NDArray[np.float64]:
         """What each entry adds to the anomaly score: (n, k)."""
         ...
-
-
-class ExternalTables:
-    """What normalises the similarity to an entry, for every class.
-
-    (s - mu_cw) / sigma_cw = s A_wc - B_wc with A = 1 / sigma (`scale`) and B = mu / sigma
-    (`shift`), both (W, C) float32. The C values of an entry are next to each other in memory. They
-    are computed when an entry first occurs in a top k; :meth:`require` does that.
-
-    Parameters
-    ----------
-    vocabulary
-        (W, d) text embeddings.
-    calibration
-        The normal classes.
-
-    Attributes
-    ----------
-    prior : (C,) array or None
-        Mean variances over the vocabulary, where the calibration shrinks towards them.
-    """
-
-    def __init__(self, vocabulary: npt.NDArray[Any], calibration: Calibration) -> None:
-        self._vocabulary = vocabulary
-        self._calibration = calibration
-        self.prior = calibration.prior_of(vocabulary)
-        shape = (vocabulary.shape[0], len(calibration.classes))
-        # Pages of these arrays that no entry touches are never given memory by the system.
-        self.scale = np.empty(shape, dtype=np.float32)
-        self.shift = np.empty(shape, dtype=np.float32)
-        self._known = np.zeros(shape[0], dtype=bool)
-
-    @property
-    def known(self) -> int:
-        """Number of entries computed so far."""
-        return int(self._known.sum())
-
-    @isolated
-    def require(self, ids: npt.NDArray[np.int64]) -> None:
-        """Compute the rows of these entries, of any shape, unless they are known already.
-
-        A block costs the same however few entries it has, so it is filled with others that are
-        not known yet. Otherwise the rare entries of a long job would each cost a block.
-        """
-        wanted = np.zeros_like(self._known)
-        wanted[ids.reshape(-1)] = True
-        missing = np.flatnonzero(wanted & ~self._known)
-        if free := -missing.size % _ENTRY_ROWS:
-            others = np.flatnonzero(~wanted & ~self._known)[:free]
-            missing = np.concatenate([missing, others])
-        for start in range(0, missing.size, _ENTRY_ROWS):
-            entries = missing[start : start + _ENTRY_ROWS]
-            mu, sigma = self._calibration.statistics(self._vocabulary[entries], self.prior)
-            self.scale[entries] = 1.0 / sigma
-            self.shift[entries] = mu / sigma
-            self._known[entries] = True
 
 
 class BlissScorer:
@@ -333,13 +240,6 @@ class BlissScorer:
         return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
 
 
-def require_lam(lam: float) -> None:
-    """Raise InvalidInputError unless lambda is a finite number of at least 0."""
-    require_real(
-        lam, "lam", "be a finite number of at least 0", lambda value: 0 <= value < math.inf
-    )
-
-
 def require_fitting(
     search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
 ) -> None:
@@ -355,28 +255,3 @@ def require_fitting(
             f"the calibration has dimension {calibration.dim}, the vocabulary {search.dim}; "
             "were they encoded by the same model?"
         )
-
-
-@isolated
-def raw_scores(images: npt.NDArray[Any], calibration: Calibration) -> npt.NDArray[np.float64]:
-    """Similarity to the nearest label without any correction, negated: (n,) float64.
-
-    -max_c <x, t_c>, for comparison.
-    """
-    similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
-    return np.asarray(-similarity.max(axis=1))
-
-
-@isolated
-def label_scores(
-    images: npt.NDArray[Any],
-    calibration: Calibration,
-    prior: npt.NDArray[np.float64] | None = None,
-) -> npt.NDArray[np.float64]:
-    """The label term alone: min_c I_c(x), (n,) float64, for comparison.
-
-    `prior` is that of :meth:`bliss_index.calibration.Calibration.label_statistics`.
-    """
-    mu, sigma = calibration.label_statistics(prior)
-    similarity = np.asarray(images, dtype=np.float64) @ calibration.class_embeddings.T
-    return np.asarray(((mu - similarity) / sigma).min(axis=1))

@@ -1,0 +1,69 @@
+"""What normalises the similarity to a vocabulary entry, for every class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.calibration import Calibration
+from bliss_index.search.isolation import isolated
+
+_ENTRY_ROWS = 256
+
+
+class ExternalTables:
+    """What normalises the similarity to an entry, for every class.
+
+    (s - mu_cw) / sigma_cw = s A_wc - B_wc with A = 1 / sigma (`scale`) and B = mu / sigma
+    (`shift`), both (W, C) float32. The C values of an entry are next to each other in memory. They
+    are computed when an entry first occurs in a top k; :meth:`require` does that.
+
+    Parameters
+    ----------
+    vocabulary
+        (W, d) text embeddings.
+    calibration
+        The normal classes.
+
+    Attributes
+    ----------
+    prior : (C,) array or None
+        Mean variances over the vocabulary, where the calibration shrinks towards them.
+    """
+
+    def __init__(self, vocabulary: npt.NDArray[Any], calibration: Calibration) -> None:
+        self._vocabulary = vocabulary
+        self._calibration = calibration
+        self.prior = calibration.prior_of(vocabulary)
+        shape = (vocabulary.shape[0], len(calibration.classes))
+        # Pages of these arrays that no entry touches are never given memory by the system.
+        self.scale = np.empty(shape, dtype=np.float32)
+        self.shift = np.empty(shape, dtype=np.float32)
+        self._known = np.zeros(shape[0], dtype=bool)
+
+    @property
+    def known(self) -> int:
+        """Number of entries computed so far."""
+        return int(self._known.sum())
+
+    @isolated
+    def require(self, ids: npt.NDArray[np.int64]) -> None:
+        """Compute the rows of these entries, of any shape, unless they are known already.
+
+        A block costs the same however few entries it has, so it is filled with others that are
+        not known yet. Otherwise the rare entries of a long job would each cost a block.
+        """
+        wanted = np.zeros_like(self._known)
+        wanted[ids.reshape(-1)] = True
+        missing = np.flatnonzero(wanted & ~self._known)
+        if free := -missing.size % _ENTRY_ROWS:
+            others = np.flatnonzero(~wanted & ~self._known)[:free]
+            missing = np.concatenate([missing, others])
+        for start in range(0, missing.size, _ENTRY_ROWS):
+            entries = missing[start : start + _ENTRY_ROWS]
+            mu, sigma = self._calibration.statistics(self._vocabulary[entries], self.prior)
+            self.scale[entries] = 1.0 / sigma
+            self.shift[entries] = mu / sigma
+            self._known[entries] = True
