@@ -297,6 +297,16 @@ def test_a_corpus_that_is_damaged_there_or_in_its_copy(job, bucket, tmp_path):
     assert run_job(job.images, tmp_path / "s", settings).complete
 
 
+def test_an_object_that_goes_while_it_is_read(bucket):
+    directory = open_directory(f"{bucket}/x")
+    directory.replace("large", bytes(10 << 20))
+    with directory.open("large") as file:
+        assert file.read(10) == bytes(10)
+        directory.remove("large")
+        with pytest.raises(CorruptStoreError, match="large cannot be read"):
+            file.read()
+
+
 def test_a_copy_that_cannot_be_written(job, bucket, tmp_path, monkeypatch):
     upload(job.folder / "corpus", f"{bucket}/corpus")
     (tmp_path / "file").write_text("no folder")
