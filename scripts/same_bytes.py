@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import numpy as np
-from machine import describe_machine
+from machine import describe_machine, write_result
 from object_store import s3_server
 
 from bliss_index.demo.scenes import draw_scene
@@ -72,16 +72,14 @@ def main() -> None:
     works = next(iter(found.values()))
     same = {w: len({way[w]["sha256"] for way in found.values() if w in way}) == 1 for w in works}
     result = {
-        "command": " ".join(["python scripts/same_bytes.py", *sys.argv[1:]]),
         **describe_machine(1),
         "images": given.images, "pixels": given.pixels, "words": given.words, "rows": given.rows,
         "same": same,
         "ways": found,
     }  # fmt: skip
-    text = json.dumps(result, indent=2)
-    print(text)
+    write_result(None, result)
     if given.json:
-        given.json.write_text(text + "\n")
+        write_result(given.json, result)
     sys.exit(0 if all(same.values()) else 1)
 
 

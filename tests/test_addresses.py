@@ -81,6 +81,14 @@ def test_an_address_is_never_taken_for_a_path(given, tmp_path, monkeypatch):
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_data_set_is_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    protocol = ["--protocol", "cifar10-one-class", "--encoded", "e", "--corpus", "c"]
+    done = CliRunner().invoke(app, ["evaluate", "s3://bucket/x", *protocol])
+    assert done.exit_code == 2 and "TARGET with --encoded" in done.output, done.output
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_path_is_read_as_one():
     # Those that are text are known to be something else; a new one is to be thought about.
     texts = [g for g in ALL if g.info.parser is None and g.kind not in (int, float, bool)]

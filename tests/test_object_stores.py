@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tarfile
@@ -23,11 +24,18 @@ from object_store import s3_server, upload
 
 from bliss_index.calibration.labels import Labels
 from bliss_index.cli.app import app
-from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, StoreError
+from bliss_index.errors import (
+    BlissError,
+    CorruptStoreError,
+    InvalidInputError,
+    OutputError,
+    StoreError,
+)
 from bliss_index.jobs import JobOptions, Part, run
 from bliss_index.jobs.record import commit
 from bliss_index.scoring import run_job
 from bliss_index.storage import open_directory
+from bliss_index.storage.cache import local_copy
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.vocabulary import load_vocabulary
@@ -287,6 +295,39 @@ def test_a_corpus_that_is_damaged_there_or_in_its_copy(job, bucket, tmp_path):
         run_job(job.images, tmp_path / "s", settings)
     copy.unlink()
     assert run_job(job.images, tmp_path / "s", settings).complete
+
+
+def test_an_object_that_goes_while_it_is_read(bucket):
+    directory = open_directory(f"{bucket}/x")
+    directory.replace("large", bytes(10 << 20))
+    with directory.open("large") as file:
+        assert file.read(10) == bytes(10)
+        directory.remove("large")
+        with pytest.raises(CorruptStoreError, match="large cannot be read"):
+            file.read()
+
+
+def test_a_copy_that_cannot_be_written(job, bucket, tmp_path, monkeypatch):
+    upload(job.folder / "corpus", f"{bucket}/corpus")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("BLISS_INDEX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="BLISS_INDEX_CACHE names another folder"):
+        EmbeddingStore.open(f"{bucket}/corpus", kind="text")
+
+
+def test_a_manifest_that_is_replaced_while_it_is_copied(job, bucket, tmp_path, monkeypatch):
+    upload(job.folder / "corpus", f"{bucket}/corpus")
+    directory = open_directory(f"{bucket}/corpus")
+    first, names = directory.read("manifest.json"), type(directory).names
+
+    def replaced_meanwhile(self, folder=""):
+        directory.replace("manifest.json", first + b" ")
+        return names(self, folder)
+
+    monkeypatch.setattr(type(directory), "names", replaced_meanwhile)
+    copy = local_copy(f"{bucket}/corpus")
+    assert (copy / "manifest.json").read_bytes() == first
+    assert copy.name == hashlib.sha256(first).hexdigest()[:32]
 
 
 def test_what_is_not_there_is_one_message(job, bucket, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -114,7 +115,7 @@ def evaluate(
     if encoded is not None:
         _forbid("with --encoded, which takes it from the data set", own)
         (vocabulary,) = _required("--encoded", {"--corpus": corpus})
-        folder = path(target)
+        folder = _local("TARGET with --encoded", target)
         from bliss_index.evaluation.paper.from_dataset import evaluate_dataset
 
         with progress_line("encoding") as progress:
@@ -130,6 +131,15 @@ def evaluate(
         print_json(report.to_json())
     else:
         write(report.to_markdown())
+
+
+def _local(name: str, value: str) -> Path:
+    """Return a value as a local path; refuse an address, naming what it was given for."""
+    try:
+        return path(value)
+    except typer.BadParameter as error:
+        error.param_hint = name
+        raise
 
 
 def _required(what: str, options: dict[str, str | None]) -> list[str]:

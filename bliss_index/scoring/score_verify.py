@@ -16,7 +16,7 @@ from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input
 from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.scores_directory import read_job, read_plan, read_scores
 from bliss_index.storage import Directory, open_directory
-from bliss_index.storage.hashing import stream_sha256
+from bliss_index.storage.directory import content_sha256
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
@@ -145,8 +145,7 @@ def _check_part(
 ) -> None:
     output = record.file
     try:
-        with directory.open(output) as file:
-            digest = stream_sha256(file)
+        digest = content_sha256(directory, output)
     except FileNotFoundError:
         raise CorruptStoreError(f"{output} is missing; run the job again") from None
     if digest != record.sha256:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, OutputError, StoreError
@@ -49,13 +51,14 @@ def local_copy(location: str | Path) -> Path:
         raise StoreError(
             f"{location} holds no {MANIFEST_NAME}: nothing complete is there"
         ) from error
-    copy = cache_folder() / hashlib.sha256(manifest).hexdigest()[:32]
+    copy = LocalDirectory(cache_folder() / hashlib.sha256(manifest).hexdigest()[:32])
+    have = copy.names()
     for name, size in directory.names().items():
-        target = copy / name
-        there = target.is_file() and target.stat().st_size == size
-        if not name.startswith("_") and not there:
-            _fetch(directory, name, copy, name)
-    return copy
+        if _CONTENT_NAME.fullmatch(name) and have.get(name) != size:
+            _fetch(directory, name, copy.path, name)
+    if have.get(MANIFEST_NAME) != len(manifest):  # not fetched again: it may be another by now
+        copy.replace(MANIFEST_NAME, manifest)
+    return copy.path
 
 
 def local_file(location: str | Path) -> Path:
@@ -104,22 +107,32 @@ def checked_file(directory: Directory, name: str, sha256: str) -> Path:
 
 def _fetch(directory: Directory, name: str, folder: Path, target: str = "") -> Path:
     """Copy a file into a folder, under a name that begins with its hash if none is given."""
-    make_directory(folder)
-    with directory.open(name) as source:
+    with directory.open(name) as source, _copying(folder) as file:
+        shutil.copyfileobj(source, file.sink, 1 << 20)
+        digest = file.sink.sha256
+        named = _CONTENT_NAME.fullmatch(name)
+        if named is not None and not digest.startswith(named[1]):
+            raise CorruptStoreError(
+                f"{directory.uri}/{name} has SHA-256 {digest}, its name says {named[1]}: "
+                "altered; restore it, or make it again"
+            )
+        target = target or f"{digest[:32]}-{name}"
+        file.commit(target, replace=True)
+    return folder / target
+
+
+@contextlib.contextmanager
+def _copying(folder: Path) -> Iterator[NewFile]:
+    """A new file of the cache; OutputError where it cannot be written."""
+    try:
+        make_directory(folder)
         file = NewFile(folder)
         try:
-            shutil.copyfileobj(source, file.sink, 1 << 20)
-            digest = file.sink.sha256
-            named = _CONTENT_NAME.fullmatch(name)
-            if named is not None and not digest.startswith(named[1]):
-                raise CorruptStoreError(
-                    f"{directory.uri}/{name} has SHA-256 {digest}, its name says {named[1]}: "
-                    "altered; restore it, or make it again"
-                )
-            target = target or f"{digest[:32]}-{name}"
-            file.commit(target, replace=True)
-        except OSError as error:
-            raise OutputError(f"{directory.uri}/{name} cannot be copied: {error}") from error
+            yield file
         finally:
             file.discard()
-    return folder / target
+    except (OSError, OutputError) as error:
+        raise OutputError(
+            f"what is in an object store is copied to {folder}, which fails: {error}. "
+            "BLISS_INDEX_CACHE names another folder"
+        ) from error

@@ -21,6 +21,7 @@ from bliss_index.storage.files import (
     output_error,
     remove_temporaries,
 )
+from bliss_index.storage.hashing import stream_sha256
 from bliss_index.storage.objects import SCHEMES, ObjectDirectory, is_object_store
 
 N = TypeVar("N")
@@ -255,6 +256,17 @@ def write_file(location: str | Path, data: bytes) -> None:
     directory = open_directory(folder or ("/" if str(location).startswith("/") else "."))
     directory.make()
     directory.replace(name, data)
+
+
+def content_sha256(directory: Directory, name: str) -> str:
+    """Return the SHA-256 of a file of a directory; errors as of :meth:`Directory.read`."""
+    try:
+        with directory.open(name) as file:
+            return stream_sha256(file)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CorruptStoreError(f"{directory.uri}/{name} cannot be read: {error}") from error
 
 
 def write_json(directory: Directory, name: str, values: object) -> None:

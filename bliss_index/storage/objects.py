@@ -171,15 +171,16 @@ class ObjectContent:
 
 def reader(store: Any, name: str) -> io.BufferedReader:
     """Open an object for random reading; errors are obstore's."""
-    return io.BufferedReader(_Raw(obstore().open_reader(store, name)), _READ_AHEAD)
+    return io.BufferedReader(_Raw(obstore().open_reader(store, name), name), _READ_AHEAD)
 
 
 class _Raw(io.RawIOBase):
-    """obstore's reader as Python's streams are."""
+    """obstore's reader as Python's streams are; CorruptStoreError where it cannot be read on."""
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, name: str) -> None:
         super().__init__()
         self._reader = reader
+        self._name = name
 
     def readable(self) -> bool:
         return True
@@ -188,7 +189,10 @@ class _Raw(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = memoryview(self._reader.read(len(buffer)))
+        try:
+            data = memoryview(self._reader.read(len(buffer)))
+        except Exception as error:
+            raise CorruptStoreError(f"{self._name} cannot be read: {_line(error)}") from error
         buffer[: len(data)] = data
         return len(data)
 

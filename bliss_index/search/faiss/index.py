@@ -28,9 +28,8 @@ from bliss_index.search.faiss.runtime import import_faiss
 from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import checked_file
-from bliss_index.storage.directory import read_named, write_json
+from bliss_index.storage.directory import content_sha256, read_named, write_json
 from bliss_index.storage.files import parse_json
-from bliss_index.storage.hashing import stream_sha256
 from bliss_index.storage.locks import locked
 
 __all__ = [
@@ -297,8 +296,7 @@ def verify_index(corpus: Corpus, record: IndexRecord) -> None:
     directory = open_directory(corpus.path)
     name = f"{INDEX_FOLDER}/{record.file}"
     try:
-        with directory.open(name) as file:
-            found = stream_sha256(file)
+        found = content_sha256(directory, name)
     except FileNotFoundError:
         raise _missing(corpus, record) from None
     if found != record.sha256:
