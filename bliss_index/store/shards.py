@@ -25,16 +25,9 @@ from bliss_index.store.schema import (
     OK,
     embedding_column,
     embedding_matrix,
-    open_batch,
     shard_schema,
     write_shard,
 )
-
-
-def committed_keys(directory: Directory, record: Record) -> list[str]:
-    """Read the keys of a shard."""
-    batch = open_batch(directory.mapped(record.file), record.file)
-    return list(batch.column("key").to_pylist())
 
 
 class ShardColumns:

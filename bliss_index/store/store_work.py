@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from bliss_index.jobs.work import Notify
 from bliss_index.storage import Directory
 from bliss_index.store.keys import MOST_NAMED, repeated_keys
 from bliss_index.store.manifest import STORE_KIND, StoreManifest
-from bliss_index.store.shards import committed_keys
+from bliss_index.store.schema import open_batch
 
 
 class StoreWork(ABC):
@@ -57,9 +57,13 @@ class StoreWork(ABC):
             It is a text store, and some do.
         """
         described = self.described()
-        count, first = repeated_keys(
-            lambda: (committed_keys(directory, record) for record in records), MOST_NAMED
-        )
+
+        def parts() -> Iterable[list[str]]:
+            for record in records:
+                batch = open_batch(directory.mapped(record.file), record.file)
+                yield batch.column("key").to_pylist()
+
+        count, first = repeated_keys(parts, MOST_NAMED)
         if count and described.kind == "text":
             raise InvalidInputError(
                 f"{count} keys occur more than once, the first are {listed(first)}; keys of a text "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from bliss_index.storage.locks import locked
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import STORE_KIND, StoreManifest
-from bliss_index.store.shards import ShardColumns, committed_keys
+from bliss_index.store.schema import open_batch
+from bliss_index.store.shards import ShardColumns
 
 ROWS_PER_SHARD = 65536
 
@@ -119,8 +120,8 @@ class StoreWriter:
             self._registry: KeyRegistry | None = None
             if not distinct_keys:
                 self._registry = KeyRegistry()
-                for record in self._records.values():
-                    self._registry.register(committed_keys(self._directory, record))
+                for keys in self._committed_keys():
+                    self._registry.register(keys)
         except BaseException:
             self.release()
             raise
@@ -236,6 +237,11 @@ class StoreWriter:
         for name in names:  # those behind a gap are made again
             if int(name[5:13]) not in self._records:
                 self._directory.remove(f"{RECORD_FOLDER}/{name}")
+
+    def _committed_keys(self) -> Iterable[list[str]]:
+        for record in self._records.values():
+            batch = open_batch(self._directory.mapped(record.file), record.file)
+            yield batch.column("key").to_pylist()
 
     def _commit(self, table: pa.Table) -> None:
         number = len(self._records)
