@@ -4,13 +4,15 @@
 
 Every figure is of a command in a process of its own: the largest resident memory of it and of the
 processes that it started (VmHWM), summed, against "memory: at most ..." as it was printed.
-FOLDER takes up to 3 GB at a time and is left as it was.
+FOLDER takes up to 3 GB at a time and is left as it was. With ``--only``, the figures of other
+layouts that the JSON holds already are kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import subprocess
@@ -56,6 +58,9 @@ def main() -> None:
         "images a class": IMAGES_A_CLASS,
         "runs": [],
     }
+    if given.json is not None and given.json.exists():
+        before = json.loads(given.json.read_text())["runs"]
+        result["runs"] = [run for run in before if run["layout"] not in given.only]
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="bench-memory-") as folder:
         place = Path(folder)
         prepare(place)
