@@ -150,7 +150,7 @@ def test_boundaries_depend_on_the_file_alone(rows, tmp_path):
 
 
 def test_a_compressed_file_is_read_once_whatever_the_parts(rows, tmp_path, monkeypatch):
-    names = {"npz deflated": "_DeflatedStream", "parquet of one group": "_BatchStream"}
+    names = {"npz deflated": "_ArrayStream", "parquet of one group": "_BatchStream"}
     for layout, name in names.items():
         module = source_npy if layout.startswith("npz") else source_parquet
         (part,) = open_source(write(tmp_path / layout, layout, rows)).parts
@@ -219,7 +219,9 @@ def test_repeated_keys_against_counting():
 
 def damaged_npz(folder, change, compressed=True):
     """Write an archive, change its bytes, and return it."""
-    location = write(folder, "npz deflated" if compressed else "npz", np.ones((50, DIM), "float32"))
+    location = write(
+        folder, "npz deflated" if compressed else "npz", np.ones((5000, DIM), "float32")
+    )
     location.write_bytes(change(bytearray(location.read_bytes())))
     return location
 
@@ -248,7 +250,7 @@ def test_damaged_archives(tmp_path):
     )
 
     def flipped(data):
-        data[data.index(b"embeddings.npy") + 30 + 128 + 500] ^= 1
+        data[data.index(b"embeddings.npy") + 200_000] ^= 1
         return data
 
     refused("flipped", flipped, "Bad CRC-32", compressed=False)
@@ -322,3 +324,25 @@ def test_a_table_whose_file_grows_shorter(job, tmp_path, rows):
     write(tmp_path / "in", "parquet", rows[:100])
     with pytest.raises(CorruptStoreError, match="ends before row|cannot be read"):
         list(part.read(50))
+
+
+def test_a_damaged_file_that_is_large_when_it_is_repaired(job, rows, tmp_path, small_parts):
+    """It was planned as one part, of rows that nobody knew, and stays one."""
+    write(tmp_path / "in", "npy", rows)
+    good = (tmp_path / "in" / "e.npy").read_bytes()
+    np.save(tmp_path / "in" / "a.npy", rows[:10])
+    (tmp_path / "in" / "e.npy").write_bytes(good[:-1])
+    summary = run_job(tmp_path / "in", tmp_path / "s", job.settings())
+    assert [name for name, _ in summary.failed] == ["e.npy"]
+    (tmp_path / "in" / "e.npy").write_bytes(good)
+    summary = run_job(tmp_path / "in", tmp_path / "s", job.settings())
+    assert (summary.complete, summary.parts, summary.rows) == (True, 2, 10 + ROWS)
+    assert verify_scores(tmp_path / "s").ok
+
+
+def test_files_whose_names_end_like_rows_of_one(job, rows, tmp_path):
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "e[1].npy", rows[:10])
+    run_job(tmp_path / "in", tmp_path / "s", job.settings())
+    np.save(tmp_path / "in" / "e[2].npy", rows[10:20])
+    assert run_job(tmp_path / "in", tmp_path / "s", job.settings()).rows == 20

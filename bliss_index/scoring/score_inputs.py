@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -246,15 +247,19 @@ class JobInput:
         JobError
             It is not there any more.
         """
-        try:
-            if isinstance(self.source, EmbeddingStore):
-                return StorePart(self.source, self.source.index_of(planned.name))
-            return ForeignPart(self.source.piece_of(planned))
-        except CorruptStoreError as error:
-            raise JobError(
-                f"the job was begun with images of which {planned.name} was a part, now it is "
-                f"gone from {self.location}; restore it, or choose another output"
-            ) from error
+        if not isinstance(self.source, EmbeddingStore):
+            with contextlib.suppress(CorruptStoreError):
+                return ForeignPart(self.source.piece_of(planned))
+        elif planned.name in self._by_name:
+            return self._by_name[planned.name]
+        raise JobError(
+            f"the job was begun with images of which {planned.name} was a part, now it is gone "
+            f"from {self.location}; restore it, or choose another output"
+        )
+
+    @cached_property
+    def _by_name(self) -> dict[str, InputPart]:
+        return {part.name: part for part in self.parts}
 
 
 def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobInput:

@@ -250,12 +250,8 @@ class ImportWork(StoreWork):
     def is_same(self, part: Part, record: Record) -> str:
         piece = self.source.piece_of(part)
         found = piece.sha256(self.batch_rows(piece), carried=self.of_kind == "image")
-        if found == record.input:
-            return ""
-        return (
-            f"{part.name} was imported with SHA-256 {record.input}, now it has {found}: it was "
-            "replaced since"
-        )
+        what = f"{part.name} was imported with SHA-256 {record.input}, now it has {found}"
+        return "" if found == record.input else f"{what}: it was replaced since"
 
     def memory(self, workers: int, budget: int | None) -> MemoryPlan:
         dim, files = self.source.dim, self.source.parts
@@ -309,8 +305,8 @@ class ImportWorker:
                 record = self._import(part)
             except (CorruptStoreError, OSError, MemoryError) as error:
                 yield Outcome.failed(part.index, error)
-                continue
-            yield Outcome(part.index, record)
+            else:
+                yield Outcome(part.index, record)
 
     def _import(self, part: Part) -> Record:
         work, began = self._work, time.perf_counter()

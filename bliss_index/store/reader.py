@@ -196,16 +196,6 @@ class EmbeddingStore:
         """Settings recorded by whoever wrote the store."""
         return dict(self.manifest.attributes)
 
-    def index_of(self, file: str) -> int:
-        """Position of a shard by the name of its file; CorruptStoreError where there is none."""
-        if file not in self._indexes:
-            raise CorruptStoreError(f"{self.path} has no shard {file}")
-        return self._indexes[file]
-
-    @cached_property
-    def _indexes(self) -> dict[str, int]:
-        return {shard.file: index for index, shard in enumerate(self.shards)}
-
     def describe(self) -> str:
         """Say in a few words what it holds, for messages."""
         return f"{self.kind} store {self.path}"

@@ -99,7 +99,7 @@ class NpyPart(SourcePart):
 
     def stream(self, origin: int, carried: bool) -> RowStream:
         tables = None if self.metadata is None else self.metadata.stream(origin, carried)
-        return _ArrayStream(self, origin, tables)
+        return _ArrayStream(self, origin, self.file.open(), tables)
 
     def stamp(self) -> list[Any]:
         other = [] if self.metadata is None else self.metadata.file.stamp()
@@ -118,64 +118,46 @@ class DeflatedPart(NpyPart):
         return 0
 
     def stream(self, origin: int, carried: bool) -> RowStream:
-        return _DeflatedStream(self)
+        stack = contextlib.ExitStack()
+        _, file = stack.enter_context(_member(self.file))
+        stream = _ArrayStream(self, 0, file, stack)
+        if self.by_column:
+            with _refused(self.name):
+                stream.file = io.BytesIO(file.read())
+        return stream
 
 
 class _ArrayStream:
-    """Rows of an array whose bytes lie in the file as they are."""
+    """Rows of an array; of a compressed one they are asked for in the order of the file."""
 
-    def __init__(self, part: NpyPart, at: int, tables: RowStream | None) -> None:
-        self._part, self.at, self._tables = part, at, tables
-        self._file = part.file.open()
+    def __init__(self, part: NpyPart, at: int, file: Any, beside: Any) -> None:
+        self._part, self.at, self.file, self._beside = part, at, file, beside
 
     def read(self, count: int) -> EmbeddingBatch:
         part = self._part
         size = part.stored.itemsize
-        if part.by_column:
-            places = ((column * part.rows + self.at) * size for column in range(part.dim))
-            data = b"".join(self._bytes(place, count * size) for place in places)
-        else:
-            data = self._bytes(self.at * part.dim * size, count * part.dim * size)
-        matrix = _matrix(part, data, count)
+        with _refused(part.name):
+            if part.by_column:
+                places = ((column * part.rows + self.at) * size for column in range(part.dim))
+                data = b"".join(self._bytes(place, count * size) for place in places)
+            else:
+                data = self._bytes(self.at * part.dim * size, count * part.dim * size)
         self.at += count
-        if self._tables is None:
-            return EmbeddingBatch(matrix)
-        return replace(self._tables.read(count), embeddings=matrix)
+        batch = _NOTHING_BESIDE if part.metadata is None else self._beside.read(count)
+        return replace(batch, embeddings=_matrix(part, data, count))
 
     def _bytes(self, place: int, count: int) -> bytes:
-        self._file.seek(self._part.offset + place)
-        data: bytes = self._file.read(count)
+        self.file.seek(self._part.offset + place)
+        data: bytes = self.file.read(count)
         return data
 
     def close(self) -> None:
-        self._file.close()
-        if self._tables is not None:
-            self._tables.close()
+        self.file.close()
+        if self._beside is not None:
+            self._beside.close()
 
 
-class _DeflatedStream:
-    """Rows of an array within an archive."""
-
-    def __init__(self, part: NpyPart) -> None:
-        self._part, self.at = part, 0
-        self._stack = contextlib.ExitStack()
-        _, self._file = self._stack.enter_context(_member(part.file))
-        self._columns: npt.NDArray[Any] | None = None
-        with _refused(part.name):
-            self._file.read(part.offset)
-            if part.by_column:
-                self._columns = _matrix(part, self._file.read(), part.rows)
-
-    def read(self, count: int) -> EmbeddingBatch:
-        start, self.at = self.at, self.at + count
-        if self._columns is not None:
-            return EmbeddingBatch(self._columns[start : self.at])
-        with _refused(self._part.name):
-            data = self._file.read(count * self._part.row_bytes())
-        return EmbeddingBatch(_matrix(self._part, data, count))
-
-    def close(self) -> None:
-        self._stack.close()
+_NOTHING_BESIDE = EmbeddingBatch(np.empty((0, 0)))
 
 
 def open_npz(file: SourceFile) -> NpyPart:
@@ -242,13 +224,14 @@ def _place(file: SourceFile, info: zipfile.ZipInfo) -> int:
 
 @contextlib.contextmanager
 def _refused(name: str) -> Iterator[None]:
-    """Turn whatever a damaged archive raises into our error."""
+    """Turn whatever a damaged file raises into our error."""
     try:
         yield
     except InvalidInputError:
         raise
     except _ARCHIVE_ERRORS as error:
-        raise InvalidInputError(f"{name} cannot be read as .npz: {error}") from error
+        kind = name.rpartition(".")[2]
+        raise InvalidInputError(f"{name} cannot be read as .{kind}: {error}") from error
 
 
 def _matrix(part: NpyPart, data: bytes, count: int) -> npt.NDArray[Any]:

@@ -114,17 +114,17 @@ class SourcePart(ABC):
         """Whether it has columns besides embeddings, keys and texts."""
         return False
 
-    @abstractmethod
     def row_bytes(self, carried: bool = True) -> int:
         """Bytes of a row, about, with or without the carried columns."""
+        return 1
 
-    @abstractmethod
     def held(self, carried: bool = True) -> int:
         """Bytes that stay in memory while it is read, whatever the batch."""
+        return 0
 
-    @abstractmethod
     def origin(self, row: int) -> int:
         """The row from which one has to read to come to `row`."""
+        return row
 
     @abstractmethod
     def stream(self, origin: int, carried: bool) -> RowStream:
@@ -132,7 +132,7 @@ class SourcePart(ABC):
 
     def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
         """Rows at which to cut the part into pieces of about `rows` rows and `size` bytes."""
-        step = max(1, min(rows, size // max(1, self.row_bytes(carried))))
+        step = max(1, min(rows, size // self.row_bytes(carried)))
         return [*range(0, self.rows, step), self.rows] if self.rows else [0, 0]
 
     def stamp(self) -> list[Any]:
@@ -285,20 +285,12 @@ class BrokenPart(SourcePart):
 
     reason: str = ""
 
-    def row_bytes(self, carried: bool = True) -> int:
-        return 0
-
-    def held(self, carried: bool = True) -> int:
-        return 0
-
-    def origin(self, row: int) -> int:
-        return row
-
     def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
         return [0, -1]
 
     def batches(self, *_: object, **__: object) -> Iterator[EmbeddingBatch]:
-        raise InvalidInputError(self.reason)
+        self.stream(0, False)
+        return iter(())
 
     def stream(self, origin: int, carried: bool) -> RowStream:
         raise InvalidInputError(self.reason)
