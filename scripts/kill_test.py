@@ -40,7 +40,7 @@ from job_fixtures import result
 from machine import describe_machine
 from object_store import s3_server
 
-SIZES = {"shards": 400, "files": 400, "rows": 2000, "words": 6_400, "pictures": 4_480}
+SIZES = {"rows": 2000, "words": 6_400, "pictures": 4_480}
 
 
 def main() -> None:
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=30, help="of each work")
     parser.add_argument("--works", nargs="+", help="by default all")
+    parser.add_argument("--parts", type=int, default=400, help="of import and score")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--engine", default="local", choices=["local", "ray"])
     parser.add_argument("--s3", type=int, default=0, help="lose one of so many answers")
@@ -58,7 +59,8 @@ def main() -> None:
     well = True
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for work, command in prepared(folder, **SIZES).items():
+        inputs = prepared(folder, shards=given.parts, files=given.parts, **SIZES)
+        for work, command in inputs.items():
             if given.works and work not in given.works:
                 continue
             more = ["--engine", given.engine, "--workers", str(given.workers)]
