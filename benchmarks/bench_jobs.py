@@ -4,8 +4,8 @@
 
 Start is planning and writing the plan, resume finds half of the parts done, finish writes the
 manifest. Every run (first half, second half, again) has a process of its own, whose peak memory is
-noted beside that of a job of one part. Files are synced, so the time of a part is that of the disk,
-too; on a busy machine, compare the CPU's seconds.
+noted beside that of a job of one part. On a busy machine, compare the CPU's seconds. Files are
+synced, so the time of a part is that of the disk, too.
 """
 
 from __future__ import annotations
