@@ -1,10 +1,11 @@
 """Let writing, syncing, linking, renaming and opening of the output fail or kill, in all works.
 
-    python scripts/fault_test.py --times 3 --json benchmarks/results/faults.json
+    python scripts/fault_test.py --times 3 --json benchmarks/results/fault_test.json
 
 For every work, call and fault: the command runs with the n-th such call failing (n at random, up to
 the number of calls in a whole run). It must end with exit code 0, or with 1 and one message, or be
-killed; the same command again must end well, and its files be those of a run without faults.
+killed; the same command again must end well, and its files be those of a run without faults. With
+--json, works are added to those that the file holds.
 """
 
 from __future__ import annotations
@@ -117,8 +118,11 @@ def main() -> int:
     for line in bad:
         print(line)
     if given.json:
+        before = json.loads(given.json.read_text()) if given.json.exists() else {"works": {}}
         found = {work: dict(sorted(count.items())) for work, count in counts.items()}
-        write_result(given.json, {"machine": describe_machine(1), "works": found, "bad": bad})
+        works = {**before["works"], **found}
+        bad = before.get("bad", []) + bad
+        write_result(given.json, {"machine": describe_machine(1), "works": works, "bad": bad})
     print(json.dumps({"bad": len(bad)}))
     return 1 if bad else 0
 

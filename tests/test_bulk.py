@@ -205,7 +205,8 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path):
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 
-def test_ctrl_c_keeps_what_is_done(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_keep_what_is_done(tmp_path, number, code):
     slow = make_job(tmp_path, shards=40, rows=4000, entries=4000, dim=64)
     for workers in (1, 2):
         out = tmp_path / f"s{workers}"
@@ -214,10 +215,10 @@ def test_ctrl_c_keeps_what_is_done(tmp_path):
         )
         wait_for(lambda out=out: list(out.glob("_records/part-*.json")))
         began = time.monotonic()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=60)
         assert time.monotonic() - began < 10
-        assert process.returncode == 130
+        assert process.returncode == code
         assert "interrupted; what is done is kept" in errors
         done = len(list(out.glob("_records/*.json")))
         assert 0 < done < 40
