@@ -308,7 +308,7 @@ def test_the_searches_of_a_gpu():
 
 def test_the_encoders_on_a_gpu():
     text = (ROOT / "docs" / "gpu.md").read_text()
-    for row in result("gpu_encoding_h200")["rows"]:
+    for row in result("gpu_encoding_h100")["rows"]:
         if row["group"] != "encoding":
             continue
         found = row["result"]
@@ -318,3 +318,5 @@ def test_the_encoders_on_a_gpu():
             f"{tower['texts']:,.0f} | {job['texts']:,.0f} | "
             f"{min(found['least_cosine_with_processor'].values()):.5f} |"
         ) in text
+        if "images, 4 workers" in job:
+            assert f"{job['images, 4 workers']:,.0f} images a second" in text

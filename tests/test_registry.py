@@ -80,12 +80,14 @@ rng = np.random.default_rng(0)
 entries, queries = rng.standard_normal((60, 8)), rng.standard_normal((5, 8))
 search = exact_search(entries, 3, backend="toy")
 ScoreSettings("corpus", "calibration", search="toy")
-help_page = CliRunner().invoke(app, ["score", "--help"]).output
+def code(name):  # 2: no such value of an option
+    options = ["--corpus", "c", "--calibration", "c", "--out", sys.argv[1] + "/s"]
+    return CliRunner().invoke(app, ["score", "x", *options, "--search", name]).exit_code
 print(json.dumps({
     "backend": search.backend,
     "ids": search.search(queries)[1].tolist(),
     "expected": np.argsort(-(queries @ entries.T), 1, kind="stable")[:, :3].tolist(),
-    "offered": "toy" in help_page,
+    "codes": [code("toy"), code("nothing")],
     "info": describe_installation()[0]["exact_search"]["toy"],
 }))
 """
@@ -110,7 +112,7 @@ def test_another_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["backend"] == "toy"
     assert found["ids"] == found["expected"]
-    assert found["offered"]
+    assert found["codes"] == [1, 2]
     assert found["info"] == "any processor"
 
 
