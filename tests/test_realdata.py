@@ -10,7 +10,6 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from bliss_reference import reference_scores, unit
 from detector_reference import EXPECTED, DetectorData, expected_neglabel
@@ -20,6 +19,7 @@ from bliss_index.cli.app import app
 from bliss_index.evaluation.detector import Reference, blocks
 from bliss_index.evaluation.paper.protocol_run import DETECTORS
 from bliss_index.evaluation.paper.protocols import all_but_one, one_class, random_classes
+from bliss_index.scoring import ScoresDirectory
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore
 
@@ -80,8 +80,7 @@ def cli_scores(caltech, normal, name):
         "--out", folder / "calibration")  # fmt: skip
     run("score", root / "test", "--corpus", root / "corpus",
         "--calibration", folder / "calibration", "--out", folder / "scores")  # fmt: skip
-    table = pq.read_table(folder / "scores" / "shard-00000.parquet")
-    return table, anomaly
+    return ScoresDirectory.open(folder / "scores").table(), anomaly
 
 
 def auroc(scores, anomaly):
