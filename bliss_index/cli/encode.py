@@ -212,19 +212,15 @@ def _options(
     task: str | None,
     memory: str | None,
 ) -> JobOptions:
-    """Options of an encoding job; on a processor, one worker for each of its threads."""
-    from bliss_index.encode.encode_work import default_workers
+    """Options of an encoding job."""
     from bliss_index.encode.model import ENCODER_DEVICES
 
-    here = engine == "local"
+    here = engine == "local"  # Ray's nodes have devices of their own
     named = tuple(
         resolve_device(name, among=ENCODER_DEVICES, here=here)
         for name in device_names(devices or device)
     )
-    chosen = workers is None and here
-    if chosen:
-        workers = default_workers(named)
-    return job_options(workers, named, engine, task, memory, fewer_workers=chosen)
+    return job_options(workers, named, engine, task, memory)
 
 
 def _tag(model: str, pretrained: str | None) -> str | None:

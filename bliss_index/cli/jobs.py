@@ -40,7 +40,6 @@ def job_options(
     task: str | None,
     memory: str | None,
     max_bad_fraction: float = 1.0,
-    fewer_workers: bool = False,
 ) -> JobOptions:
     """Put the options of a job together."""
     from bliss_index.jobs import JobOptions
@@ -53,7 +52,6 @@ def job_options(
         task=task,
         memory=None if memory is None else parse_bytes(memory),
         max_bad_fraction=max_bad_fraction,
-        fewer_workers=fewer_workers,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from bliss_index.devices import thread_count
 from bliss_index.encode.model import Encoder, load_encoder
 from bliss_index.errors import BlissError
-from bliss_index.jobs import JobSummary
+from bliss_index.jobs import JobOptions, JobSummary
 from bliss_index.jobs.description import JobDescription
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
 from bliss_index.storage import open_directory
@@ -44,9 +43,10 @@ class EncoderSpec:
     batch_size: int | None = None
 
     def load(self, device: str) -> Encoder:
-        """Load it. On a processor, this process computes with one thread.
+        """Load it. On a processor, torch computes with one thread.
 
-        More workers are faster than more threads, and no sum depends on the number of processors.
+        Several batches at once are faster than several threads on one, and no sum depends on the
+        number of processors.
         """
         import torch
 
@@ -119,12 +119,15 @@ class EncodeWork(StoreWork):
         Storage type.
     rows_per_shard : int
         Rows of a part at most.
+    streams : int
+        Batches that a process computes at once on a processor, in threads that share the model.
     """
 
     spec: EncoderSpec | LoadedEncoder
     device: str
     dtype: str
     rows_per_shard: int
+    streams: int
 
     incidental = ("device", "text_positions")
 
@@ -150,6 +153,10 @@ class EncodeWork(StoreWork):
     @abstractmethod
     def of_kind(self) -> str:
         """Kind of the store."""
+
+    @property
+    def threads(self) -> int:
+        return self.streams
 
     @property
     def prompt(self) -> str | None:
@@ -179,7 +186,7 @@ class EncodeWork(StoreWork):
                 **self.held(),
             },
             "batches of {} rows",
-            image * 64,
+            image * 64 * self.streams,
             workers=workers,
             budget=budget,
             least=min(batch, 16),
@@ -213,11 +220,14 @@ def rows_begun_with(output: str | Path) -> int | None:
     return rows if isinstance(rows, int) and rows > 0 else None
 
 
-def default_workers(devices: Sequence[str]) -> int:
-    """Processes: one a GPU, or one a processor's thread."""
-    if any(device != "cpu" for device in devices):
-        return len(devices)
-    return thread_count(None)
+def streams_of(encoder: Encoder | EncoderSpec, options: JobOptions) -> int:
+    """Batches that each process of a job computes at once on a processor: all have equal shares.
+
+    One of a model that was loaded before: its threads are the caller's.
+    """
+    if isinstance(encoder, Encoder) or options.engine == "ray":
+        return 1
+    return max(1, thread_count(None) // options.processes)
 
 
 def summed_up(summary: JobSummary, output: str | Path, task: str | None) -> EncodeSummary:

@@ -20,6 +20,7 @@ from bliss_index.encode.encode_work import (
     LoadedEncoder,
     rows_begun_with,
     rows_of_a_part,
+    streams_of,
     summed_up,
 )
 from bliss_index.encode.image_rows import ImageSource
@@ -105,7 +106,8 @@ def encode_image_store(
             f"{source.name} holds no images; passed over: {passed_over or 'nothing'}"
         )
     rows = rows_per_shard or rows_begun_with(output) or rows_of_a_part(total, ROWS_PER_SHARD)
-    work = ImageWork(spec, device, dtype, rows, source, dict(pipeline))
+    streams = streams_of(encoder, options)
+    work = ImageWork(spec, device, dtype, rows, streams, source, dict(pipeline))
     return summed_up(run(work, output, options, listener), output, options.task)
 
 
@@ -224,7 +226,11 @@ class ImageWorker:
         """
         begun: list[_Begun] = []
         batches = encode_batches(
-            self._encoder, self._work.source, self._batches(parts, begun), **self._work.pipeline
+            self._encoder,
+            self._work.source,
+            self._batches(parts, begun),
+            streams=self._work.streams if self._encoder.device == "cpu" else 1,
+            **self._work.pipeline,
         )
         for batch in batches:
             current = begun[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -227,8 +228,11 @@ class Encoder:
         import torch
 
         dtype = next(self._model.parameters()).dtype
-        # TF32 would round the patch embedding's inputs to 10 bits on a GPU.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        # TF32 would round the patch embedding's inputs to 10 bits on a GPU. The switch is the whole
+        # process's, so it is left alone where several threads compute on a processor.
+        on_gpu = self._device.type == "cuda"
+        exact = torch.backends.cudnn.flags(allow_tf32=False) if on_gpu else nullcontext()
+        with torch.inference_mode(), exact:
             batch = self.preprocess.normalise(pixels, self._device, dtype)
             features = self._model.encode_image(batch, normalize=False)
             return np.asarray(features.float().cpu().numpy())

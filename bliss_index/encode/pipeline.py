@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -17,6 +18,7 @@ from bliss_index.devices import usable_processors
 from bliss_index.encode.decode import MAX_PIXELS
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
 from bliss_index.encode.image_rows import ImageRow, ImageSource
+from bliss_index.encode.streams import in_threads
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.schema import OK
 
@@ -155,6 +157,7 @@ def encode_batches(
     timeout: float = 60.0,
     max_pixels: int = MAX_PIXELS,
     times: PipelineTimes | None = None,
+    streams: int = 1,
 ) -> Iterator[EncodedBatch]:
     """Decode and encode batches of rows while the next ones are read.
 
@@ -174,6 +177,8 @@ def encode_batches(
         Larger images are refused by their header.
     times : PipelineTimes, optional
         Filled while the images are encoded.
+    streams : int, default=1
+        Batches that the encoder computes at once, in threads.
 
     Yields
     ------
@@ -183,22 +188,22 @@ def encode_batches(
     count = default_decoders(encoder.device) if decoders is None else decoders
     times = PipelineTimes() if times is None else times
     with _Feeder(batches, settings, count) as feeder:
-        first = True
-        while True:
-            began = time.perf_counter()
-            item = feeder.next()
-            arrived = time.perf_counter()
-            if item is None:
-                return
-            if not first:
-                times.wait_seconds += arrived - began
-            first = False
-            batch = _encode(encoder, source, *item)
-            times.encode_seconds += time.perf_counter() - arrived
+        for batch, seconds in in_threads(
+            partial(_timed, encoder, source), feeder.decoded(times), streams
+        ):
+            times.encode_seconds += seconds / streams
             times.rows += len(batch)
             times.quarantined += sum(status != OK for status in batch.status)
             times.replaced = feeder.replaced
             yield batch
+
+
+def _timed(
+    encoder: Encoder, source: ImageSource, item: tuple[int, list[ImageRow], list[Pixels]]
+) -> tuple[EncodedBatch, float]:
+    began = time.perf_counter()
+    batch = _encode(encoder, source, *item)
+    return batch, time.perf_counter() - began
 
 
 def _encode(
@@ -272,6 +277,19 @@ class _Feeder:
                 self._queue.get_nowait()
             except queue.Empty:
                 self._thread.join(0.05)
+
+    def decoded(self, times: PipelineTimes) -> Iterator[tuple[int, list[ImageRow], list[Pixels]]]:
+        """All batches; the time in which there was none is counted, that for the first apart."""
+        first = True
+        while True:
+            began = time.perf_counter()
+            item = self.next()
+            if item is None:
+                return
+            if not first:
+                times.wait_seconds += time.perf_counter() - began
+            first = False
+            yield item
 
     def next(self) -> tuple[int, list[ImageRow], list[Pixels]] | None:
         """The next decoded batch, None at the end; raises what the thread raised."""

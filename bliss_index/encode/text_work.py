@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -20,10 +21,12 @@ from bliss_index.encode.encode_work import (
     LoadedEncoder,
     rows_begun_with,
     rows_of_a_part,
+    streams_of,
     summed_up,
 )
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.spooled_vocabulary import SpooledVocabulary
+from bliss_index.encode.streams import in_threads
 from bliss_index.errors import InvalidInputError
 from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Record, run
 from bliss_index.jobs.work import Notify, Progress
@@ -86,7 +89,10 @@ def encode_text_store(
     device = options.devices[0] if options.devices else "auto"
     rows = rows_per_shard or rows_begun_with(output) or rows_of_a_part(len(entries), ROWS_PER_SHARD)
     spec = LoadedEncoder(encoder) if isinstance(encoder, Encoder) else encoder
-    work = TextWork(spec, device, dtype, rows, tuple(templates), _entries_sha256(entries), entries)
+    work = TextWork(
+        spec, device, dtype, rows, streams_of(encoder, options), tuple(templates),
+        _entries_sha256(entries), entries,
+    )  # fmt: skip
     return summed_up(run(work, output, options, listener), output, options.task)
 
 
@@ -143,12 +149,23 @@ class TextWorker:
         self._directory = directory
         self._encoder = encoder
         self._progress = progress
+        self._lock = threading.Lock()
         self._columns = ShardColumns("text", encoder.dim, work.dtype, None)
 
     def run(self, parts: Iterable[Part]) -> Iterator[Outcome]:
-        """Encode parts, one after the other; each forms batches of its own."""
-        for part in parts:
-            yield Outcome(part.index, self._encode(part))
+        """Encode parts, on a processor as many at once as there are streams.
+
+        Each forms batches of its own, so the bytes are the same.
+        """
+        streams = self._work.streams if self._encoder.device == "cpu" else 1
+        yield from in_threads(self._done, parts, streams)
+
+    def _done(self, part: Part) -> Outcome:
+        return Outcome(part.index, self._encode(part))
+
+    def _advanced(self, rows: int) -> None:
+        with self._lock:  # it may write to a pipe
+            self._progress(rows)
 
     def _encode(self, part: Part) -> Record:
         began = time.perf_counter()
@@ -156,9 +173,9 @@ class TextWorker:
         templates = self._work.templates
         if len(templates) == 1:
             prompts = render_prompts(entries, templates[0])
-            rows = self._encoder.encode_text(prompts, progress=self._progress)
+            rows = self._encoder.encode_text(prompts, progress=self._advanced)
         else:
-            rows = self._encoder.encode_ensemble(entries, templates, progress=self._progress)
+            rows = self._encoder.encode_ensemble(entries, templates, progress=self._advanced)
         cut = np.zeros(len(entries), dtype=bool)
         for template in templates:
             cut |= self._encoder.find_truncated(render_prompts(entries, template))

@@ -23,7 +23,6 @@ from bliss_index.jobs.description import (
 )
 from bliss_index.jobs.listener import JobListener
 from bliss_index.jobs.manifest import Files, is_written, write_manifest
-from bliss_index.jobs.memory import MemoryPlan
 from bliss_index.jobs.options import JobOptions
 from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
@@ -100,7 +99,7 @@ def run(
         state.find_done()
         if plan is not None:
             _require_same_input(work, plan, kept, state)
-        options, memory = _fitted(work, options)
+        memory = work.memory(options.processes, options.memory)
         listener.planned(memory, kept.rows, state.files.rows)
         state.require_few_bad()
         pending = state.pending()
@@ -126,17 +125,6 @@ def run(
         if options.task is None and work.statistics_name:
             write_json(directory, work.statistics_name, summary.to_json())
         return summary
-
-
-def _fitted(work: Work, options: JobOptions) -> tuple[JobOptions, MemoryPlan]:
-    """Plan memory, for fewer workers where that is allowed; JobError where it does not suffice."""
-    while True:
-        try:
-            return options, work.memory(options.processes, options.memory)
-        except JobError:
-            if not options.fewer_workers or options.workers <= max(1, len(options.devices)):
-                raise
-            options = replace(options, workers=options.workers - 1)
 
 
 def find_job(directory: Directory, kind: str, command: str) -> JobDescription | None:

@@ -28,8 +28,6 @@ class JobOptions:
         Budget in bytes for all processes; None for 80 % of what is available.
     max_bad_fraction
         Share of bad rows above which the job stops.
-    fewer_workers : bool, default=False
-        Whether fewer processes will do where memory does not suffice; else that is an error.
     deadline : float, default=1800.0
         Seconds without any progress after which a worker process, or a Ray actor that has a part,
         is killed and replaced. Must exceed what opening a worker and a single batch take.
@@ -41,7 +39,6 @@ class JobOptions:
     task: str | None = None
     memory: int | None = None
     max_bad_fraction: float = 1.0
-    fewer_workers: bool = False
     deadline: float = 1800.0
 
     def __post_init__(self) -> None:
