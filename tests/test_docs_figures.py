@@ -320,3 +320,13 @@ def test_the_encoders_on_a_gpu():
         ) in text
         if "images, 4 workers" in job:
             assert f"{job['images, 4 workers']:,.0f} images a second" in text
+
+
+def test_the_rates_of_encoding_beside_an_earlier_commit():
+    ratios = result("encode_commits")["after_over_before"]
+    text = " ".join((ROOT / "docs" / "encoding.md").read_text().split())
+    images, texts = (
+        1 / ratios[name]["rows_per_second_of_the_command"]
+        for name in ("encode-images", "encode-text")
+    )
+    assert f"takes {images:.2f} times as long for images and {texts:.2f} times for texts" in text
