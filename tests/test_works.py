@@ -133,7 +133,7 @@ def test_an_object_store_gives_and_gets_the_same(chain, bucket, tmp_path, work):
     there = [f"{bucket}/{word}" if (chain / word).exists() else word for word in COMMANDS[work]]
     run(chain, *COMMANDS[work], tmp_path / "one", "--workers", 1)
     whole = {n: data for n, data in result(tmp_path / "one").items() if n.startswith("part-")}
-    uri = f"{bucket}/made/{work}"  
+    uri = f"{bucket}/made/{work}"
     run(tmp_path, *there, uri, "--workers", 2)
     directory = open_directory(uri)
     files = (name for name in directory.names() if name.startswith("part-"))
