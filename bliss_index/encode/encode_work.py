@@ -158,6 +158,10 @@ class EncodeWork(StoreWork):
     def threads(self) -> int:
         return self.streams
 
+    def at_once(self, encoder: Encoder) -> int:
+        """Batches that a process computes at once: one on a GPU, which one keeps busy."""
+        return self.streams if encoder.device == "cpu" else 1
+
     @property
     def prompt(self) -> str | None:
         """Template of texts."""

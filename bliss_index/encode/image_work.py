@@ -229,7 +229,7 @@ class ImageWorker:
             self._encoder,
             self._work.source,
             self._batches(parts, begun),
-            streams=self._work.streams if self._encoder.device == "cpu" else 1,
+            streams=self._work.at_once(self._encoder),
             **self._work.pipeline,
         )
         for batch in batches:

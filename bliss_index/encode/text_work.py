@@ -157,8 +157,7 @@ class TextWorker:
 
         Each forms batches of its own, so the bytes are the same.
         """
-        streams = self._work.streams if self._encoder.device == "cpu" else 1
-        yield from in_threads(self._done, parts, streams)
+        yield from in_threads(self._done, parts, self._work.at_once(self._encoder))
 
     def _done(self, part: Part) -> Outcome:
         return Outcome(part.index, self._encode(part))
