@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 
 import encode_models as models
@@ -16,6 +18,7 @@ import pytest
 from slow_path import SlowPath
 
 from bliss_index.encode import load_encoder
+from bliss_index.encode.decode import decode_image
 from bliss_index.encode.decode_pool import DecodePool, DecodeSettings
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
@@ -189,14 +192,24 @@ def settings(timeout=60.0):
     return DecodeSettings(Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3), timeout=timeout)
 
 
+def decoded(pool, tasks):
+    """Reasons and pixels of each task."""
+    pixels = [np.zeros((len(task), 8, 8, 3), np.uint8) for task in tasks]
+    return list(pool.map(zip(tasks, pixels, strict=True))), pixels
+
+
+def pixels_of(number):
+    return settings().preprocess.pixels(decode_image(content_of(number)))
+
+
 def test_a_hanging_image_is_given_up_and_no_other():
     tasks = [[content_of(0), SlowPath(), content_of(1)], [content_of(2)]]
     with DecodePool(settings(timeout=1.0), 1) as pool:
-        results = list(pool.map(tasks))
+        reasons, pixels = decoded(pool, tasks)
         assert pool.replaced == 1
-    assert results[0][1] == "timeout: not decoded in 1 s"
-    for image in (results[0][0], results[0][2], results[1][0]):
-        assert image.shape == (8, 8, 3)
+    assert reasons == [["", "timeout: not decoded in 1 s", ""], [""]]
+    for image, number in ((pixels[0][0], 0), (pixels[0][2], 1), (pixels[1][0], 2)):
+        np.testing.assert_array_equal(image, pixels_of(number))
 
 
 class Deadly:
@@ -209,20 +222,59 @@ class Deadly:
 def test_a_dying_process_costs_its_image_only():
     tasks = [[content_of(0), Deadly(), content_of(1)], [content_of(2)]]
     with DecodePool(settings(), 2) as pool:
-        results = list(pool.map(tasks))
+        reasons, pixels = decoded(pool, tasks)
         assert pool.replaced == 3  # with the first image, with the second, and with it alone
-    assert results[0][1] == "decoder_died: its process ended with code 3, twice"
-    for image in (results[0][0], results[0][2], results[1][0]):
-        assert image.shape == (8, 8, 3)
+    assert reasons == [["", "decoder_died: its process ended with code 3, twice", ""], [""]]
+    for image, number in ((pixels[0][0], 0), (pixels[0][2], 1), (pixels[1][0], 2)):
+        np.testing.assert_array_equal(image, pixels_of(number))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_pixels_are_those_of_their_images(workers):
+    """Tasks of every length, more than there are processes, some images damaged."""
+    lengths = [1, 8, 0, 3, 8, 8, 5]
+    tasks, expected, number = [], [], 10
+    for length in lengths:
+        numbers = range(number, number + length)
+        number += length
+        tasks.append([b"damaged" if i % 7 == 3 else content_of(i) for i in numbers])
+        expected.append([None if i % 7 == 3 else pixels_of(i) for i in numbers])
+    with DecodePool(settings(), workers) as pool:
+        reasons, pixels = decoded(pool, tasks)
+    assert [len(found) for found in reasons] == lengths
+    for task, images in enumerate(expected):
+        for at, image in enumerate(images):
+            if image is None:
+                assert reasons[task][at].startswith("unsupported_type: ")
+            else:
+                assert reasons[task][at] == ""
+                np.testing.assert_array_equal(pixels[task][at], image)
 
 
 def test_processes_that_never_start(monkeypatch):
-    monkeypatch.setattr("bliss_index.encode.decode_pool._serve", None)
+    monkeypatch.setattr("bliss_index.encode.decode_pool._PROGRAM", "raise SystemExit(7)")
     with (
-        pytest.raises(JobError, match="__name__ == '__main__'.*decoders=0"),
+        pytest.raises(JobError, match="exit code 7.*--decoders 0"),
         DecodePool(settings(), 1) as pool,
     ):
-        list(pool.map([[b""]]))
+        decoded(pool, [[b""]])
+
+
+def test_a_script_needs_no_guard_to_encode(tmp_path, folder):
+    """Decoding processes do not run the caller's script again."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from bliss_index.encode import load_encoder\n"
+        "from bliss_index.encode.images import open_images\n"
+        "from bliss_index.encode.pipeline import iter_encoded\n"
+        "print('begun')\n"
+        f"source = open_images({str(folder)!r})\n"
+        "print(sum(map(len, iter_encoded(load_encoder('bliss-tiny'), source, decoders=2))))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    begun, rows = done.stdout.split()
+    assert (begun, int(rows)) == ("begun", open_images(folder).rows())
 
 
 def test_bad_sources(tmp_path, tar):

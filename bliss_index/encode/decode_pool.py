@@ -2,15 +2,22 @@
 
 Every worker holds one task at a time and its parent knows which, and since when. A worker that
 dies (a codec's crash, the memory killer) or exceeds its time is replaced. Answers come image by
-image, so the image at fault is known and is the only one given up, with the reason. Workers are
-spawned, not forked: a fork after torch has started threads deadlocks.
+image, so the image at fault is known and is the only one given up, with the reason. Pixels lie in
+memory that both map, only reasons are sent. A worker is a program of its own: a fork after torch
+has started threads deadlocks, and multiprocessing's spawn would run the caller's script again.
 """
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import multiprocessing
 import multiprocessing.connection
+import os
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,11 +35,21 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 START_SECONDS = 120.0
+TASK_IMAGES = 8
+"""Images that a worker is given at a time, at most."""
+
 _POLL_SECONDS = 0.5
+_PROGRAM = """\
+import sys
+sys.path[:] = {path!r}
+from bliss_index.encode.decode_pool import serve
+serve({connection}, {memory})
+"""
 
 Content = bytes | str
-Pixels = npt.NDArray[np.uint8] | str
-"""(height, width, 3) uint8, or the reason why there are none."""
+Pixels = npt.NDArray[np.uint8]
+Task = tuple[Sequence[Content], Pixels]
+"""Images, and where their pixels go: (images, height, width, 3) uint8."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +76,27 @@ class DecodeSettings:
             )
 
 
-def decode_pixels(content: Content, settings: DecodeSettings) -> Pixels:
-    """Decode, resize and crop one image; a reason instead of an error."""
+def decode_pixels(content: Content, settings: DecodeSettings, out: Pixels) -> str:
+    """Decode, resize and crop one image; return the reason if there are no pixels, else ""."""
     try:
         image = decode_image(content, max_pixels=settings.max_pixels)
-        return settings.preprocess.pixels(image)
+        out[...] = settings.preprocess.pixels(image)
     except DecodeError as error:
         return str(error)
     except InvalidInputError as error:
         return f"unsupported_shape: {error}"
     except MemoryError:
         return "too_large: not enough memory to decode and resize it"
+    return ""
 
 
 @dataclass
-class _Task:
+class _Given:
+    """Images of a task, of which a worker has done some."""
+
     number: int
     contents: list[Content]
+    out: Pixels
     offset: int = 0  # of its first image within the task as it was given
     done: int = 0
     repeated: bool = False
@@ -83,17 +104,18 @@ class _Task:
 
 @dataclass
 class _Worker:
-    process: Any
+    process: subprocess.Popen[bytes]
     connection: Any
+    pixels: Pixels
     deadline: float
     ready: bool = False
-    task: _Task | None = None
+    task: _Given | None = None
 
 
 @dataclass
 class _Result:
     missing: int
-    pixels: list[Pixels]
+    reasons: list[str]
 
 
 class DecodePool:
@@ -119,9 +141,8 @@ class DecodePool:
         if workers < 0:
             raise InvalidInputError(f"decoders is {workers}, must be 0 or more")
         self._settings = settings
-        self._context = multiprocessing.get_context("spawn")
         self._stopped = False
-        self._repeats: deque[_Task] = deque()
+        self._repeats: deque[_Given] = deque()
         self._results: dict[int, _Result] = {}
         self.replaced = 0
         self._workers = [self._start() for _ in range(workers)]
@@ -137,8 +158,15 @@ class DecodePool:
         """Let :meth:`map` return early; callable from another thread."""
         self._stopped = True
 
-    def map(self, tasks: Iterable[Sequence[Content]]) -> Iterator[list[Pixels]]:
-        """Pixels of each task's images, in the order of the tasks.
+    def map(self, tasks: Iterable[Task]) -> Iterator[list[str]]:
+        """Fill in the pixels of each task's images, in the order of the tasks.
+
+        A task holds at most :data:`TASK_IMAGES` images.
+
+        Yields
+        ------
+        list of str
+            For each image of a task the reason why it has no pixels, or "".
 
         Raises
         ------
@@ -146,8 +174,11 @@ class DecodePool:
             The processes do not start.
         """
         if not self._workers:
-            for contents in tasks:
-                yield [decode_pixels(content, self._settings) for content in contents]
+            for contents, out in tasks:
+                yield [
+                    decode_pixels(content, self._settings, pixels)
+                    for content, pixels in zip(contents, out, strict=True)
+                ]
             return
         source = enumerate(tasks)
         following, exhausted = 0, False
@@ -156,30 +187,42 @@ class DecodePool:
                 task = self._repeats.popleft() if self._repeats else None
                 # Read ahead only as far as the slowest task allows.
                 if task is None and not exhausted and len(self._results) < 3 * len(self._workers):
-                    number, contents = next(source, (-1, ()))
-                    exhausted = number < 0
-                    if not exhausted:
+                    number, given = next(source, (-1, None))
+                    exhausted = given is None
+                    if given is not None:
+                        contents = list(given[0])
                         self._results[number] = _Result(len(contents), [""] * len(contents))
-                        task = _Task(number, list(contents)) if contents else None
+                        task = _Given(number, contents, given[1]) if contents else None
                 if task is not None:
                     self._give(worker, task)
             while following in self._results and self._results[following].missing == 0:
-                yield self._results.pop(following).pixels
+                yield self._results.pop(following).reasons
                 following += 1
             if exhausted and not self._results:
                 return
             self._collect()
 
     def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(
-            target=_serve, args=(theirs, self._settings), daemon=True, name="bliss-index-decoder"
-        )
-        process.start()
-        theirs.close()
-        return _Worker(process, ours, time.monotonic() + START_SECONDS)
+        shape = (TASK_IMAGES, *self._settings.preprocess.size, 3)
+        memory = _unnamed_file(int(np.prod(shape)))
+        ours, theirs = multiprocessing.Pipe()
+        try:
+            program = _PROGRAM.format(path=sys.path, connection=theirs.fileno(), memory=memory)
+            process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                pass_fds=(theirs.fileno(), memory),
+                stdin=subprocess.DEVNULL,
+            )
+            pixels = _mapped(memory, shape)
+        finally:
+            theirs.close()
+            os.close(memory)
+        worker = _Worker(process, ours, pixels, time.monotonic() + START_SECONDS)
+        with contextlib.suppress(OSError):  # it has ended already, which is noticed as it answers
+            ours.send(self._settings)
+        return worker
 
-    def _give(self, worker: _Worker, task: _Task) -> None:
+    def _give(self, worker: _Worker, task: _Given) -> None:
         worker.task = task
         worker.deadline = time.monotonic() + self._settings.timeout
         try:
@@ -210,27 +253,30 @@ class DecodePool:
         if task is None:
             worker.ready = True
             return
+        if not answer:
+            task.out[task.done] = worker.pixels[task.done]
         self._store(task, task.done, answer)
         task.done += 1
         if task.done == len(task.contents):
             worker.task = None
 
-    def _store(self, task: _Task, position: int, pixels: Pixels) -> None:
+    def _store(self, task: _Given, position: int, reason: str) -> None:
         result = self._results[task.number]
-        result.pixels[task.offset + position] = pixels
+        result.reasons[task.offset + position] = reason
         result.missing -= 1
 
     def _replace(self, worker: _Worker, timeout: str | None = None) -> None:
         """End a worker and start another; give up the image it had, or try it once more."""
-        worker.process.join(0 if timeout else 1.0)
-        code = worker.process.exitcode
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            worker.process.wait(0 if timeout else 1.0)
+        code = worker.process.returncode
         self._workers.remove(worker)
         _end(worker)
         if not worker.ready:
             raise JobError(
                 f"a decoding process did not start (exit code {code}, waited up to "
-                f"{START_SECONDS:g} s); a script that encodes images needs "
-                "`if __name__ == '__main__':` around its code, or use decoders=0"
+                f"{START_SECONDS:g} s; what it wrote is on stderr); decoders=0 (--decoders 0) "
+                "decodes without any"
             )
         self._workers.append(self._start())
         self.replaced += 1
@@ -244,27 +290,58 @@ class DecodePool:
             self._store(task, at, f"decoder_died: its process ended with code {code}, twice")
         else:  # perhaps another process took the memory: once more, alone
             culprit = task.contents[at : at + 1]
-            self._repeats.append(_Task(task.number, culprit, task.offset + at, repeated=True))
+            self._repeats.append(
+                _Given(task.number, culprit, task.out[at : at + 1], task.offset + at, repeated=True)
+            )
         rest = task.contents[at + 1 :]
         if rest:
-            self._repeats.append(_Task(task.number, rest, task.offset + at + 1))
+            self._repeats.append(
+                _Given(task.number, rest, task.out[at + 1 :], task.offset + at + 1)
+            )
 
 
 def _end(worker: _Worker) -> None:
     worker.connection.close()
     worker.process.kill()
-    worker.process.join()
-    worker.process.close()
+    worker.process.wait()
 
 
-def _serve(connection: Any, settings: DecodeSettings) -> None:
-    """A worker's life: images in, pixels out one by one, until the parent is gone."""
+def _unnamed_file(size: int) -> int:
+    """Memory that two processes can map, and that is gone with them; a descriptor."""
+    if hasattr(os, "memfd_create"):  # no share of /dev/shm, which is 64 MB in a container
+        descriptor = os.memfd_create("bliss-index-decoder")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def _mapped(descriptor: int, shape: tuple[int, ...]) -> Pixels:
+    memory = mmap.mmap(descriptor, int(np.prod(shape)))
+    return np.frombuffer(memory, dtype=np.uint8).reshape(shape)
+
+
+def serve(connection: int, memory: int) -> None:
+    """Live as a worker: images in, pixels out one by one, until the parent is gone.
+
+    The answer to an image is the reason why it has no pixels, or "" once they lie in its slot.
+
+    Parameters
+    ----------
+    connection, memory : int
+        Descriptors.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):  # which are the parent's to handle
         signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.connection.Connection(connection)
     try:
-        connection.send("ready")
+        settings: DecodeSettings = parent.recv()
+        slots = _mapped(memory, (TASK_IMAGES, *settings.preprocess.size, 3))
+        os.close(memory)
+        parent.send("ready")
         while True:
-            for content in connection.recv():
-                connection.send(decode_pixels(content, settings))
+            for content, slot in zip(parent.recv(), slots, strict=False):
+                parent.send(decode_pixels(content, settings, slot))
     except (EOFError, OSError):
         return

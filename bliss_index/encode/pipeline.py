@@ -6,8 +6,9 @@ import itertools
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -16,7 +17,13 @@ import numpy.typing as npt
 
 from bliss_index.devices import usable_processors
 from bliss_index.encode.decode import MAX_PIXELS
-from bliss_index.encode.decode_pool import DecodePool, DecodeSettings, Pixels
+from bliss_index.encode.decode_pool import (
+    TASK_IMAGES,
+    DecodePool,
+    DecodeSettings,
+    Pixels,
+    Task,
+)
 from bliss_index.encode.image_rows import ImageRow, ImageSource
 from bliss_index.encode.streams import in_threads
 from bliss_index.errors import InvalidInputError
@@ -34,7 +41,6 @@ BAD_EMBEDDING = "bad_embedding"
 Batch = tuple[int, list[ImageRow]]
 """The number of the first row, and rows."""
 
-_TASK_IMAGES = 8  # images given to a decoding process at a time
 _BATCHES_AHEAD = 3
 
 
@@ -189,7 +195,7 @@ def encode_batches(
     times = PipelineTimes() if times is None else times
     with _Feeder(batches, settings, count) as feeder:
         for batch, seconds in in_threads(
-            partial(_timed, encoder, source), feeder.decoded(times), streams
+            partial(_timed, encoder, source, feeder), feeder.decoded(times), streams
         ):
             times.encode_seconds += seconds / streams
             times.rows += len(batch)
@@ -199,31 +205,30 @@ def encode_batches(
 
 
 def _timed(
-    encoder: Encoder, source: ImageSource, item: tuple[int, list[ImageRow], list[Pixels]]
+    encoder: Encoder, source: ImageSource, feeder: _Feeder, item: _Decoded
 ) -> tuple[EncodedBatch, float]:
     began = time.perf_counter()
-    batch = _encode(encoder, source, *item)
+    batch = _encode(encoder, source, item)
+    feeder.take_back(item.pixels)
     return batch, time.perf_counter() - began
 
 
-def _encode(
-    encoder: Encoder, source: ImageSource, start: int, rows: list[ImageRow], pixels: list[Pixels]
-) -> EncodedBatch:
+def _encode(encoder: Encoder, source: ImageSource, decoded: _Decoded) -> EncodedBatch:
     from bliss_index.encode.model import unit_features
 
-    status, error = [OK] * len(rows), [row.error for row in rows]
+    rows, reasons = decoded.rows, decoded.reasons
+    status = [UNDECODABLE if reason else OK for reason in reasons]
+    error = [reason or None for reason in reasons]
     embeddings = np.zeros((len(rows), encoder.dim), dtype=np.float32)
-    good = [at for at, image in enumerate(pixels) if isinstance(image, np.ndarray)]
-    for at, image in enumerate(pixels):
-        if isinstance(image, str):
-            status[at], error[at] = UNDECODABLE, image
+    good = [at for at, reason in enumerate(reasons) if not reason]
     if good:
-        unit, bad = unit_features(encoder.image_features(np.stack([pixels[at] for at in good])))
+        pixels = decoded.pixels if len(good) == len(rows) else decoded.pixels[good]
+        unit, bad = unit_features(encoder.image_features(pixels))
         embeddings[good] = unit
         for at in np.asarray(good)[bad]:
             status[at], error[at] = BAD_EMBEDDING, "the model returned a zero or non-finite row"
     keys = [row.key for row in rows]
-    return EncodedBatch(start, keys, embeddings, status, error, source.metadata_table(rows))
+    return EncodedBatch(decoded.start, keys, embeddings, status, error, source.metadata_table(rows))
 
 
 def batch_rows(
@@ -246,6 +251,16 @@ def default_decoders(device: str) -> int:
     return max(1, cores // 8) if device == "cpu" else min(16, max(1, cores - 1))
 
 
+@dataclass
+class _Decoded:
+    """A batch of rows with their pixels; those with a reason have none."""
+
+    start: int
+    rows: list[ImageRow]
+    pixels: Pixels
+    reasons: list[str] = field(default_factory=list)
+
+
 class _Feeder:
     """Reads and decodes in a thread of its own, a few batches ahead of the encoder."""
 
@@ -256,8 +271,10 @@ class _Feeder:
         workers: int,
     ) -> None:
         self._batches = batches
+        self._size = settings.preprocess.size
         self._pool = DecodePool(settings, workers)
         self._queue: queue.Queue[Any] = queue.Queue(_BATCHES_AHEAD)
+        self._unused: deque[Pixels] = deque()  # fresh memory costs as much as decoding into it
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="bliss-index-feeder", daemon=True)
 
@@ -278,7 +295,7 @@ class _Feeder:
             except queue.Empty:
                 self._thread.join(0.05)
 
-    def decoded(self, times: PipelineTimes) -> Iterator[tuple[int, list[ImageRow], list[Pixels]]]:
+    def decoded(self, times: PipelineTimes) -> Iterator[_Decoded]:
         """All batches; the time in which there was none is counted, that for the first apart."""
         first = True
         while True:
@@ -291,12 +308,23 @@ class _Feeder:
             first = False
             yield item
 
-    def next(self) -> tuple[int, list[ImageRow], list[Pixels]] | None:
+    def next(self) -> _Decoded | None:
         """The next decoded batch, None at the end; raises what the thread raised."""
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
         return item  # type: ignore[no-any-return]
+
+    def take_back(self, pixels: Pixels) -> None:
+        """Use a batch's memory for a later one."""
+        self._unused.append(pixels)
+
+    def _memory(self, rows: int) -> Pixels:
+        while self._unused:
+            pixels = self._unused.popleft()
+            if len(pixels) >= rows:
+                return pixels[:rows]
+        return np.empty((rows, *self._size, 3), dtype=np.uint8)
 
     def _run(self) -> None:
         try:
@@ -307,37 +335,36 @@ class _Feeder:
             self._put(error)
 
     def _decode(self) -> None:
-        pending: list[Batch] = []
+        pending: list[_Decoded] = []
 
-        def tasks() -> Iterator[list[bytes | str]]:
+        def tasks() -> Iterator[Task]:
             for start, rows in self._batches:
                 if self._stopped.is_set():
                     return
-                pending.append((start, rows))
-                for at in range(0, len(rows), _TASK_IMAGES):
-                    part = rows[at : at + _TASK_IMAGES]
-                    yield [b"" if row.error else row.content for row in part]
+                pixels = self._memory(len(rows))
+                pending.append(_Decoded(start, rows, pixels))
+                for at in range(0, len(rows), TASK_IMAGES):
+                    part = rows[at : at + TASK_IMAGES]
+                    contents = [b"" if row.error else row.content for row in part]
+                    yield contents, pixels[at : at + TASK_IMAGES]
 
-        ready: list[Pixels] = []
-        for pixels in self._pool.map(tasks()):
+        for reasons in self._pool.map(tasks()):
             self._put_empty(pending)
-            ready.extend(pixels)
-            start, rows = pending[0]
-            if len(ready) == len(rows):
-                for at, row in enumerate(rows):
-                    if row.error:  # the source could not read it; there was nothing to decode
-                        ready[at] = row.error
-                pending.pop(0)
-                self._put((start, rows, ready))
-                ready = []
+            batch = pending[0]
+            done = len(batch.reasons)
+            for row, reason in zip(batch.rows[done : done + len(reasons)], reasons, strict=True):
+                # What the source could not read was not there to be decoded.
+                batch.reasons.append(row.error or reason)
+            if len(batch.reasons) == len(batch.rows):
+                self._put(pending.pop(0))
             self._put_empty(pending)
             if self._stopped.is_set():
                 return
         self._put_empty(pending)
 
-    def _put_empty(self, pending: list[Batch]) -> None:
-        while pending and not pending[0][1]:
-            self._put((*pending.pop(0), []))
+    def _put_empty(self, pending: list[_Decoded]) -> None:
+        while pending and not pending[0].rows:
+            self._put(pending.pop(0))
 
     def _put(self, item: Any) -> None:
         while not self._stopped.is_set():
