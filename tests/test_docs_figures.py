@@ -330,3 +330,15 @@ def test_the_rates_of_encoding_beside_an_earlier_commit():
         for name in ("encode-images", "encode-text")
     )
     assert f"takes {images:.2f} times as long for images and {texts:.2f} times for texts" in text
+
+
+def test_where_the_time_of_a_job_on_a_gpu_goes():
+    text = " ".join((ROOT / "docs" / "gpu.md").read_text().split())
+    runs = [run for run in result("gpu_encoding_h200_decoders")["runs"] if run["call"] == 1]
+    pipes, shared, again = (run["job_s"] for run in runs)
+    assert [run["pixels_through"] for run in runs] == ["pipes", "shared memory", "pipes"]
+    assert f"took {shared:.1f} s, between two runs of {pipes:.1f} and {again:.1f} s" in text
+    alone = [run["decode_ms_alone"] for run in runs]
+    assert f"{min(alone):.1f} to {max(alone):.1f} ms" in text
+    started = [run["before_first_batch_s"] for run in runs]
+    assert f"after {min(started):.0f} to {max(started):.0f} s" in text
