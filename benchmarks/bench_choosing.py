@@ -23,7 +23,7 @@ from realdata import IMAGENET_ROWS, RealData, mean_interval, protocols, run_auro
 
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
-from bliss_index.evaluation.paper.protocol_run import make_detectors
+from bliss_index.evaluation.registry import make_detectors
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search import exact_search
 

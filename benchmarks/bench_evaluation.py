@@ -54,8 +54,9 @@ def main() -> None:
 def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of one protocol: each detector alone, then all of them together."""
     from bliss_index.evaluation.detector import Reference
-    from bliss_index.evaluation.paper.protocol_run import evaluate_protocol, make_detectors
+    from bliss_index.evaluation.paper.protocol_run import evaluate_protocol
     from bliss_index.evaluation.paper.protocols import find_protocol
+    from bliss_index.evaluation.registry import make_detectors
     from bliss_index.search import exact_search
 
     protocol = find_protocol(name)

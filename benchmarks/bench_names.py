@@ -19,7 +19,7 @@ from machine import describe_machine, write_result
 from realdata import IMAGENET_ROWS, RealData, mean_interval, protocols, run_aurocs
 
 from bliss_index.calibration.names import NamesCheck
-from bliss_index.evaluation.paper.protocol_run import make_detectors
+from bliss_index.evaluation.registry import make_detectors
 
 SHARES = (0.0, 0.1, 0.25, 0.5, 1.0)
 DETECTORS = "bliss,bliss:shrinkage=10,raw,neglabel:negatives=1,knn:neighbours=1"

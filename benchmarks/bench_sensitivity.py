@@ -21,7 +21,7 @@ from bliss_index.calibration.unlabelled import assign_labels, trim_mask
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
 from bliss_index.evaluation.metrics import auroc
-from bliss_index.evaluation.paper.protocol_run import make_detectors
+from bliss_index.evaluation.registry import make_detectors
 from bliss_index.scoring.thresholds import held_out_scores, threshold_at
 from bliss_index.search import exact_search
 

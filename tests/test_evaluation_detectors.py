@@ -18,13 +18,14 @@ from bliss_index.errors import CalibrationError, InvalidInputError
 from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import ImageBlock, Reference, blocks
 from bliss_index.evaluation.detectors import MaximumConceptMatching, NearestImages, NegLabel
-from bliss_index.evaluation.paper.protocol_run import DETECTORS, evaluate_protocol, make_detectors
+from bliss_index.evaluation.paper.protocol_run import evaluate_protocol
 from bliss_index.evaluation.paper.protocols import (
     EvaluationProtocol,
     all_but_one,
     find_protocol,
     one_class,
 )
+from bliss_index.evaluation.registry import DETECTORS, make_detectors
 from bliss_index.search import exact_search
 
 CLASSES, K = 5, 7
@@ -56,7 +57,7 @@ RUNS = [(0,), (2, 4), (0, 1, 3), tuple(range(CLASSES))]
 @pytest.mark.parametrize("name", EXPECTED)
 def test_detectors_equal_their_formulas(data, known, reference, name):
     images = data[0]
-    fitted = DETECTORS[name]().fit(reference)
+    fitted = make_detectors(name)[0].fit(reference)
     found = np.concatenate(
         [fitted.score_runs(block, RUNS) for _, block in blocks(images[400:], reference, 64)], axis=1
     )

@@ -17,8 +17,8 @@ from detector_reference import EXPECTED, DetectorData, expected_neglabel
 from bliss_index.calibration import Calibration
 from bliss_index.cli.app import app
 from bliss_index.evaluation.detector import Reference, blocks
-from bliss_index.evaluation.paper.protocol_run import DETECTORS
 from bliss_index.evaluation.paper.protocols import all_but_one, one_class, random_classes
+from bliss_index.evaluation.registry import DETECTORS, make_detectors
 from bliss_index.scoring import ScoresDirectory
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore
@@ -165,8 +165,8 @@ def test_every_detector_on_real_images(caltech, kind):
     search = exact_search(vocabulary, K, threads=1)
     reference = Reference(texts, normal, labels, vocabulary, search)
     known = DetectorData(normal, labels, test, texts, vocabulary, K).wide()
-    for name, detector in DETECTORS.items():
-        fitted = detector().fit(reference)
+    for name in DETECTORS:
+        fitted = make_detectors(name)[0].fit(reference)
         found = np.concatenate(
             [fitted.score_runs(block, runs) for _, block in blocks(test, reference)], axis=1
         )

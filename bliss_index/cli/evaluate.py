@@ -18,6 +18,7 @@ from bliss_index.cli.options import (
     path,
     path_or_uri,
 )
+from bliss_index.evaluation.registry import DETECTORS
 
 if TYPE_CHECKING:
     from bliss_index.evaluation.paper.protocol_run import ProtocolReport
@@ -96,7 +97,7 @@ def evaluate(
     ] = "model",
     device: DeviceOption = "auto",
     detectors: Annotated[
-        str, typer.Option("--detectors", help="Of bliss, label, raw, mcm, neglabel, knn.")
+        str, typer.Option("--detectors", help=f"Of {', '.join(DETECTORS)}.")
     ] = "bliss,label,raw",
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
     threads: ThreadsOption = None,

@@ -12,11 +12,7 @@ import numpy.typing as npt
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.labels import NO_CLASS, Labels, class_numbers
 from bliss_index.evaluation.detector import Reference
-from bliss_index.evaluation.paper.protocol_run import (
-    ProtocolReport,
-    evaluate_protocol,
-    make_detectors,
-)
+from bliss_index.evaluation.paper.protocol_run import ProtocolReport, evaluate_protocol
 from bliss_index.evaluation.paper.protocols import (
     PROTOCOLS,
     EvaluationProtocol,
@@ -24,6 +20,7 @@ from bliss_index.evaluation.paper.protocols import (
     find_protocol,
     one_class,
 )
+from bliss_index.evaluation.registry import make_detectors
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore, require_same_model
 

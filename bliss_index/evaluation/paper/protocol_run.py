@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.evaluation.bliss import Bliss, LabelTerm
 from bliss_index.evaluation.comparison import Comparison, compare_detectors
 from bliss_index.evaluation.detector import Detector, Reference, blocks
-from bliss_index.evaluation.detectors import (
-    MaximumConceptMatching,
-    NearestImages,
-    NegLabel,
-    RawSimilarity,
-)
 from bliss_index.evaluation.metrics import METRICS, evaluate_scores
 from bliss_index.evaluation.paper.protocols import EvaluationProtocol
-
-DETECTORS: dict[str, type[Any]] = {
-    "bliss": Bliss,
-    "label": LabelTerm,
-    "raw": RawSimilarity,
-    "mcm": MaximumConceptMatching,
-    "neglabel": NegLabel,
-    "knn": NearestImages,
-}
-"""Definitions of detectors by their name on the command line."""
 
 
 @dataclass(frozen=True)
@@ -100,53 +83,6 @@ class ProtocolReport:
         table = "\n".join(lines) + "\n"
         compared = self.comparison
         return table if compared is None else f"{table}\n{compared.to_markdown()}"
-
-
-def make_detectors(names: str | Sequence[str], *, lam: float | None = None) -> list[Detector]:
-    """Make detectors by name.
-
-    Parameters
-    ----------
-    names
-        Such as "bliss,mcm", or with settings, "bliss:lam=1:k=5,mcm:temperature=0.01"; a detector
-        with settings is called by all of that in tables.
-    lam
-        lambda of BLISS where its name does not set it.
-
-    Raises
-    ------
-    InvalidInputError
-        A detector or setting is not known (those that are get listed), or a value has another type.
-    """
-    listed = [n.strip() for n in (names.split(",") if isinstance(names, str) else names)]
-    if not listed:
-        raise InvalidInputError(f"no detector is named; known are {', '.join(DETECTORS)}")
-    return [_make_detector(name, lam) for name in dict.fromkeys(listed)]
-
-
-def _make_detector(text: str, lam: float | None) -> Detector:
-    name, *assignments = text.split(":")
-    if name not in DETECTORS:
-        raise InvalidInputError(f"unknown detector {name!r}; known are {', '.join(DETECTORS)}")
-    made = DETECTORS[name]
-    default = made()
-    known = {f.name: type(getattr(default, f.name)) for f in fields(default) if f.name != "name"}
-    settings: dict[str, Any] = {} if lam is None or name != "bliss" else {"lam": lam}
-    for assignment in assignments:
-        key, _, value = assignment.partition("=")
-        if key not in known:
-            raise InvalidInputError(
-                f"detector {name!r} has no setting {key!r}; it has {', '.join(known) or 'none'}"
-            )
-        try:
-            settings[key] = known[key](value)
-        except ValueError as error:
-            raise InvalidInputError(
-                f"setting {key!r} of detector {name!r} must be of type {known[key].__name__}, got "
-                f"{value!r}"
-            ) from error
-    detector: Detector = made(**settings, name=text)
-    return detector
 
 
 def evaluate_protocol(
