@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,44 +28,8 @@ from bliss_index.search.registry import (
 )
 
 PACKAGE = Path(__file__).parents[1] / "bliss_index"
-ENGINE = '''"""A toy: brute force, one query at a time."""
-
-import numpy as np
-
-from bliss_index.search.certificate.ordering import exact_dot
-from bliss_index.search.protocol import SearchStatistics
-
-
-class ToyBackend:
-    name = "toy"
-    description = "brute force in exact arithmetic"
-    chunk_rows = 100
-
-    @staticmethod
-    def availability():
-        return True, "any processor"
-
-    @staticmethod
-    def unfit(vocabulary):
-        return ""
-
-    @classmethod
-    def prepare(cls, vocabulary, k, *, threads, device, tile, reason):
-        made = cls()
-        made.vocabulary, made.k, made.memory_bytes = vocabulary, k, vocabulary.nbytes
-        return made
-
-    def search(self, queries, first_row):
-        values = np.empty((len(queries), self.k))
-        ids = np.empty((len(queries), self.k), np.int64)
-        for row, query in enumerate(queries):
-            scores = np.array([exact_dot(query, entry) for entry in self.vocabulary])
-            ids[row] = np.argsort(-scores, kind="stable")[: self.k]
-            values[row] = scores[ids[row]]
-        return values, ids, SearchStatistics(queries=len(queries))
-'''
-LINE = '    Engine("toy", "bliss_index.search.toy:ToyBackend"),\n'
-USE = """
+CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
+PREPARE = """
 import json, sys
 # The copy that lies here, and not the package that an editable install points to.
 sys.meta_path = [f for f in sys.meta_path if "Scikit" not in type(f).__name__]
@@ -72,11 +38,13 @@ import numpy as np
 import bliss_index
 assert bliss_index.__file__.startswith(sys.argv[1]), bliss_index.__file__
 from typer.testing import CliRunner
-from bliss_index import exact_search
 from bliss_index.cli.app import app
+rng = np.random.default_rng(0)
+"""
+USE_ENGINE = """
+from bliss_index import exact_search
 from bliss_index.report.information import describe_installation
 from bliss_index.scoring import ScoreSettings
-rng = np.random.default_rng(0)
 entries, queries = rng.standard_normal((60, 8)), rng.standard_normal((5, 8))
 search = exact_search(entries, 3, backend="toy")
 ScoreSettings("corpus", "calibration", search="toy")
@@ -91,29 +59,72 @@ print(json.dumps({
     "info": describe_installation()[0]["exact_search"]["toy"],
 }))
 """
+USE_DETECTOR = """
+from bliss_index.evaluation.detector import Reference
+from bliss_index.evaluation.paper.protocol_run import evaluate_protocol
+from bliss_index.evaluation.paper.protocols import one_class
+from bliss_index.evaluation.registry import make_detectors
+texts, images = rng.standard_normal((3, 8)), rng.standard_normal((30, 8))
+labels = np.arange(30) % 3
+made = make_detectors("raw,mean:weight=2")
+found = made[1].fit(Reference(texts)).score(images)
+report = evaluate_protocol(Reference(texts), images, labels, one_class(3), made)
+print(json.dumps({
+    "scores": found.tolist(),
+    "expected": (-2 * (images @ texts.T).mean(1)).tolist(),
+    "detectors": list(report.detectors),
+    "help": "mean" in CliRunner().invoke(app, ["evaluate", "--help"]).output,
+}))
+"""
+
+
+def blocks_of(title: str) -> list[tuple[str, str, str]]:
+    """Kind, path and text of the code blocks below a heading of CONTRIBUTING.md."""
+    section = CONTRIBUTING.read_text().split(f"\n### {title}\n")[1].split("\n### ")[0]
+    found = re.findall(r"```(python|diff)\n# (\S+)\n(.*?)```", section, re.DOTALL)
+    assert [kind for kind, _, _ in found] == ["python", "diff"]
+    return found
+
+
+def use_of_added(title: str, folder: Path, use: str) -> dict[str, Any]:
+    """What a program prints with a copy of the package in which the guide was followed."""
+    for path in PACKAGE.rglob("*"):
+        if path.suffix in (".py", ".cu", ".json") and "__pycache__" not in path.parts:
+            target = folder / path.relative_to(PACKAGE.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    (_, path, text), (_, listed, change) = blocks_of(title)
+    assert not (folder / path).exists()
+    (folder / path).write_text(text)
+    (_, context), (plus, line) = ((row[:1], row[1:]) for row in change.splitlines())
+    assert plus == "+"
+    text = (folder / listed).read_text()
+    assert text.count(f"{context}\n") == 1
+    (folder / listed).write_text(text.replace(f"{context}\n", f"{context}\n{line}\n"))
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE + use, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_another_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
-    copy = tmp_path / "bliss_index"
-    for path in PACKAGE.rglob("*"):
-        if path.suffix in (".py", ".cu", ".json") and "__pycache__" not in path.parts:
-            target = copy / path.relative_to(PACKAGE)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    (copy / "search" / "toy.py").write_text(ENGINE)
-    registry = copy / "search" / "registry.py"
-    text = registry.read_text()
-    assert text.count("ENGINES = (\n") == 1
-    registry.write_text(text.replace("ENGINES = (\n", "ENGINES = (\n" + LINE))
-    done = subprocess.run(
-        [sys.executable, "-c", USE, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = use_of_added("A search engine", tmp_path, USE_ENGINE)
     assert found["backend"] == "toy"
     assert found["ids"] == found["expected"]
     assert found["codes"] == [1, 2]
     assert found["info"] == "any processor"
+
+
+def test_another_detector_is_one_file_and_one_line(tmp_path: Path) -> None:
+    found = use_of_added("A detector to compare with", tmp_path, USE_DETECTOR)
+    np.testing.assert_allclose(found["scores"], found["expected"], rtol=1e-12)
+    assert found["detectors"] == ["raw", "mean:weight=2"]
+    assert found["help"]
 
 
 @pytest.mark.parametrize("name", [engine.name for engine in ENGINES])
