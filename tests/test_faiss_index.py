@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from bliss_index.search.faiss.index import (  # noqa: E402
     open_index,
     save_index,
 )
+from bliss_index.search.faiss.search import Placement  # noqa: E402
 
 APPROXIMATE = ("ivf", "ivfpq", "hnsw")
 
@@ -322,3 +323,32 @@ def test_builds_of_several_kinds_at_once_lose_no_record(tmp_path: Path) -> None:
         for kind in found:
             assert open_index(corpus, kind=kind).size == 200
     assert len(list((tmp_path / "index").iterdir())) == 6
+
+
+def test_building_a_kind_again_leaves_one_file_of_it(tmp_path: Path) -> None:
+    first = Corpus(tmp_path, clip_like(40, 300, 24))
+    other = replace(first, matrix=clip_like(41, 300, 24), content_hash="1" * 64)
+    for corpus, kind in ((first, "flat"), (first, "hnsw"), (other, "flat")):
+        save_index(build_index(corpus, kind, threads=1), corpus)
+    folder = tmp_path / "index"
+    kept = {record.file for record in index_records(other)}
+    assert kept == {path.name for path in folder.glob("*.faiss")}
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_the_bound_holds_for_what_is_stored_rounded(storage: str) -> None:
+    """Products of vectors as they are stored, with every coordinate rounded the same way, far."""
+    dim, type_ = 16, np.dtype(storage)
+    unit = 2.0**-11 if storage == "float16" else 2.0**-24
+    up = (1 + 1.02 * unit) * np.exp2(np.arange(dim) % 3)  # a little above the middle of two numbers
+    entries, queries = np.stack([up, np.ones(dim)]), np.stack([up, up[::-1]]) / 8
+    search = build_index(entries, "flat", k=1, threads=1)
+    search._placement = Placement("cpu", storage)
+    stored = queries.astype(type_).astype(float) @ entries.astype(type_).astype(float).T
+    bounds = search.error_bound(np.linalg.norm(queries, axis=1))
+    errors = np.abs(stored - queries @ entries.T)
+    assert (errors <= bounds[:, None]).all()
+    # What rounding costs is the most of it where it is coarse, so nothing smaller would do.
+    if storage == "float16":
+        assert errors.max() > 0.5 * bounds.min()

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -381,6 +382,23 @@ def test_a_disk_that_fails_is_one_message(tmp_path, monkeypatch, call):
         run_trivial(tmp_path / "s")
     monkeypatch.undo()
     assert not list((tmp_path / "s").rglob("part-*"))
+
+
+def test_content_that_cannot_be_synced_gets_no_name(tmp_path, monkeypatch):
+    """Not that of the directory, which comes later: the file's own."""
+    sync = os.fsync
+
+    def broken(descriptor):
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "Input/output error")
+        sync(descriptor)
+
+    file = NewFile(tmp_path)
+    file.sink.write(b"content")
+    monkeypatch.setattr(files.os, "fsync", broken)
+    with pytest.raises(OutputError, match="Input/output error"):
+        file.commit("name")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_close_that_fails_is_one_message(tmp_path):
