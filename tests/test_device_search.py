@@ -32,7 +32,7 @@ from bliss_index.search.device.codes import (
     EntryCodes,
     Rotation,
 )
-from bliss_index.search.device.engine import torch_engine, torch_score_tail
+from bliss_index.search.device.engine import torch_engine, torch_score_kernel
 from bliss_index.search.device.internal import Internal
 from bliss_index.search.device.proposals import TorchProposals, _bounds, _place, block_size
 from bliss_index.search.inputs import require_tensor
@@ -459,7 +459,7 @@ def test_codes_that_do_not_fit_are_for_torch() -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize(("classes", "k"), [(1, 1), (3, 10), (1500, 4)])
-def test_the_tails_give_the_same_bits(classes: int, k: int) -> None:
+def test_the_scoring_kernels_give_the_same_bits(classes: int, k: int) -> None:
     engine = triton_engine()
     rng = np.random.default_rng(5)
     n, size = 9, 50
@@ -477,8 +477,8 @@ def test_the_tails_give_the_same_bits(classes: int, k: int) -> None:
         for a in (similarities, ids, scale, shift, products, mu, sigma)
     ]
     arguments[4:] = [Internal(*arguments[4:])]
-    found = engine.score_tail(*arguments, 0.37)
-    for mine, theirs in zip(found, torch_score_tail(*arguments, 0.37), strict=True):
+    found = engine.score_kernel(*arguments, 0.37)
+    for mine, theirs in zip(found, torch_score_kernel(*arguments, 0.37), strict=True):
         assert torch.equal(mine, theirs)
     total = np.zeros((n, classes))
     for j in range(k):  # in the order of the entries, every product and sum rounded by itself
@@ -514,8 +514,8 @@ def test_kernels_compile_for_gpus() -> None:
     for capability in facts.values():
         assert capability["spilled"] < 64  # bytes a thread
         assert capability["spare_shared"] >= 0  # what is reckoned is enough
-        # Sums of the tail must not be fused: their bits are those of the other tails.
-        assert capability["fused_in_tail"] == 0
+        # Sums of scoring must not be fused: their bits are those of the other scoring kernels.
+        assert capability["fused_in_score_kernel"] == 0
 
 
 def test_shapes_of_tiles_are_checked() -> None:

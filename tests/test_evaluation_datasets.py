@@ -139,11 +139,11 @@ def test_options_that_do_not_go_together(tmp_path):
     assert "--encoded needs --corpus" in err
     _, err = run("evaluate", "d", "--protocol", "cifar10-9-vs-1", "--encoded", "e", "--corpus", "c",
                  "--labels", "l", code=2)  # fmt: skip
-    assert "--labels means nothing with --encoded" in err
+    assert "--labels cannot be given with --encoded" in err
     _, err = run("evaluate", "d", code=2)
     assert "TARGET needs --labels" in err
     _, err = run("evaluate", "d", "--labels", "l", "--corpus", "c", code=2)
-    assert "--corpus means nothing without --protocol" in err
+    assert "--corpus requires --protocol" in err
     _, err = run("evaluate", tmp_path, "--protocol", "cifar10-9-vs-1", "--encoded", "e",
                  "--corpus", "c", code=1)  # fmt: skip
     assert "holds no cifar-10-batches-py; download cifar10 there" in err

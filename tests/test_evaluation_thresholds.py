@@ -214,15 +214,15 @@ def test_labels_are_the_nearest(rng: np.random.Generator, dtype: type) -> None:
         assign_labels(broken, texts)
 
 
-def test_strangers_are_trimmed(rng: np.random.Generator) -> None:
+def test_outliers_are_trimmed(rng: np.random.Generator) -> None:
     centres = rng.normal(size=(3, 24))
     labels = np.repeat([0, 1, -1], [100, 50, 10])
     rows = centres[labels] + 0.3 * rng.normal(size=(160, 24))
-    strangers = np.zeros(160, dtype=bool)
-    strangers[[3, 20, 21, 70, 110, 111]] = True
-    rows[strangers] = centres[2] + 0.3 * rng.normal(size=(6, 24))
+    outliers = np.zeros(160, dtype=bool)
+    outliers[[3, 20, 21, 70, 110, 111]] = True
+    rows[outliers] = centres[2] + 0.3 * rng.normal(size=(6, 24))
     keep = trim_mask(unit(rows), labels, 0.04)
-    np.testing.assert_array_equal(keep, ~strangers & (labels >= 0))
+    np.testing.assert_array_equal(keep, ~outliers & (labels >= 0))
     np.testing.assert_array_equal(trim_mask(unit(rows), labels, 0.0), labels >= 0)
     assert trim_mask(unit(rows), labels, 0.29).sum() == 100 - 29 + 50 - 14
 

@@ -54,7 +54,7 @@ def engine_of(shape: ProductShape | None = SMALL, **more: Any) -> DeviceEngine:
     return HopperEngine(
         prepare=steps.prepare,
         pair_products=steps.pair_products,
-        score_tail=steps.score_tail,
+        score_kernel=steps.score_kernel,
         shape=shape,
         **more,
     )

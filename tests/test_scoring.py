@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bliss_index.calibration import calibrate
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring.formulas import label_scores, raw_scores
-from bliss_index.scoring.native_kernel import NativeTail, tail_available
+from bliss_index.scoring.native_kernel import NativeScoreKernel, score_kernel_available
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search import exact_search
 from bliss_index.search.native.backend import load_native
@@ -93,11 +93,11 @@ def test_scores_do_not_depend_on_batches(cuts, seed):
         )
 
 
-@pytest.mark.skipif(not tail_available(), reason="the native extension is not built")
+@pytest.mark.skipif(not score_kernel_available(), reason="the native extension is not built")
 @pytest.mark.parametrize(
     ("classes", "k", "threads"), [(1, 1, 1), (3, 10, 2), (17, 7, 3), (300, 5, 2)]
 )
-def test_the_native_tail_agrees_with_numpy(rng, classes, k, threads):
+def test_the_native_scoring_kernel_agrees_with_numpy(rng, classes, k, threads):
     images, vocabulary, texts, labels = clip_like(rng, 20 * classes + 500, 90, classes, 24)
     labels[: 2 * classes] = np.arange(2 * classes) % classes
     calibration = calibrate([(images, labels)], texts)
@@ -111,7 +111,7 @@ def test_the_native_tail_agrees_with_numpy(rng, classes, k, threads):
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.skipif(not tail_available(), reason="the native extension is not built")
+@pytest.mark.skipif(not score_kernel_available(), reason="the native extension is not built")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("classes", [1, 8, 9, 31, 75])
 def test_native_internal_scores_have_one_value(rng, dtype, classes):
@@ -188,7 +188,7 @@ def screening_case(rng, case, classes, dim, k):
     return texts, mu, sigma, lam, images, similarities, ids, scale, shift
 
 
-@pytest.mark.skipif(not tail_available(), reason="the native extension is not built")
+@pytest.mark.skipif(not score_kernel_available(), reason="the native extension is not built")
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize(
     "case",
@@ -209,8 +209,8 @@ def test_screened_classes_change_no_bit(rng, case, dtype):
             )
             images = images.astype(dtype)
             images[~np.isfinite(images)] = 1.0
-            tail = NativeTail(texts, mu, sigma, lam, 2)
-            inner = tail.internal_scores(images)
+            scorer = NativeScoreKernel(texts, mu, sigma, lam, 2)
+            inner = scorer.internal_scores(images)
             outer = np.zeros_like(inner)
             for j in range(k):
                 term = similarities[:, j].astype(np.float64)[:, None] * scale[ids[:, j]]
@@ -222,9 +222,9 @@ def test_screened_classes_change_no_bit(rng, case, dtype):
             rows = np.arange(len(images))
             expected = (total[rows, nearest], nearest, inner[rows, nearest], outer[rows, nearest])
             for threads, kernel in ((1, ""), (3, ""), *((1, name) for name in KERNELS)):
-                tail = NativeTail(texts, mu, sigma, lam, threads, kernel=kernel)
-                np.testing.assert_array_equal(tail.internal_scores(images), inner)
-                found = tail.winners(images, similarities, ids, scale, shift)
+                scorer = NativeScoreKernel(texts, mu, sigma, lam, threads, kernel=kernel)
+                np.testing.assert_array_equal(scorer.internal_scores(images), inner)
+                found = scorer.winners(images, similarities, ids, scale, shift)
                 for one, other in zip(found, expected, strict=True):
                     np.testing.assert_array_equal(one, other)
 
@@ -263,7 +263,7 @@ def test_tables_hold_what_was_asked_for_in_full_blocks(rng):
     np.testing.assert_array_equal(scorer.tables.shift[first.ids[3]], np.float32(mu / sigma))
 
 
-@pytest.mark.parametrize("native", sorted({False, tail_available()}))
+@pytest.mark.parametrize("native", sorted({False, score_kernel_available()}))
 def test_equal_classes_give_the_first(rng, native):
     images, vocabulary, texts, _ = clip_like(rng, 60, 50, 1)
     labels = np.zeros(60, dtype=np.int64)

@@ -29,12 +29,12 @@ from bliss_index.evaluation.bliss import Bliss
 from bliss_index.evaluation.detector import Reference
 from bliss_index.report.explanation import explain_image
 from bliss_index.scoring import run_job
-from bliss_index.scoring.native_kernel import tail_available
+from bliss_index.scoring.native_kernel import score_kernel_available
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.thresholds import deal, held_out_scores
 from bliss_index.search import exact_search
 
-PATHS = ["numpy", "tensors", *(["native"] if tail_available() else [])]
+PATHS = ["numpy", "tensors", *(["native"] if score_kernel_available() else [])]
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 K, LAM = 7, 0.7
 

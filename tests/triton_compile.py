@@ -49,7 +49,7 @@ PAIRS = {
     "queries": "*fp16", "entries": "*fp16", "row": "*i64", "entry": "*i64", "values": "*fp64",
     "pairs": "i32", "dim": "i32",
 }  # fmt: skip
-TAIL = {
+SCORE_KERNEL = {
     "similarities": "*fp32", "ids": "*i64", "scale": "*fp32", "shift": "*fp32",
     "products": "*fp64", "mu": "*fp64", "sigma": "*fp64", "weight": "*fp64",
     "anomaly": "*fp64", "nearest": "*i64",
@@ -117,7 +117,7 @@ def main() -> None:
                      {"WIDTH": 256, "PAIRS": 8, "CHUNK": 128, "HALVINGS": 16}, capability,
                      num_warps=1),
             compiled(kernels.pairs_kernel, PAIRS, {"PAIRS": 16, "CHUNK": 128}, capability),
-            compiled(kernels.tail_kernel, TAIL, {"BM": 1, "CLASSES": 1024}, capability,
+            compiled(kernels.score_kernel, SCORE_KERNEL, {"BM": 1, "CLASSES": 1024}, capability,
                      enable_fp_fusion=False),
         ]  # fmt: skip
         facts[str(capability)] = {
@@ -130,7 +130,7 @@ def main() -> None:
             ),
             "spilled": sum(spilled_bytes(ptx, capability) for ptx, _ in (*products, *others)),
             "spare_shared": min(spare),
-            "fused_in_tail": len(re.findall(r"fma\.rn\.f64", others[-1][0])),
+            "fused_in_score_kernel": len(re.findall(r"fma\.rn\.f64", others[-1][0])),
         }
     print(json.dumps(facts))
 

@@ -24,7 +24,7 @@ class Row:
     small
         Parameters that are others in a rehearsal.
     cuda
-        Whether it means nothing without a CUDA device; in a rehearsal it runs nevertheless.
+        Whether it needs a CUDA device; in a rehearsal it runs nevertheless.
     """
 
     group: str

@@ -118,10 +118,10 @@ def classes_file(directory: Directory) -> str | None:
     try:
         data = directory.read(MANIFEST_NAME)
     except FileNotFoundError:
-        strangers = sorted(name for name in directory.everything() if not _may_stay(name))
-        if strangers:
+        others = sorted(name for name in directory.everything() if not _may_stay(name))
+        if others:
             raise StoreError(
-                f"{directory.uri} is not empty and not a calibration (it holds {strangers[0]!r}); "
+                f"{directory.uri} is not empty and not a calibration (it holds {others[0]!r}); "
                 "choose another output"
             ) from None
         return None

@@ -1,4 +1,4 @@
-"""Normal images without classes, or with strangers among them.
+"""Normal images without classes, or with outliers among them.
 
 Calibration wants the classes of normal images. Where nobody gave them, the nearest label stands in;
 where a few images of a class do not belong to it, the images farthest from its centre are left out.
@@ -76,7 +76,7 @@ def trim_mask(
     labels
         (n,) class numbers; images of negative number are never kept.
     share
-        Share to leave out, at least 0 and below 0.5: as many strangers as can be expected. Leaving
+        Share to leave out, at least 0 and below 0.5: as many outliers as can be expected. Leaving
         out images that do belong makes deviations too small, which raises all scores.
 
     Returns

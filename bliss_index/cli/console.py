@@ -39,7 +39,7 @@ stderr = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def plain(text: str) -> str:
-    """Replace control characters: keys and names are other people's, and a terminal obeys them."""
+    """Replace control characters: terminal escapes are stripped from keys and names."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

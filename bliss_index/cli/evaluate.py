@@ -107,14 +107,14 @@ def evaluate(
     own = {"--labels": labels, "--normal": normal, "--normal-labels": normal_labels,
            "--classes": classes}  # fmt: skip
     if protocol is None:
-        strangers = {name: value for name, value in own.items() if name != "--labels"}
-        _forbid("without --protocol", {**strangers, "--corpus": corpus, "--encoded": encoded})
+        unused = {name: value for name, value in own.items() if name != "--labels"}
+        _forbid("requires --protocol", {**unused, "--corpus": corpus, "--encoded": encoded})
         (file,) = _required("TARGET", {"--labels": labels})
         _evaluate_scores(target, file, resamples, as_json)
         return
     common: dict[str, Any] = {"detectors": detectors, "k": k, "threads": threads}
     if encoded is not None:
-        _forbid("with --encoded, which takes it from the data set", own)
+        _forbid("cannot be given with --encoded, which takes it from the data set", own)
         (vocabulary,) = _required("--encoded", {"--corpus": corpus})
         folder = _local("TARGET with --encoded", target)
         from bliss_index.evaluation.paper.from_dataset import evaluate_dataset
@@ -151,10 +151,10 @@ def _required(what: str, options: dict[str, str | None]) -> list[str]:
     return [value for value in options.values() if value is not None]
 
 
-def _forbid(when: str, options: dict[str, str | None]) -> None:
+def _forbid(why: str, options: dict[str, str | None]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise typer.BadParameter(f"{given[0]} means nothing {when}")
+        raise typer.BadParameter(f"{given[0]} {why}")
 
 
 def _evaluate_stores(

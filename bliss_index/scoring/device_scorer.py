@@ -254,7 +254,7 @@ class DeviceScorer:
             part = slice(start, start + at_once)
             inner = Internal(images[part].double() @ self._texts, self._mu, self._sigma)
             pieces.append(
-                self._engine.score_tail(
+                self._engine.score_kernel(
                     similarities[part], ids[part], self.tables.scale, self.tables.shift,
                     inner, self.lam,
                 )

@@ -17,12 +17,12 @@ Winners = tuple[
 ]
 
 
-def tail_available() -> bool:
+def score_kernel_available() -> bool:
     """Whether the compiled extension is here."""
     return load_native()[0] is not None
 
 
-class NativeTail:
+class NativeScoreKernel:
     """Scores of images against classes; results do not depend on batches or threads.
 
     Parameters
@@ -56,18 +56,22 @@ class NativeTail:
     ) -> None:
         native, reason = load_native()
         if native is None:
-            raise InvalidInputError(f"the native tail cannot run here: {reason}; use native=False")
+            raise InvalidInputError(
+                f"the native scoring kernel cannot run here: {reason}; use native=False"
+            )
         self._classes, self._dim = texts.shape
         self._threads = threads
         arrays = [np.ascontiguousarray(a, dtype=np.float64) for a in (texts, mu, sigma)]
-        self._tail = native.make_tail(*(a.ctypes.data for a in arrays), *texts.shape, lam, kernel)
+        self._kernel = native.make_score_kernel(
+            *(a.ctypes.data for a in arrays), *texts.shape, lam, kernel
+        )
 
     @isolated
     def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """I_c of (n, d) images for every class: (n, C) float64."""
         rows = self._rows(images)
         scores = np.empty((rows.shape[0], self._classes))
-        self._tail.internal(
+        self._kernel.internal(
             rows.ctypes.data, rows.itemsize, *rows.shape, self._threads, scores.ctypes.data
         )
         return scores
@@ -102,7 +106,7 @@ class NativeTail:
         n, k = ids.shape
         anomaly, inner, outer = np.empty(n), np.empty(n), np.empty(n)
         nearest = np.empty(n, dtype=np.int64)
-        self._tail.score(
+        self._kernel.score(
             rows.ctypes.data, rows.itemsize, *rows.shape,
             similarities.ctypes.data, ids.ctypes.data, k, scale.ctypes.data, shift.ctypes.data,
             self._threads,

@@ -19,7 +19,7 @@ from bliss_index.errors import CorruptStoreError, InvalidInputError, JobError, S
 from bliss_index.jobs import Part
 from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME
 from bliss_index.storage import open_directory
-from bliss_index.storage.hashing import Between
+from bliss_index.storage.hashing import CheckCancelled
 from bliss_index.storage.objects import is_object_store
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.keys import HASH_BYTES, KeyRegistry
@@ -95,15 +95,15 @@ class StorePart:
             yield InputRows(keys, shard.embeddings[start : start + rows], status, error, good)
 
     def sha256(self) -> str:
-        """Hash of the content that it should have, or has where nobody knows."""
+        """Hash of the content that it should have, or that it has if none is known."""
         return self.store.shards[self.index].sha256
 
-    def check(self, between: Between | None = None) -> str:
+    def check(self, check_cancelled: CheckCancelled | None = None) -> str:
         """Hash the content that it has; raise CorruptStoreError where it should have another.
 
-        What `between` raises ends it early.
+        What `check_cancelled` raises ends it early.
         """
-        return self.store.check_hash(self.index, between)
+        return self.store.check_hash(self.index, check_cancelled)
 
     def stamp(self) -> list[Any]:
         """What tells, mostly, that the content did not change."""
@@ -165,7 +165,7 @@ class ForeignPart:
     def sha256(self) -> str:
         return self.check()
 
-    def check(self, between: Between | None = None) -> str:
+    def check(self, check_cancelled: CheckCancelled | None = None) -> str:
         return self._found.get("sha256") or self.piece.sha256(BATCH_ROWS, carried=False)
 
     def stamp(self) -> list[Any]:

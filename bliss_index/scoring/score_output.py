@@ -19,7 +19,7 @@ from bliss_index.scoring.score_inputs import InputPart
 from bliss_index.storage import Directory
 from bliss_index.storage.directory import NewContent
 from bliss_index.storage.files import output_error
-from bliss_index.storage.hashing import Between
+from bliss_index.storage.hashing import CheckCancelled
 
 ROW_GROUP_ROWS = 16384
 # Columns of few different values; a dictionary of keys or scores only costs time and space.
@@ -61,26 +61,26 @@ class PartOutput:
         self._waiting: list[pa.Table] = []
         self._rows = 0
 
-    def begin(self, checks: Executor, between: Between) -> None:
+    def begin(self, checks: Executor, check_cancelled: CheckCancelled) -> None:
         """Note what the part looks like, and let its hash be compared beside everything else.
 
         Parameters
         ----------
         checks
             Who compares.
-        between
+        check_cancelled
             May end that early.
         """
 
         def check() -> str:
-            return self._source.check(lambda: self._go_on(between))
+            return self._source.check(lambda: self._go_on(check_cancelled))
 
         self._stamp = self._source.stamp()
         if not self._source.hashed_as_read:
             self._check = checks.submit(check)
 
-    def _go_on(self, between: Between) -> None:
-        between()
+    def _go_on(self, check_cancelled: CheckCancelled) -> None:
+        check_cancelled()
         if isinstance(self._error, OutputError):
             raise self._error  # nobody will ask for the hash
 

@@ -13,7 +13,7 @@ from bliss_index.calibration import Calibration
 from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring.formulas import Scores, require_lam
-from bliss_index.scoring.native_kernel import NativeTail, Winners, tail_available
+from bliss_index.scoring.native_kernel import NativeScoreKernel, Winners, score_kernel_available
 from bliss_index.scoring.tables import ExternalTables
 from bliss_index.search.inputs import as_matrix
 from bliss_index.search.isolation import isolated
@@ -104,8 +104,8 @@ class BlissScorer:
         self._texts = calibration.class_embeddings.T.copy()
         self._mu, self._sigma = calibration.label_statistics(self.tables.prior)
         self._native = None
-        if tail_available() if native is None else native:
-            self._native = NativeTail(
+        if score_kernel_available() if native is None else native:
+            self._native = NativeScoreKernel(
                 calibration.class_embeddings, self._mu, self._sigma, lam, thread_count(threads)
             )
 

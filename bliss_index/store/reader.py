@@ -18,7 +18,7 @@ from bliss_index.storage import open_directory
 from bliss_index.storage.cache import local_copy
 from bliss_index.storage.directory import LocalDirectory
 from bliss_index.storage.files import is_address
-from bliss_index.storage.hashing import Between, file_sha256, stream_sha256
+from bliss_index.storage.hashing import CheckCancelled, file_sha256, stream_sha256
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.schema import (
@@ -234,8 +234,8 @@ class EmbeddingStore:
             )
         return Shard(index, self._starts[index], batch, self.dim)
 
-    def check_hash(self, index: int, between: Between | None = None) -> str:
-        """Read a shard's whole file; return its SHA-256. `between` may end it early.
+    def check_hash(self, index: int, check_cancelled: CheckCancelled | None = None) -> str:
+        """Read a shard's whole file; return its SHA-256. `check_cancelled` may end it early.
 
         Those of object stores are compared as they are fetched, and not fetched again.
 
@@ -250,7 +250,7 @@ class EmbeddingStore:
         self._content(index)
         if isinstance(self._directory, LocalDirectory):
             try:
-                digest = file_sha256(self._directory.path / record.file, between)
+                digest = file_sha256(self._directory.path / record.file, check_cancelled)
             except OSError as error:
                 name = f"{self._directory.uri}/{record.file}"
                 raise CorruptStoreError(f"{name} cannot be read: {error.strerror}") from error

@@ -111,8 +111,8 @@ class DeviceBackend:
     options
         How to search.
     engine
-        Who multiplies; by default Triton's kernels on CUDA where Triton is installed, else torch,
-        in the numbers that the options name.
+        What computes the products, in the numbers that the options name; by default Triton's
+        kernels on CUDA where Triton is installed, else torch.
     """
 
     name = "cuda"

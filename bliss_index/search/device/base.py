@@ -12,7 +12,7 @@ from bliss_index.search.device.codes import CodeFormat, EntryCodes, QueryCodes
 
 Prepare = Callable[[EntryCodes, torch.Tensor], QueryCodes]
 PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-Tail = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
+ScoreKernel = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPACITY = 256
 _CAPACITY_PER_RESULT = 16
 
@@ -49,8 +49,8 @@ class DeviceEngine(ABC):
         Makes queries ready: :meth:`EntryCodes.prepare`.
     pair_products
         Inner products (P,) float64 of rows of queries (n, d) and of entries (W, d).
-    score_tail
-        From what a search found to anomaly scores; see ``torch_score_tail`` of engine.py.
+    score_kernel
+        From what a search found to anomaly scores; see ``torch_score_kernel`` of engine.py.
     reason
         Why it is this one; empty where nothing needs to be said.
     capacity
@@ -59,7 +59,7 @@ class DeviceEngine(ABC):
 
     prepare: Prepare
     pair_products: PairProducts
-    score_tail: Tail
+    score_kernel: ScoreKernel
     reason: str = ""
     capacity: int | None = None
 

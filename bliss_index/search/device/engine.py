@@ -29,7 +29,7 @@ _LEAST_CAPABILITY = (8, 0)
 _HOPPER = (9, 0)
 _CANDIDATE_BYTES = 20  # place, bound, order and value
 _PAIR_ELEMENTS = 1 << 24
-_TAIL_ELEMENTS = 1 << 24
+_SCORE_ELEMENTS = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def hopper_engine(shape: ProductShape | None = None) -> DeviceEngine:
     return HopperEngine(
         prepare=kernels.prepare,
         pair_products=kernels.pair_products,
-        score_tail=kernels.score_tail,
+        score_kernel=kernels.score_kernel,
         shape=shape,
     )
 
@@ -156,7 +156,7 @@ def triton_engine(proposals: Proposals, reason: str = "") -> ProposalEngine:
         proposals=proposals,
         rank=kernels.rank,
         pair_products=kernels.pair_products,
-        score_tail=kernels.score_tail,
+        score_kernel=kernels.score_kernel,
         reason=reason,
     )
 
@@ -168,7 +168,7 @@ def torch_engine(reason: str = "", form: CodeFormat = INT8) -> ProposalEngine:
         proposals=TorchProposals(form),
         rank=torch_rank,
         pair_products=torch_pair_products,
-        score_tail=torch_score_tail,
+        score_kernel=torch_score_kernel,
         reason=reason,
     )
 
@@ -221,7 +221,7 @@ def torch_pair_products(
     return values
 
 
-def torch_score_tail(
+def torch_score_kernel(
     similarities: torch.Tensor,
     ids: torch.Tensor,
     scale: torch.Tensor,
@@ -249,8 +249,8 @@ def torch_score_tail(
     """
     n, k = ids.shape
     pieces = []
-    for start in range(0, n, max(1, _TAIL_ELEMENTS // scale.shape[1])):
-        part = slice(start, start + max(1, _TAIL_ELEMENTS // scale.shape[1]))
+    for start in range(0, n, max(1, _SCORE_ELEMENTS // scale.shape[1])):
+        part = slice(start, start + max(1, _SCORE_ELEMENTS // scale.shape[1]))
         inner = internal.scores(part)
         total = torch.zeros_like(inner)
         for j in range(k):

@@ -12,7 +12,7 @@
 
 #include "engine.h"
 #include "floating_point.h"
-#include "tail.h"
+#include "score_kernel.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -84,23 +84,23 @@ std::tuple<Counters, std::vector<std::int64_t>> search(
   return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows}, bad};
 }
 
-bliss::Tail* make_tail(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t sigma,
+bliss::ScoreKernel* make_score_kernel(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t sigma,
                        std::size_t classes, std::size_t dim, double lambda,
                        const std::string& name) {
   const bliss::Kernel* kernel = bliss::find_kernel(name.c_str());
   if (!kernel) throw nb::value_error("this processor lacks what every kernel needs");
   const bliss::DefaultFloatingPoint unit;
-  return new bliss::Tail(at<const double>(texts), at<const double>(mu), at<const double>(sigma),
+  return new bliss::ScoreKernel(at<const double>(texts), at<const double>(mu), at<const double>(sigma),
                          classes, dim, lambda, *kernel);
 }
 
-void score_tail(const bliss::Tail& tail, std::uintptr_t images, int bytes, std::size_t count,
+void score_images(const bliss::ScoreKernel& kernel, std::uintptr_t images, int bytes, std::size_t count,
                 std::size_t dim, std::uintptr_t similarities, std::uintptr_t ids, std::size_t k,
                 std::uintptr_t scale, std::uintptr_t shift, std::size_t threads,
                 std::uintptr_t anomaly, std::uintptr_t nearest, std::uintptr_t internal,
                 std::uintptr_t external) {
   run_interruptible([&](const std::function<bool()>& idle) {
-    return tail.score(rows_at(images, bytes, count, dim),
+    return kernel.score(rows_at(images, bytes, count, dim),
                       {at<const float>(similarities), at<const std::int64_t>(ids), count, k,
                        at<const float>(scale), at<const float>(shift)},
                       threads, idle,
@@ -109,10 +109,10 @@ void score_tail(const bliss::Tail& tail, std::uintptr_t images, int bytes, std::
   });
 }
 
-void internal_scores(const bliss::Tail& tail, std::uintptr_t images, int bytes, std::size_t count,
+void internal_scores(const bliss::ScoreKernel& kernel, std::uintptr_t images, int bytes, std::size_t count,
                      std::size_t dim, std::size_t threads, std::uintptr_t out) {
   run_interruptible([&](const std::function<bool()>& idle) {
-    return tail.internal(rows_at(images, bytes, count, dim), threads, idle, at<double>(out));
+    return kernel.internal(rows_at(images, bytes, count, dim), threads, idle, at<double>(out));
   });
 }
 
@@ -144,7 +144,7 @@ NB_MODULE(_native, m) {
         return e.intervals(rows_at(address, bytes, count, dim), at<double>(lower), at<double>(upper));
       })
       .def("search", &search);
-  nb::class_<bliss::Tail>(m, "Tail").def("score", &score_tail).def("internal", &internal_scores);
-  m.def("make_tail", &make_tail, nb::rv_policy::take_ownership);
+  nb::class_<bliss::ScoreKernel>(m, "ScoreKernel").def("score", &score_images).def("internal", &internal_scores);
+  m.def("make_score_kernel", &make_score_kernel, nb::rv_policy::take_ownership);
   m.def("make_engine", &make_engine, nb::rv_policy::take_ownership);
 }

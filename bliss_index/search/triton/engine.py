@@ -92,7 +92,7 @@ def pair_products(
     return values
 
 
-def score_tail(
+def score_kernel(
     similarities: torch.Tensor,
     ids: torch.Tensor,
     scale: torch.Tensor,
@@ -100,7 +100,7 @@ def score_tail(
     internal: Internal,
     lam: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the class of the smallest total; as ``torch_score_tail`` of the engine.
+    """Find the class of the smallest total; as ``torch_score_kernel`` of the engine.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def score_tail(
     rows = _MOST_CLASSES // width
     if n:
         with device_of(ids):
-            kernels.tail_kernel[(-(-n // rows),)](
+            kernels.score_kernel[(-(-n // rows),)](
                 similarities.contiguous(), ids.contiguous(), scale.contiguous(), shift.contiguous(),
                 internal.products.contiguous(), internal.mu, internal.sigma,
                 internal.mu.new_tensor([lam, k]), anomaly, nearest, inner, outer, n, k, classes,

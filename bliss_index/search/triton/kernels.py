@@ -1,4 +1,4 @@
-"""Triton kernels around the product: queries to codes, float64 rescoring, scoring tail.
+"""Triton kernels around the product: queries to codes, float64 rescoring, scoring kernel.
 
 With TRITON_INTERPRET=1, set before the first import, they run on CPU tensors, slowly. All arrays
 are contiguous.
@@ -247,14 +247,14 @@ def pairs_kernel(
 
 
 @triton.jit(do_not_specialize=["n", "k", "classes"])
-def tail_kernel(
+def score_kernel(
     similarities, ids, scale, shift, products, mu, sigma, weight,
     anomaly, nearest, nearest_internal, nearest_external,
     n, k, classes, BM: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
     """Sum some images' normalised similarities for every class; keep the smallest totals.
 
-    Compiled without fused multiply-adds, so that the sums are those of the other tails.
+    Compiled without fused multiply-adds, so that the sums are those of the other scoring kernels.
     """
     row = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     there = row < n

@@ -29,10 +29,10 @@ struct Winners {
   double* external;
 };
 
-class Tail {
+class ScoreKernel {
  public:
   // texts (classes x dim); mu and sigma of each class on its own text.
-  Tail(const double* texts, const double* mu, const double* sigma, std::size_t classes,
+  ScoreKernel(const double* texts, const double* mu, const double* sigma, std::size_t classes,
        std::size_t dim, double lambda, const Kernel& kernel);
 
   // Both return false when `idle` asked to stop.

@@ -1,5 +1,5 @@
 // Compiled without contraction to fused operations: the results equal numpy's bit for bit.
-#include "tail.h"
+#include "score_kernel.h"
 
 #include <algorithm>
 #include <cmath>
@@ -91,7 +91,7 @@ struct Doubtful {
   double external;
 };
 
-struct Tail::Work {
+struct ScoreKernel::Work {
   std::vector<double> wide, internal, sum, total, lower, products;
   std::vector<float> narrow, products32;
   std::vector<std::size_t> rows;  // of the block, to be evaluated in full
@@ -100,7 +100,7 @@ struct Tail::Work {
   std::vector<const double*> x, t;
 };
 
-Tail::Tail(const double* texts, const double* mu, const double* sigma, std::size_t classes,
+ScoreKernel::ScoreKernel(const double* texts, const double* mu, const double* sigma, std::size_t classes,
            std::size_t dim, double lambda, const Kernel& kernel)
     : kernel_(kernel), classes_(classes), dim_(dim), lambda_(lambda),
       padded_(whole_units<double>(classes)), texts_(in_strips<double>(texts, classes, dim)),
@@ -114,7 +114,7 @@ Tail::Tail(const double* texts, const double* mu, const double* sigma, std::size
 //     |p - q| <= (d + 4) u |x| |t| 1.01 + tiny,   u = 2^-24, d <= 2^16
 // (Higham, section 3.1; tiny covers what underflows). Divided by sigma this bounds the total, but for
 // some roundings of float64, here 2^-48 of every term.
-void Tail::make_screen(const double* texts) {
+void ScoreKernel::make_screen(const double* texts) {
   Screen screen;
   const std::size_t padded = whole_units<float>(classes_);
   screen.base.assign(padded, 0x1p600);  // no class: never the smallest
@@ -137,14 +137,14 @@ void Tail::make_screen(const double* texts) {
   screen_ = std::move(screen);
 }
 
-void Tail::load_block(const Rows& images, std::size_t first, std::size_t last, Work& work) const {
+void ScoreKernel::load_block(const Rows& images, std::size_t first, std::size_t last, Work& work) const {
   work.wide.resize(kRowsAtOnce * dim_);
   for (std::size_t row = first; row < last; ++row)
     kernel_.widen(images.row(row), images.type, dim_, work.wide.data() + (row - first) * dim_);
 }
 
 // Into `work.internal`, for the first images of `work.wide`.
-void Tail::internal_rows(std::size_t rows, Work& work) const {
+void ScoreKernel::internal_rows(std::size_t rows, Work& work) const {
   work.internal.resize(kRowsAtOnce * padded_);
   kernel_.class_products64(work.wide.data(), rows, dim_, texts_.data(), padded_,
                            work.internal.data());
@@ -152,7 +152,7 @@ void Tail::internal_rows(std::size_t rows, Work& work) const {
     to_internal(work.internal.data() + i * padded_, mu_.data(), sigma_.data(), classes_);
 }
 
-bool Tail::internal(const Rows& images, std::size_t threads, const std::function<bool()>& idle,
+bool ScoreKernel::internal(const Rows& images, std::size_t threads, const std::function<bool()>& idle,
                     double* out) const {
   const std::size_t blocks = (images.count + kRowsAtOnce - 1) / kRowsAtOnce;
   std::vector<Work> works(threads);
@@ -168,7 +168,7 @@ bool Tail::internal(const Rows& images, std::size_t threads, const std::function
   });
 }
 
-void Tail::sum_entries(const Found& found, std::size_t row, double* sum) const {
+void ScoreKernel::sum_entries(const Found& found, std::size_t row, double* sum) const {
   std::fill(sum, sum + classes_, 0.0);
   const std::size_t from = row * found.k, last = found.count * found.k - 1;
   for (std::size_t at = from; at < from + found.k; ++at) {
@@ -179,7 +179,7 @@ void Tail::sum_entries(const Found& found, std::size_t row, double* sum) const {
   }
 }
 
-void Tail::screen_block(const Found& found, std::size_t first, const Winners& winners,
+void ScoreKernel::screen_block(const Found& found, std::size_t first, const Winners& winners,
                         Work& work) const {
   const double k = double(found.k);
   const std::size_t padded = screen_.base.size(), rows = work.rows.size();
@@ -233,7 +233,7 @@ void Tail::screen_block(const Found& found, std::size_t first, const Winners& wi
   }
 }
 
-bool Tail::score(const Rows& images, const Found& found, std::size_t threads,
+bool ScoreKernel::score(const Rows& images, const Found& found, std::size_t threads,
                  const std::function<bool()>& idle, const Winners& winners) const {
   const std::size_t blocks = (images.count + kRowsAtOnce - 1) / kRowsAtOnce;
   const double k = double(found.k);
