@@ -234,8 +234,12 @@ def test_bad_input(data, tmp_path):
         InvalidInputError, match="k = 81 is larger than the vocabulary, which has 80"
     ):
         BlissDetector(vocabulary, texts, k=81).fit(images, labels)
-    with pytest.raises(InvalidInputError, match=r"contamination must lie in \(0, 0.5\], got 0.7"):
-        BlissDetector(vocabulary, texts, contamination=0.7).fit(images, labels)
+    for share in (0.7, 0, 0.0, -0.1):
+        with pytest.raises(
+            InvalidInputError, match=rf"contamination must lie in \(0, 0.5\], got {share}"
+        ):
+            BlissDetector(vocabulary, texts, contamination=share).fit(images, labels)
+    BlissDetector(vocabulary, texts, contamination=0.5).fit(images, labels)
     for lam in ("0.5", None, True, np.nan):
         with pytest.raises(InvalidInputError, match="lam must be a finite number of at least 0"):
             BlissDetector(vocabulary, texts, k=5, lam=lam).fit(images, labels)

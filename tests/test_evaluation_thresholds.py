@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from fractions import Fraction
 from math import comb
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like, reference_scores, unit
 from hypothesis import given, settings
@@ -13,7 +18,8 @@ from hypothesis import strategies as st
 
 from bliss_index.calibration import calibrate
 from bliss_index.calibration.unlabelled import assign_labels, trim_mask
-from bliss_index.errors import CalibrationError, InvalidInputError
+from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError
+from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.thresholds import (
     conformal_p_values,
@@ -236,3 +242,41 @@ def test_trimming_stops_where_no_exchange_helps(rng: np.random.Generator) -> Non
         trim_mask(rows, np.zeros(60, dtype=int), 0.5)
     with pytest.raises(InvalidInputError, match=r"60 images need .* float64 of shape \(60,\)"):
         trim_mask(rows, np.zeros(60), 0.1)
+
+
+@pytest.mark.parametrize("confidence", [None, 0.9])
+def test_altered_scores_on_disk_are_refused(tmp_path: Path, confidence: float | None) -> None:
+    """Each fact of the file by itself: its scores, what they depend on, their confidence."""
+    identity = ScoreIdentity(5, 0.5, "a" * 64, "b" * 64)
+    whole = NormalScores(np.array([0.5, -1.0, 2.0]), identity, 5, confidence)
+    path = tmp_path / "normal.parquet"
+    whole.write(path)
+    again = NormalScores.read(path)
+    assert again.content_hash == whole.content_hash
+    assert (again.identity, again.folds, again.confidence) == (identity, 5, confidence)
+    np.testing.assert_array_equal(again.scores, whole.scores)
+    table = pq.read_table(path)
+    (name,) = [n for n in table.schema.metadata if n.startswith(b"bliss_index")]
+    facts = json.loads(table.schema.metadata[name])
+
+    def write(changed: dict[str, Any], scores: list[float]) -> None:
+        content = pa.table({"anomaly_score": scores})
+        pq.write_table(content.replace_schema_metadata({name: json.dumps(changed)}), path)
+
+    for changed in (
+        {**facts, "confidence": 0.95},
+        {**facts, "confidence": None if confidence else 0.9},
+        {**facts, "identity": {**facts["identity"], "k": 6}},
+        {**facts, "identity": {**facts["identity"], "corpus": "c" * 64}},
+    ):
+        write(changed, [0.5, -1.0, 2.0])
+        with pytest.raises(CorruptStoreError, match="altered"):
+            NormalScores.read(path)
+    write(facts, [0.5, -1.0, 2.5])
+    with pytest.raises(CorruptStoreError, match="altered"):
+        NormalScores.read(path)
+    write({**facts, "format_version": 99}, [0.5, -1.0, 2.0])
+    with pytest.raises(CorruptStoreError, match="format version 99, this is 1"):
+        NormalScores.read(path)
+    write(facts, [0.5, -1.0, 2.0])
+    assert NormalScores.read(path).content_hash == whole.content_hash

@@ -77,6 +77,29 @@ def test_the_authors_scheme_gives_the_same(rng, case, backend):
     np.testing.assert_allclose(scorer.score(test).anomaly, expected, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("native", sorted({False, score_kernel_available()}))
+def test_more_images_than_a_block_has_rows(rng, native):
+    images, vocabulary, texts, labels = clip_like(rng, 2600, 90, 3, 16)
+    calibration = calibrate([(images[:100], labels[:100])], texts)
+    search = exact_search(vocabulary, 5)
+    scorer = BlissScorer(search, vocabulary, calibration, lam=0.7, native=native)
+    expected = reference_scores(images, vocabulary, texts, images[:100], labels[:100], k=5, lam=0.7)
+    np.testing.assert_allclose(scorer.score(images).anomaly, expected.anomaly, atol=1e-5, rtol=1e-5)
+    own = scorer.internal_scores(images)
+    assert own.shape == (2600, 3)
+    nearest = scorer.score(images)
+    picked = own[np.arange(2600), nearest.nearest_class]
+    np.testing.assert_allclose(picked, nearest.internal, rtol=1e-9, atol=1e-9)
+
+
+def test_without_lambda_the_label_term_is_the_score(rng):
+    images, vocabulary, texts, labels = clip_like(rng, 200, 90, 3, 16)
+    scorer = make_scorer(vocabulary, texts, images[:100], labels[:100], k=5, lam=0.0)
+    found = scorer.score(images)
+    np.testing.assert_array_equal(found.anomaly, found.internal)
+    np.testing.assert_allclose(found.anomaly, scorer.internal_scores(images).min(1), rtol=1e-12)
+
+
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 1500), max_size=6), seed=st.integers(0, 5))
 def test_scores_do_not_depend_on_batches(cuts, seed):
