@@ -39,7 +39,7 @@ def import_(
     embeddings: Annotated[
         str,
         typer.Argument(
-            help=".npy, .npz (array 'embeddings'), .parquet, a folder of .npy or .parquet files, "
+            help=".npy, .npz (array 'embeddings'), .parquet, a folder of such files, "
             "or a clip-retrieval folder; local, or a URI.",
             parser=path_or_any_uri,
         ),
@@ -109,7 +109,14 @@ def import_(
         print_json(summary.to_json())
     else:
         facts = {name.replace("_", " "): value for name, value in summary.to_json().items()}
-        print_facts(str(out), {**facts, "status": counts(summary.status)})
+        print_facts(
+            str(out),
+            {
+                **facts,
+                "status": counts(summary.status),
+                "skipped files": counts(summary.skipped_files),
+            },
+        )
     if summary.repeated_keys:
         say(f"{summary.repeated_keys} keys occur in several parts; the manifest names the first")
     bad, rows = summary.bad_rows, summary.rows

@@ -211,6 +211,10 @@ class JobInput:
         pieces = self.source.pieces(ROWS_PER_PART, BYTES_PER_PART, carried=False)
         return tuple(map(ForeignPart, pieces))
 
+    def notices(self) -> list[str]:
+        """What a person should hear of how somebody else's files were read."""
+        return [] if isinstance(self.source, EmbeddingStore) else self.source.notices()
+
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same between the runs of a job, besides the parts."""

@@ -86,6 +86,9 @@ def run_job(
     work = ScoreWork(str(location), settings, columns or ColumnNames())
     devices = tuple(resolve_device(name, here=here) for name in options.devices) or (device,)
     options = replace(options, devices=devices)
+    listener = listener or JobListener()
+    for text in work.images.notices():
+        listener.notice(text)
     summary = run(work, output, options, listener)
     if summary.complete and options.task is None:
         stands = parse_json(open_directory(output).read(MANIFEST_NAME), MANIFEST_NAME)

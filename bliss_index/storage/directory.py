@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -135,10 +136,16 @@ class LocalDirectory:
         try:
             with os.scandir(self.path / folder) as entries:
                 for entry in entries:
-                    # A file that another process has just removed is none.
-                    with contextlib.suppress(FileNotFoundError):
-                        if entry.is_file():
-                            yield entry.name, entry.stat().st_size
+                    # A file that another process has just removed is none, nor is a link that
+                    # leads to itself.
+                    try:
+                        found = os.stat(entry.path)
+                    except OSError as error:
+                        if error.errno not in (errno.ENOENT, errno.ELOOP):
+                            raise
+                        continue
+                    if stat.S_ISREG(found.st_mode):
+                        yield entry.name, found.st_size
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:

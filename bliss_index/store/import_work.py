@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class ImportSummary:
         Whether the store is whole; a task of an array makes a share of it.
     failed
         Name and reason of the parts that could not be read; the store is not complete then.
+    skipped_files
+        Files of a folder that were passed over, by reason.
     """
 
     path: str
@@ -74,6 +76,7 @@ class ImportSummary:
     repeated_keys: int = 0
     complete: bool = True
     failed: tuple[tuple[str, str], ...] = ()
+    skipped_files: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -149,6 +152,9 @@ def import_embeddings(
     )
     work.require_valid()
     options = options or JobOptions()
+    listener = listener or JobListener()
+    for text in work.source.notices():
+        listener.notice(text)
     summary = run(work, output, options, listener)
     repeated = 0
     if summary.complete and options.task is None:
@@ -156,6 +162,7 @@ def import_embeddings(
     return ImportSummary(
         str(output), kind, work.source.dim, summary.rows, summary.bad_rows, summary.status,
         summary.facts.get("dropped", 0), repeated, summary.complete, summary.failed,
+        {reason: len(names) for reason, names in work.source.skipped.items()},
     )  # fmt: skip
 
 
@@ -196,6 +203,12 @@ class ImportWork(StoreWork):
         if not self.source.rows:
             raise InvalidInputError(
                 f"{self.location} holds 0 rows of embeddings; nothing to import"
+            )
+        unclear = self.source.unclear_order()
+        if unclear and (self.keys or self.texts):
+            raise InvalidInputError(
+                f"{self.location}: {unclear}, and {self.keys or self.texts} may have been written "
+                "in either order; rename the files so that both orders are one (emb_02, emb_10)"
             )
         self.names()
 

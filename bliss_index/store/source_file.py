@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,9 @@ import pyarrow.fs as pafs
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.storage.objects import is_object_store, obstore
 
+HIDDEN = "hidden"
+NO_FILE = "no file"
+_DIGITS = re.compile(r"([0-9]+)")
 _PROTOCOLS: dict[str, Any] = {"s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs"}
 
 
@@ -77,14 +85,69 @@ def resolve(location: str | Path) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(target)), path
 
 
-def list_files(filesystem: pafs.FileSystem, path: str) -> list[SourceFile]:
-    """Return the files below a folder by name, without hidden ones and those that begin with _."""
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    root = path.rstrip("/") + "/"
-    files = []
-    for info in found:
-        name = info.path.removeprefix(root).removeprefix(root.lstrip("/"))
-        hidden = any(part.startswith((".", "_")) for part in name.split("/"))
-        if info.type == pafs.FileType.File and not hidden:
-            files.append(SourceFile(filesystem, info.path, name))
-    return sorted(files, key=lambda file: file.name)
+def list_files(
+    filesystem: pafs.FileSystem, path: str
+) -> tuple[list[SourceFile], dict[str, list[str]]]:
+    """Return the files below a folder in order, and the names that were passed over, by reason.
+
+    Names are in the order of the numbers in them: ``emb_2`` before ``emb_10``. Passed over are
+    hidden names, those that begin with ``_`` (but not ``_year=2020``), and what is no file. A link
+    to nowhere is among the files: opening it says so.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        found = _walk(path, "", ())
+    else:
+        root = path.rstrip("/") + "/"
+        found = (
+            (
+                i.path,
+                i.path.removeprefix(root).removeprefix(root.lstrip("/")),
+                NO_FILE if i.type == pafs.FileType.Unknown else None,
+            )
+            for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+            if i.type != pafs.FileType.Directory
+        )
+    files, skipped = [], dict[str, list[str]]()
+    for full, name, reason in found:
+        if any(map(_is_hidden, name.split("/"))):
+            reason = HIDDEN
+        if reason is None:
+            files.append(SourceFile(filesystem, full, name))
+        else:
+            skipped.setdefault(reason, []).append(name)
+    return sorted(files, key=lambda file: natural(file.name)), skipped
+
+
+def natural(name: str) -> tuple[list[str | int], str]:
+    """Sort by this to have numbers in the order of their values: ``emb_2`` before ``emb_10``."""
+    words: list[str | int] = list(_DIGITS.split(name))
+    words[1::2] = map(int, words[1::2])
+    return words, name
+
+
+def _walk(
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, str, str | None]]:
+    """Path, name and perhaps a reason against it of all there is below a folder of this machine."""
+    try:
+        here = os.stat(folder)
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise InvalidInputError(f"folder {folder} cannot be read: {error}") from error
+    above = (*above, (here.st_dev, here.st_ino))
+    for entry in entries:
+        name, reason = prefix + entry.name, None
+        with contextlib.suppress(OSError):
+            found = os.stat(entry.path)  # of a link, of what it leads to
+            if stat.S_ISDIR(found.st_mode) and not _is_hidden(entry.name):
+                if (found.st_dev, found.st_ino) not in above:
+                    yield from _walk(entry.path, f"{name}/", above)
+                    continue
+                reason = "link to a folder that it is in"
+            elif not stat.S_ISREG(found.st_mode):
+                reason = NO_FILE
+        yield entry.path, name, reason
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or (name.startswith("_") and "=" not in name)

@@ -66,10 +66,16 @@ class NpyPart(SourcePart):
     def _of(cls, file: SourceFile, stream: Any, size: int, name: str, at: int = 0) -> NpyPart:
         """The array of which a stream of `size` bytes is at the beginning, `at` in the file."""
         (rows, dim), stored, offset, by_column = _read_header(stream, name)
-        if size < offset + rows * dim * stored.itemsize:
+        promised = offset + rows * dim * stored.itemsize
+        if size < promised:
             raise InvalidInputError(
-                f"{name} has {size} bytes, its header promises "
-                f"{offset + rows * dim * stored.itemsize}: truncated"
+                f"{name} has {size} bytes, its header promises {promised}: truncated"
+            )
+        if size > promised:
+            raise InvalidInputError(
+                f"{name} has {size} bytes, its header promises {promised}, of {rows} rows; what "
+                "follows would be left out. Several arrays saved into one file are read by as many "
+                "numpy.load(stream) in a row: save them again as one, numpy.concatenate(arrays)"
             )
         dtype = "float16" if stored.itemsize == 2 else "float32"
         return cls(file, rows, dim, dtype, stored, at + offset, by_column)

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
 
-from bliss_index.errors import CorruptStoreError, InvalidInputError
+from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
 from bliss_index.jobs.part import Growth, Part, Plan, grown
 from bliss_index.store.source_file import SourceFile, list_files, resolve
 from bliss_index.store.source_npy import NpyPart, open_npz
 from bliss_index.store.source_parquet import ParquetPart
 from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
 
+ARRAY_SUFFIXES = (".npy", ".npz")
 CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -34,11 +36,14 @@ class EmbeddingSource:
     location
         As given.
     parts
-        Its files, in order of their names.
+        Its files, in order of their names and of the numbers in these.
+    skipped
+        Names of files of a folder that were passed over, by reason.
     """
 
     location: str
     parts: tuple[SourcePart, ...]
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.parts:
@@ -57,6 +62,24 @@ class EmbeddingSource:
     def dim(self) -> int:
         """Length of an embedding."""
         return next(part.dim for part in self.parts if not isinstance(part, BrokenPart))
+
+    def notices(self) -> list[str]:
+        """What a person should hear of how the files were read."""
+        said = [
+            f"{self.location}: passed over {len(names)} ({reason}): {listed(names)}"
+            for reason, names in self.skipped.items()
+        ]
+        if different := self.unclear_order():
+            said.append(f"{self.location}: {different}")
+        return said
+
+    def unclear_order(self) -> str:
+        """Name a pair of files that sorts otherwise by letter than by number; '' if none does."""
+        names = [part.name for part in self.parts]
+        for name, by_letter in zip(names, sorted(names), strict=True):
+            if name != by_letter:
+                return f"{name} is read before {by_letter}, by number; by letter it comes after it"
+        return ""
 
     def pieces(self, rows: int, size: int, *, carried: bool) -> Iterator[Piece]:
         """Cut the files into pieces of about `rows` rows and `size` bytes."""
@@ -97,8 +120,9 @@ def open_source(
     ----------
     location
         ``.npy`` (n, d); ``.npz`` with an array ``embeddings``; ``.parquet`` with a list column; a
-        folder of ``.npy`` or of ``.parquet`` files; a clip-retrieval folder (``img_emb/*.npy`` or
-        ``text_emb/*.npy``, with ``metadata/*.parquet``).
+        folder of ``.npy`` and ``.npz``, or of ``.parquet`` files; a clip-retrieval folder
+        (``img_emb/*.npy`` or ``text_emb/*.npy``, with the ``metadata/*.parquet`` of the same
+        numbers).
     kind
         "image" or "text": which half of a clip-retrieval folder.
     columns
@@ -120,37 +144,41 @@ def open_source(
         raise InvalidInputError(f"{location} cannot be reached: {error}") from error
     if info.type == pafs.FileType.NotFound:
         raise InvalidInputError(f"{location} does not exist")
+
+    def opened(file: SourceFile) -> SourcePart:
+        suffix = _suffix(file)
+        if suffix == ".parquet":
+            return ParquetPart.open(file, columns, texts=texts)
+        return open_npz(file) if suffix == ".npz" else NpyPart.open(file)
+
     if info.type == pafs.FileType.File:
         file = SourceFile(filesystem, path, Path(path).name)
-        if path.endswith(".npy"):
-            return EmbeddingSource(str(location), (NpyPart.open(file),))
-        if path.endswith(".npz"):
-            return EmbeddingSource(str(location), (open_npz(file),))
-        if path.endswith(".parquet"):
-            return EmbeddingSource(str(location), (ParquetPart.open(file, columns, texts=texts),))
+        if _suffix(file) in (*ARRAY_SUFFIXES, ".parquet"):
+            return EmbeddingSource(str(location), (opened(file),))
         raise InvalidInputError(
             f"{location} is of an unknown type; known are .npy, .npz, .parquet and folders of them"
         )
-    files = list_files(filesystem, path)
+    files, skipped = list_files(filesystem, path)
     folder = CLIP_RETRIEVAL_FOLDERS[kind]
-    arrays = [f for f in files if f.name.startswith(f"{folder}/") and f.name.endswith(".npy")]
-    if arrays:
-        tables = [f for f in files if f.name.startswith("metadata/") and _is_parquet(f)]
-        return EmbeddingSource(str(location), _with_metadata(arrays, tables, columns, texts))
-    arrays = [f for f in files if f.name.endswith(".npy")]
-    tables = [f for f in files if _is_parquet(f)]
-    if arrays and tables:
-        raise InvalidInputError(
-            f"{location} holds both .npy ({arrays[0].name}) and .parquet ({tables[0].name}) files "
-            f"and no folder {folder}/; name one of its sub-folders"
-        )
-    if arrays:
-        return EmbeddingSource(str(location), _opened(arrays, NpyPart.open, lenient))
-
-    def opened(file: SourceFile) -> SourcePart:
-        return ParquetPart.open(file, columns, texts=texts)
-
-    return EmbeddingSource(str(location), _opened(tables, opened, lenient))
+    used = [f for f in files if f.name.startswith(f"{folder}/") and _suffix(f) == ".npy"]
+    if used:
+        tables = [f for f in files if f.name.startswith("metadata/") and _suffix(f) == ".parquet"]
+        parts = _with_metadata(used, tables, columns, texts)
+        used += tables
+    else:
+        arrays = [f for f in files if _suffix(f) in ARRAY_SUFFIXES]
+        tables = [f for f in files if _suffix(f) == ".parquet"]
+        if arrays and tables:
+            raise InvalidInputError(
+                f"{location} holds both arrays ({arrays[0].name}) and .parquet files "
+                f"({tables[0].name}) and no folder {folder}/; name one of its sub-folders"
+            )
+        used = arrays or tables
+        parts = _opened(used, opened, lenient)
+    names = {file.name for file in used}
+    if others := [file.name for file in files if file.name not in names]:
+        skipped["no embeddings by its name"] = others
+    return EmbeddingSource(str(location), parts, skipped)
 
 
 def _opened(
@@ -167,23 +195,18 @@ def _opened(
     return tuple(parts)
 
 
-def _is_parquet(file: SourceFile) -> bool:
-    return file.name.endswith(".parquet")
+def _suffix(file: SourceFile) -> str:
+    return PurePosixPath(file.name).suffix.lower()
 
 
 def _with_metadata(
     arrays: list[SourceFile], tables: list[SourceFile], columns: ColumnNames, texts: bool
 ) -> tuple[SourcePart, ...]:
-    if tables and len(tables) != len(arrays):
-        raise InvalidInputError(
-            f"{len(arrays)} embedding files ({arrays[0].name}, ...) and {len(tables)} metadata "
-            f"files ({tables[0].name}, ...); clip-retrieval writes one for each"
-        )
     parts: list[SourcePart] = []
-    for position, array in enumerate(arrays):
+    for array, of_it in _pairs(arrays, tables) if tables else ((array, None) for array in arrays):
         part = NpyPart.open(array)
-        if tables:
-            table = ParquetPart.open(tables[position], columns, texts=texts, embedded=False)
+        if of_it is not None:
+            table = ParquetPart.open(of_it, columns, texts=texts, embedded=False)
             if table.rows != part.rows:
                 raise InvalidInputError(
                     f"{array.name} has {part.rows} rows, {table.name} has {table.rows}"
@@ -191,6 +214,34 @@ def _with_metadata(
             part = replace(part, metadata=table)
         parts.append(part)
     return tuple(parts)
+
+
+def _pairs(
+    arrays: list[SourceFile], tables: list[SourceFile]
+) -> list[tuple[SourceFile, SourceFile]]:
+    """Find the metadata of each array: the file with the same numbers in its name."""
+    numbered: list[dict[tuple[int, ...], SourceFile]] = []
+    for files in (arrays, tables):
+        named: dict[tuple[int, ...], SourceFile] = {}
+        for file in files:
+            within = file.name.partition("/")[2]
+            stem = str(PurePosixPath(within).with_suffix(""))
+            other = named.setdefault(tuple(map(int, re.findall("[0-9]+", stem))), file)
+            if other is not file:
+                raise InvalidInputError(
+                    f"{other.name} and {file.name} have the same number; leave one out"
+                )
+        numbered.append(named)
+    of_arrays, of_tables = numbered
+    alone = [f[n].name for f, o in ((of_arrays, of_tables), (of_tables, of_arrays))
+             for n in f if n not in o]  # fmt: skip
+    if alone:
+        raise InvalidInputError(
+            f"{len(arrays)} embedding files ({arrays[0].name}, ...) and {len(tables)} metadata "
+            f"files ({tables[0].name}, ...); clip-retrieval writes one for each, with the same "
+            f"number, which {listed(alone)} {'has' if len(alone) == 1 else 'have'} not"
+        )
+    return [(array, of_tables[number]) for number, array in of_arrays.items()]
 
 
 def grown_source(kept: Plan, now: Plan) -> Growth:
