@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import EmbeddingBatch, RowStream, SourcePart
+from bliss_index.store.source_part import ColumnNames, EmbeddingBatch, RowStream, SourcePart
 
 if TYPE_CHECKING:
     from bliss_index.store.source_parquet import ParquetPart
@@ -166,7 +166,12 @@ class _ArrayStream:
 _NOTHING_BESIDE = EmbeddingBatch(np.empty((0, 0)))
 
 
-def open_npz(file: SourceFile) -> NpyPart:
+def open_npy(file: SourceFile, _columns: ColumnNames, _texts: bool) -> NpyPart:
+    """Open an array; it has no columns to choose from. Errors as of :meth:`NpyPart.open`."""
+    return NpyPart.open(file)
+
+
+def open_npz(file: SourceFile, _columns: ColumnNames, _texts: bool) -> NpyPart:
     """Find the array ``embeddings`` of a ``.npz`` file, and compare its checksum.
 
     That reads it once, in small pieces: zip keeps the checksum of the whole alone.

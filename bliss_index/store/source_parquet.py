@@ -276,6 +276,11 @@ def _embedding_column(file: SourceFile, schema: pa.Schema, wanted: str | None) -
     )
 
 
+def open_parquet(file: SourceFile, columns: ColumnNames, texts: bool) -> ParquetPart:
+    """Open a table with embeddings; errors as of :meth:`ParquetPart.open`."""
+    return ParquetPart.open(file, columns, texts=texts)
+
+
 def _first_length(table: pq.ParquetFile, name: str) -> int:
     for batch in table.iter_batches(batch_size=1024, columns=[name]):
         lengths = pc.drop_null(pc.list_value_length(batch.column(0)))

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path, PurePosixPath
 
 import pyarrow.fs as pafs
@@ -19,11 +20,18 @@ import pyarrow.fs as pafs
 from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
 from bliss_index.jobs.part import Growth, Part, Plan, grown
 from bliss_index.store.source_file import SourceFile, list_files, resolve
-from bliss_index.store.source_npy import NpyPart, open_npz
+from bliss_index.store.source_npy import NpyPart
 from bliss_index.store.source_parquet import ParquetPart
 from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
 
-ARRAY_SUFFIXES = (".npy", ".npz")
+LAYOUTS = {
+    ".npy": "bliss_index.store.source_npy:open_npy",
+    ".npz": "bliss_index.store.source_npy:open_npz",
+    ".parquet": "bliss_index.store.source_parquet:open_parquet",
+}
+"""What opens a file, by the suffix of its name: "module:function" of (file, columns, texts)."""
+
+_TABLE = ".parquet"  # has columns beside the embeddings
 CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -146,28 +154,28 @@ def open_source(
         raise InvalidInputError(f"{location} does not exist")
 
     def opened(file: SourceFile) -> SourcePart:
-        suffix = _suffix(file)
-        if suffix == ".parquet":
-            return ParquetPart.open(file, columns, texts=texts)
-        return open_npz(file) if suffix == ".npz" else NpyPart.open(file)
+        module, name = LAYOUTS[_suffix(file)].split(":")
+        part: SourcePart = getattr(import_module(module), name)(file, columns, texts)
+        return part
 
     if info.type == pafs.FileType.File:
         file = SourceFile(filesystem, path, Path(path).name)
-        if _suffix(file) in (*ARRAY_SUFFIXES, ".parquet"):
+        if _suffix(file) in LAYOUTS:
             return EmbeddingSource(str(location), (opened(file),))
         raise InvalidInputError(
-            f"{location} is of an unknown type; known are .npy, .npz, .parquet and folders of them"
+            f"{location} is of an unknown type; known are {', '.join(LAYOUTS)} and folders of them"
         )
     files, skipped = list_files(filesystem, path)
     folder = CLIP_RETRIEVAL_FOLDERS[kind]
     used = [f for f in files if f.name.startswith(f"{folder}/") and _suffix(f) == ".npy"]
     if used:
-        tables = [f for f in files if f.name.startswith("metadata/") and _suffix(f) == ".parquet"]
+        tables = [f for f in files if f.name.startswith("metadata/") and _suffix(f) == _TABLE]
         parts = _with_metadata(used, tables, columns, texts)
         used += tables
     else:
-        arrays = [f for f in files if _suffix(f) in ARRAY_SUFFIXES]
-        tables = [f for f in files if _suffix(f) == ".parquet"]
+        known = [f for f in files if _suffix(f) in LAYOUTS]
+        arrays = [f for f in known if _suffix(f) != _TABLE]
+        tables = [f for f in known if _suffix(f) == _TABLE]
         if arrays and tables:
             raise InvalidInputError(
                 f"{location} holds both arrays ({arrays[0].name}) and .parquet files "
