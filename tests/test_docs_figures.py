@@ -342,3 +342,16 @@ def test_where_the_time_of_a_job_on_a_gpu_goes():
     assert f"{min(alone):.1f} to {max(alone):.1f} ms" in text
     started = [run["before_first_batch_s"] for run in runs]
     assert f"after {min(started):.0f} to {max(started):.0f} s" in text
+
+
+def test_what_a_part_of_a_job_costs():
+    text = (ROOT / "docs" / "bulk.md").read_text()
+    jobs = [job for job in result("jobs_parts")["jobs"] if job["parts"] > 1]
+    assert [job["parts"] for job in jobs] == [1_000, 10_000, 100_000, 1_000_000]
+    for job in jobs:
+        assert (
+            f"| {job['parts']:,} | {job['ms_a_part']:.2f} | {job['bytes_written_a_part']:.0f} | "
+            f"{job['start_s']:.1f} s | {job['resume_half_done_s']:.1f} s | "
+            f"{job['finish_s']:.1f} s | {job['run_again_s']:.1f} s | {max(job['peak_mib'])} |"
+        ) in text
+    assert jobs[-1]["ms_a_part"] < 1.2 * jobs[0]["ms_a_part"]
