@@ -23,12 +23,14 @@ if not all(map(find_spec, ("jinja2", "matplotlib", "PIL"))):
 from PIL import Image
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
+from bliss_index.evaluation.from_scores import KnownAnomalies
 from bliss_index.jobs import Part, Plan
 from bliss_index.jobs.description import JobDescription
 from bliss_index.jobs.manifest import PartFile, write_manifest
 from bliss_index.jobs.record import commit
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
+from bliss_index.report.figures import score_histogram
 from bliss_index.report.gallery import PictureFolder
 from bliss_index.report.make import percent
 from bliss_index.scoring.score_table import scores_schema
@@ -213,6 +215,25 @@ def test_names_of_any_script(tmp_path):
     scores = write_scores(tmp_path / "s", [rows], names)
     page = Path(make_report(scores, options=ReportOptions(plots=tmp_path)).path).read_text()
     assert all(page.count(html.escape(name)) >= 2 for name in names)
+
+
+@pytest.mark.parametrize("threshold", [None, 4.2264, 0.3, -9.0, 30.0])
+def test_the_histogram_holds_every_image(rng, tmp_path, threshold):
+    """A flagged image far off is to the right of the threshold's line, wherever that is."""
+    scores = np.append(rng.normal(size=130), 4.3297)
+    rows = [(f"{at}.png", float(score), "cat") for at, score in enumerate(scores)]
+    write_scores(tmp_path, [rows], ["cat"], threshold=threshold)
+    found = aggregate(ScoresDirectory.open(tmp_path), 5)
+    bars = score_histogram(found).axes[0].patches
+    assert sum(bar.get_height() for bar in bars) == 131
+    if threshold is not None:
+        flagged = found.flagged
+        ends = np.array([(bar.get_x() + bar.get_width(), bar.get_height()) for bar in bars])
+        assert ends[ends[:, 0] > threshold, 1].sum() >= flagged
+    anomaly = found.scores > 1
+    given = KnownAnomalies(anomaly, np.ones(131, dtype=bool))
+    both = score_histogram(found, given).axes[0].patches
+    assert sum(bar.get_height() for bar in both) == 131
 
 
 def test_small_shares_are_not_nothing():

@@ -40,17 +40,18 @@ def score_histogram(found: Aggregate, given: KnownAnomalies | None = None) -> Fi
         Which images are known to be anomalies or normal.
     """
     figure, axes = _subplots(7.0, 3.2)
-    known = found.known
+    known = found.known.astype(np.float64)  # in float32, clipping can leave the last bin
     low, high = (float(q) for q in np.quantile(known, _SHOWN))
-    if found.threshold is not None:
-        low, high = min(low, found.threshold), max(high, found.threshold)
+    if found.threshold is not None:  # with a bin on either side, for the images beyond
+        room = (max(high, found.threshold) - min(low, found.threshold)) / (_BINS - 2)
+        low, high = min(low, found.threshold - room), max(high, found.threshold + room)
     edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
     if given is None:
         axes.hist(np.clip(known, low, high), edges, color=_NORMAL)
     else:
         normal, anomalies = given.known & ~given.anomaly, given.known & given.anomaly
         for rows, name, colour in ((normal, "normal", _NORMAL), (anomalies, "anomalies", _ANOMALY)):
-            values = found.scores[rows]
+            values = found.scores[rows].astype(np.float64)
             values = np.clip(values[~np.isnan(values)], low, high)
             axes.hist(values, edges, color=colour, alpha=0.6, label=f"{name} ({values.size:,})")
     if found.threshold is not None:
