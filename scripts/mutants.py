@@ -37,6 +37,7 @@ TESTS = {
     "scoring/score_inputs.py": ["bad_rows", "inputs", "bulk"],
     "calibration/moments.py": ["calibration", "shrinkage"],
     "calibration/from_store.py": [
+        "names",
         "bad_rows",
         "calibration",
         "labels",

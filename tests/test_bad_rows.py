@@ -71,6 +71,16 @@ def test_of_a_calibration(scene: Scene, trim: float) -> None:
         np.testing.assert_allclose(a.mean, b.mean, rtol=1e-9)
 
 
+def test_of_a_calibration_of_one_class_which_needs_no_labels(scene: Scene) -> None:
+    texts = ClassTexts(("a",), scene.texts[:1], MODEL, "classes", None)
+    clean = calibrate_store(scene.only_good, None, texts)
+    found = calibrate_store(scene.all, None, texts)
+    assert (clean.unlabelled, found.unlabelled) == (0, 0)
+    (a,), (b,) = clean.calibration.moments, found.calibration.moments
+    assert a.count == b.count == 60
+    np.testing.assert_allclose(a.mean, b.mean, rtol=1e-9)
+
+
 @pytest.mark.parametrize("trim", [0.0, 0.2])
 def test_of_the_scores_of_held_out_images(scene: Scene, trim: float) -> None:
     search = exact_search(scene.corpus.embeddings(), 5)
