@@ -133,10 +133,10 @@ class ClassTexts:
         ModelMismatchError
             What was loaded is not the model of the images.
         """
-        from bliss_index.encode import load_encoder
+        from bliss_index.encode.encode_work import EncoderSpec
 
         try:
-            encoder = load_encoder(model.name, model.pretrained, device=device)
+            encoder = EncoderSpec(model.name, model.pretrained).load(device)
         except EncoderError as error:
             raise EncoderError(
                 f"class names must be encoded by the images' model, {model.describe()}, which "
