@@ -17,10 +17,16 @@ from test_cli import run
 
 from bliss_index.calibration import Calibration
 from bliss_index.demo.scenes import draw_scene, scene_vocabulary
-from bliss_index.errors import BlissError, JobError, StoreError
+from bliss_index.errors import (
+    BlissError,
+    EncoderError,
+    JobError,
+    ModelMismatchError,
+    StoreError,
+)
 from bliss_index.scoring import ScoresDirectory, verify_scores
 from bliss_index.scoring.normal_scores import NormalScores
-from bliss_index.store import EmbeddingStore
+from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 
 pytestmark = pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is missing")
 CLASSES = ("castle", "cat")
@@ -172,7 +178,7 @@ def test_photos_that_came_in_are_encoded_and_scored_only(place, whole, tmp_path)
 KILLED = """
     import os, signal, sys
     from contextlib import contextmanager
-    from bliss_index import screening
+    from bliss_index.screening import run as screening
     from bliss_index.jobs import JobListener
     from bliss_index.screening import ScreenSettings, screen
 
@@ -311,6 +317,38 @@ def test_stores_and_embeddings_instead_of_photos(place, whole, tmp_path):
     )  # fmt: skip
     assert imported.status == {"ok": 11, "zero_embedding": 1}
     assert imported.classes == {"cat": 10}  # a tenth trimmed
+
+
+def test_stores_of_everything_need_no_model(place, whole, tmp_path):
+    """What an unknown model made is screened, as long as nothing is to be encoded."""
+    folder, _, _ = whole
+    model = ModelIdentity("somebody's", "own")
+    given = {}
+    (tmp_path / "names.txt").write_text("castle\ncat\n")
+    run("encode-text", tmp_path / "names.txt", *MODEL, "--out", tmp_path / "names")
+    run("encode-text", place / "words.txt", *MODEL, "--out", tmp_path / "words")
+    sources = {"photos": folder / "photos", "normal": folder / "normal",
+               "names": tmp_path / "names", "words": tmp_path / "words"}  # fmt: skip
+    for name, path in sources.items():
+        store = EmbeddingStore.open(path)
+        given[name] = str(tmp_path / f"{name}-store")
+        with StoreWriter(
+            given[name], kind=store.kind, model=model, dim=store.dim, dtype=store.dtype
+        ) as writer:
+            texts = {"texts": store.texts()} if store.kind == "text" else {}
+            good = np.concatenate([shard.good for shard in store.iter_shards()])
+            keys = [key for key, fine in zip(store.keys(), good, strict=True) if fine]
+            writer.append(keys, store.embeddings()[good], **texts)
+    stores = {"model": None, "photos": (given["photos"],), "normal": given["normal"]}
+    found = screened(place, tmp_path / "r", **stores, classes=given["names"],
+                     vocabulary=(given["words"],))  # fmt: skip
+    assert found.classes == {"castle": 12, "cat": 12}
+    with pytest.raises(EncoderError, match="unknown model \"somebody's\"|somebody's"):
+        screened(place, tmp_path / "s", **stores, vocabulary=(given["words"],))
+    with pytest.raises(ModelMismatchError, match="model name"):
+        screened(place, tmp_path / "s", **stores, classes=given["names"],
+                 vocabulary=(str(tmp_path / "words"),))  # fmt: skip
+    assert not (tmp_path / "s").exists()
 
 
 def test_another_setting_is_refused(place, whole):
