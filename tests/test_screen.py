@@ -270,6 +270,28 @@ def test_killed_in_any_step_and_continued(place, large, tmp_path, monkeypatch, s
         assert pages[0].replace(cache, str(place / "cache")) == pages[1]
 
 
+def test_worker_processes_make_the_same_bytes(place, whole, tmp_path):
+    folder, _, _ = whole
+    run(*arguments(place, tmp_path / "r", "--normal", place / "known"), "--workers", 2,
+        "--devices", "cpu", code=3)  # fmt: skip
+    for name in ("photos", "normal", "scores"):
+        theirs = {n: c for n, c in result(folder / name).items() if n.startswith("part-")}
+        mine = {n: c for n, c in result(tmp_path / "r" / name).items() if n.startswith("part-")}
+        assert mine == theirs, name
+
+
+def test_photos_of_which_none_can_be_decoded(place, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"no image")
+    given = ["screen", tmp_path / "photos", *MODEL, "--vocabulary", place / "words.txt"]
+    known = ["--normal", place / "known", "--classes", "cat,castle"]
+    out, err = run(*given, *known, "--out", tmp_path / "r", code=3)
+    assert "flagged          0 of 0" in out and "most anomalous" not in out
+    assert "1 of 1 photos have no score" in err
+    _, err = run(*given, "--classes", "cat", "--out", tmp_path / "s", code=1)
+    assert "calibration images" in err
+
+
 def test_photos_alone_calibrate_assigned_and_trimmed(place, tmp_path):
     found = screened(place, tmp_path / "r", normal=None, classes="castle, cat", trim=0.2)
     assert found.notices[0] == "the photos to screen are what calibrated: no others were given"
