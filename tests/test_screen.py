@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +20,11 @@ from bliss_index.calibration import Calibration
 from bliss_index.demo.scenes import draw_scene, scene_vocabulary
 from bliss_index.errors import (
     BlissError,
+    CorruptStoreError,
     EncoderError,
     JobError,
     ModelMismatchError,
+    OutputError,
     StoreError,
 )
 from bliss_index.scoring import ScoresDirectory, verify_scores
@@ -323,6 +326,32 @@ def test_the_vocabulary_is_encoded_once_for_all_runs(place, whole, tmp_path):
     said.clear()
     screened(place, tmp_path / "b", said.append, classes="cat", template="a picture of a {}")
     assert any("encoded into the cache" in text for text in said)
+
+
+def test_a_damaged_cache_is_named_and_removing_it_helps(place, whole, tmp_path, monkeypatch):
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    monkeypatch.setenv("BLISS_INDEX_CACHE", str(tmp_path / "cache"))
+    said = []
+    found = screened(place, tmp_path / "a", said.append)
+    (cached,) = [text.rpartition("cache: ")[2] for text in said if "the cache: " in text]
+    part = sorted(Path(cached).glob("part-*"))[0]
+    content = bytearray(part.read_bytes())
+    content[-2000] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(CorruptStoreError, match=f"{part.name}.*Remove {cached} and run"):
+        screened(place, tmp_path / "b")
+    shutil.rmtree(cached)
+    again = screened(place, tmp_path / "b")
+    assert again.most_anomalous == found.most_anomalous
+    assert screened(place, tmp_path / "a").scored_now == 0  # the same bytes were encoded anew
+
+
+def test_a_cache_that_cannot_be_written_is_refused_first(place, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BLISS_INDEX_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="file/vocabularies.*BLISS_INDEX_CACHE names another"):
+        screened(place, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_stores_and_embeddings_instead_of_photos(place, whole, tmp_path):

@@ -14,8 +14,15 @@ from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.from_store import calibrate_store
 from bliss_index.calibration.labels import FOLDERS, Labels, folder_names
 from bliss_index.encode.image_work import encode_image_store
+from bliss_index.encode.spooled_vocabulary import SpooledVocabulary
 from bliss_index.encode.text_work import encode_text_store
-from bliss_index.errors import InvalidInputError, JobError, MissingDependencyError
+from bliss_index.errors import (
+    CorruptStoreError,
+    InvalidInputError,
+    JobError,
+    MissingDependencyError,
+    OutputError,
+)
 from bliss_index.jobs import JobListener, JobOptions
 from bliss_index.jobs.description import JobDescription, begun_in, library_versions, require_same
 from bliss_index.jobs.job import find_job
@@ -32,7 +39,7 @@ from bliss_index.search import exact_search
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.cache import cache_folder
 from bliss_index.storage.directory import content_sha256, write_json
-from bliss_index.storage.files import json_bytes, parse_json
+from bliss_index.storage.files import json_bytes, make_directory, parse_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.import_work import import_embeddings
 
@@ -162,8 +169,8 @@ def screen(
         inputs = ScreenInputs(settings, str(output), tuple(devices), options or JobOptions(), stack)
         run = _Run(settings, str(output), inputs, threads, watch, say)
         run.begin()
-        photos = run.embeddings_of(inputs.photos, "photos")
         corpus = run.encoded_vocabulary()
+        photos = run.embeddings_of(inputs.photos, "photos")
         normal = run.calibrated(photos, corpus)
         return run.scored(photos, corpus, normal)
 
@@ -201,6 +208,8 @@ class _Run:
             inputs.require_images()
         inputs.require_entries()
         inputs.require_one_model(calibrated=self.is_calibrated)
+        if not isinstance(inputs.vocabulary, EmbeddingStore):
+            self._cached(inputs.vocabulary)  # refused where the cache cannot be written
         if found is None:
             self.directory.make()
             job = JobDescription(KIND, begun, None, {}, library_versions(), begun_in())
@@ -237,26 +246,52 @@ class _Run:
         vocabulary = self.inputs.vocabulary
         if isinstance(vocabulary, EmbeddingStore):
             return vocabulary
-        settings = self.settings
-        decides = {
-            "model": self.inputs.encoder.identity.to_json(),
-            "precision": self.inputs.encoder.precision,
-            "device": self.inputs.encoder.settings["device"],
-            "template": settings.template,
-            "dtype": settings.dtype,
-            "entries": vocabulary.sha256,
-        }
-        name = hashlib.sha256(json_bytes(decides)).hexdigest()[:32]
-        place = cache_folder() / "vocabularies" / name
-        with self.watch("encoding the vocabulary", "encoded") as listener:
-            encoded = encode_text_store(
-                self.inputs.spec, vocabulary, place, templates=[settings.template],
-                dtype=settings.dtype, options=self.inputs.encoding, listener=listener,
-            )  # fmt: skip
-        _require_whole(encoded.failed, str(place))
+        settings, place = self.settings, self._cached(vocabulary)
+        try:
+            with self.watch("encoding the vocabulary", "encoded") as listener:
+                encoded = encode_text_store(
+                    self.inputs.spec, vocabulary, place, templates=[settings.template],
+                    dtype=settings.dtype, options=self.inputs.encoding, listener=listener,
+                )  # fmt: skip
+            _require_whole(encoded.failed, str(place))
+            store = EmbeddingStore.open(place, kind="text")
+            for index in range(len(store.shards)):
+                store.check_hash(index)
+        except CorruptStoreError as error:
+            raise CorruptStoreError(
+                f"the cache of vocabularies is damaged: {error}. Remove {place} and run the same "
+                "command again, which encodes it anew"
+            ) from error
         where = "encoded into" if encoded.rows_now else "found in"
         self.say(f"vocabulary: {vocabulary.describe()}, {where} the cache: {place}")
-        return EmbeddingStore.open(place, kind="text")
+        return store
+
+    def _cached(self, vocabulary: SpooledVocabulary) -> Path:
+        """Where the cache has a vocabulary: by model, prompt and content; makes the folder.
+
+        Raises
+        ------
+        OutputError
+            The cache cannot be written.
+        """
+        encoder = self.inputs.encoder
+        decides = {
+            "model": encoder.identity.to_json(),
+            "precision": encoder.precision,
+            "device": encoder.settings["device"],
+            "template": self.settings.template,
+            "dtype": self.settings.dtype,
+            "entries": vocabulary.sha256,
+        }
+        folder = cache_folder() / "vocabularies"
+        try:
+            make_directory(folder)
+        except OutputError as error:
+            raise OutputError(
+                f"vocabularies are kept in {folder}, which fails: {error}. BLISS_INDEX_CACHE names "
+                "another folder"
+            ) from error
+        return folder / hashlib.sha256(json_bytes(decides)).hexdigest()[:32]
 
     def calibrated(self, photos: EmbeddingStore, corpus: EmbeddingStore) -> NormalScores:
         """Learn the normal classes and score their images held out, unless that was done.
