@@ -142,6 +142,18 @@ def test_what_it_says(place, whole):
         assert "data:image/jpeg" in page and "bicycle" in page
 
 
+def test_other_commands_say_which_directory_of_a_run_they_take(whole):
+    folder, found, _ = whole
+    for command in (["info"], ["verify"]):
+        _, err = run(*command, folder, code=1)
+        assert f"name a directory in it: {folder}/scores" in err
+    key = found["most_anomalous"][0]["key"]
+    _, err = run("explain", folder, key, code=1)
+    assert f"its scores are in {folder}/scores; name that directory" in err
+    out, _ = run("explain", folder / "scores", key)
+    assert f"{found['most_anomalous'][0]['anomaly_score']:.4f}" in out
+
+
 def test_a_finished_run_is_left_as_it_is(place, whole):
     folder, found, _ = whole
 

@@ -24,7 +24,13 @@ from bliss_index.errors import (
     OutputError,
 )
 from bliss_index.jobs import JobListener, JobOptions
-from bliss_index.jobs.description import JobDescription, begun_in, library_versions, require_same
+from bliss_index.jobs.description import (
+    SCREEN_KIND,
+    JobDescription,
+    begun_in,
+    library_versions,
+    require_same,
+)
 from bliss_index.jobs.job import find_job
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
@@ -43,7 +49,6 @@ from bliss_index.storage.files import json_bytes, make_directory, parse_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.import_work import import_embeddings
 
-KIND = "screen"
 MOST_ANOMALOUS = 10
 _KEPT_WITH = 0.95
 _CALIBRATED = "calibrated.json"
@@ -197,7 +202,7 @@ class _Run:
     def begin(self) -> None:
         """Refuse what can be known to fail; then note what the run is of."""
         inputs = self.inputs
-        found = find_job(self.directory, KIND, "'bliss-index screen'")
+        found = find_job(self.directory, SCREEN_KIND, "'bliss-index screen'")
         begun = inputs.encoding_settings()
         if found is not None:
             require_same(found.settings, begun, self.directory.uri)
@@ -212,7 +217,7 @@ class _Run:
             self._cached(inputs.vocabulary)  # refused where the cache cannot be written
         if found is None:
             self.directory.make()
-            job = JobDescription(KIND, begun, None, {}, library_versions(), begun_in())
+            job = JobDescription(SCREEN_KIND, begun, None, {}, library_versions(), begun_in())
             job.create(self.directory)
 
     def embeddings_of(self, images: ScreenImages, name: str) -> EmbeddingStore:
