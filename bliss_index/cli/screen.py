@@ -75,6 +75,7 @@ def screen(
             help="Names of the normal classes, such as cat,dog; or a file (.txt, .csv, ...) or a "
             "text store of them.",
             show_default="the sub-folders of --normal",
+            parser=path_or_uri,
         ),
     ] = None,
     vocabulary: Annotated[
