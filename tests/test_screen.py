@@ -88,6 +88,7 @@ def whole(place):
     return place / "run", json.loads(out), err
 
 
+@pytest.mark.slow
 def test_it_is_the_separate_steps_byte_for_byte(place, whole, tmp_path):
     folder, found, _ = whole
     words = [place / "words.txt", *MODEL, "--out", "corpus"]
@@ -285,6 +286,7 @@ def test_killed_in_any_step_and_continued(place, large, tmp_path, monkeypatch, s
         assert pages[0].replace(cache, str(place / "cache")) == pages[1]
 
 
+@pytest.mark.slow
 def test_worker_processes_make_the_same_bytes(place, whole, tmp_path):
     folder, _, _ = whole
     run(*arguments(place, tmp_path / "r", "--normal", place / "known"), "--workers", 2,
