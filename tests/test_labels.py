@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like
+from test_cli import run
 
+from bliss_index.calibration import Calibration
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.from_store import calibrate_store
 from bliss_index.calibration.labels import Labels
@@ -100,3 +104,64 @@ def test_files_that_look_like_labels(tmp_path, stored):
     (tmp_path / "headless.csv").write_text("cow\n" * 90)
     with pytest.raises(InvalidInputError, match="holds 89 labels .the first line was taken for"):
         calibration_of(stored, tmp_path / "headless.csv")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """A store of drawn scenes in folders of their kinds, and one image in no folder."""
+    from bliss_index.demo.scenes import draw_scene
+    from bliss_index.encode import load_encoder
+    from bliss_index.encode.image_work import encode_image_store
+    from bliss_index.encode.images import open_images
+
+    folder = tmp_path_factory.mktemp("scenes")
+    for number, kind in enumerate(("cat", "castle", "bicycle")):
+        (folder / "known" / kind / "inner").mkdir(parents=True)
+        for image in range(4):
+            place = folder / "known" / kind / ("inner" if image else ".") / f"{image}.png"
+            draw_scene(np.random.default_rng([number, image]), kind, size=32).image.save(place)
+    (folder / "known" / "cat.png").write_bytes((folder / "known/cat/0.png").read_bytes())
+    encoder = load_encoder("bliss-tiny", device="cpu")
+    encode_image_store(encoder, open_images(folder / "known"), folder / "store", decoders=0)
+    return folder
+
+
+@pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
+def test_folders_are_labels_and_name_the_classes(scenes):
+    labels = scenes / "labels.csv"
+    keys = EmbeddingStore.open(scenes / "store").keys()
+    rows = [f"{key},{key.split('/')[0]}\n" for key in keys if "/" in key]
+    labels.write_text("key,label\n" + "".join(rows))
+    (scenes / "classes.txt").write_text("bicycle\ncastle\ncat\n")
+    run("calibrate", "store", "--labels", "labels.csv", "--classes", "classes.txt",
+        "--out", "by-file", cwd=scenes)  # fmt: skip
+    _, err = run("calibrate", "store", "--labels", "folders", "--out", "by-folder", cwd=scenes)
+    assert "1 images without a label are left out" in err
+    by_file, by_folder = (Calibration.load(scenes / name) for name in ("by-file", "by-folder"))
+    assert by_folder.content_hash == by_file.content_hash
+    assert by_folder.classes == ("bicycle", "castle", "cat")
+    _, err = run("calibrate", "store", "--labels", "folders", "--classes", "cat.txt",
+                 "--out", "x", cwd=scenes, code=1)  # fmt: skip
+    assert "'cat.txt'" in err
+    (scenes / "cat.txt").write_text("cat\n")
+    _, err = run("calibrate", "store", "--labels", "folders", "--classes", "cat.txt",
+                 "--out", "one", cwd=scenes)  # fmt: skip
+    assert "8 images of other labels are left out: 'bicycle' (4), 'castle' (4)" in err
+    run("encode-text", "classes.txt", "--model", "bliss-tiny", "--out", "corpus",
+                 cwd=scenes)  # fmt: skip
+    options = ["--calibration", "by-folder", "--corpus", "corpus", "-k", "2", "--json"]
+    by_name, _ = run("threshold", "store", *options, "--labels", "folders", "--out", "a",
+                     cwd=scenes)  # fmt: skip
+    listed, _ = run("threshold", "store", *options, "--labels", "labels.csv", "--out", "b",
+                    cwd=scenes)  # fmt: skip
+    assert by_name == listed
+    assert (scenes / "a").read_bytes() == (scenes / "b").read_bytes()
+
+
+def test_classes_without_names_or_folders_are_refused(stored, tmp_path):
+    images, _, _ = stored
+    _, err = run("calibrate", images.path, "--out", tmp_path / "c", code=1)
+    assert "--classes FILE, or --labels folders" in err
+    _, err = run("calibrate", images.path, "--labels", "folders", "--out", tmp_path / "c", code=1)
+    assert "none of the 90 keys of" in err and "give a file of labels" in err
+    assert not (tmp_path / "c").exists()

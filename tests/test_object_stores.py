@@ -380,3 +380,31 @@ def test_images_are_encoded_from_and_to_a_bucket(bucket, tmp_path, layout):
     local, remote = EmbeddingStore.open(tmp_path / "s"), EmbeddingStore.open(f"{bucket}/s")
     assert local.keys() == remote.keys()
     assert [s.sha256 for s in local.shards] == [s.sha256 for s in remote.shards]
+
+
+@pytest.mark.skipif(find_spec("open_clip") is None, reason="open_clip is not installed")
+def test_a_screen_from_and_to_a_bucket(bucket, tmp_path):
+    from bliss_index.demo.scenes import draw_scene, scene_vocabulary
+    from bliss_index.screening import ScreenSettings, screen
+
+    for number in range(12):
+        place = tmp_path / "known" / ("cat" if number % 2 else "castle") / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        scene = draw_scene(np.random.default_rng([8, number]), place.parent.name, size=32)
+        scene.image.save(place)
+        upload(place.parent, f"{bucket}/known/{place.parent.name}")
+    (tmp_path / "words.txt").write_text("\n".join(scene_vocabulary()[:30]))
+    found = []
+    for at in (str(tmp_path), bucket):
+        settings = ScreenSettings(
+            (f"{at}/known",), normal=f"{at}/known", vocabulary=(str(tmp_path / "words.txt"),),
+            model="bliss-tiny", batch_size=4,
+        )  # fmt: skip
+        found.append(screen(settings, f"{at}/run"))
+        assert screen(settings, f"{at}/run").scored_now == 0
+    local, remote = found
+    assert remote.classes == {"castle": 6, "cat": 6}
+    assert remote.most_anomalous == local.most_anomalous
+    assert (remote.threshold, remote.flagged) == (local.threshold, local.flagged)
+    there = open_directory(f"{bucket}/run").names()
+    assert {"_job.json", "calibrated.json", "normal-scores.parquet", "summary.json"} <= set(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,23 +93,57 @@ class ClassTexts:
         ModelMismatchError
             What was loaded is not the model of the images.
         """
-        from bliss_index.encode import load_encoder
-
         vocabulary = load_vocabulary([path])
         if vocabulary.duplicate or vocabulary.empty:
             raise InvalidInputError(
                 f"{path} lists {vocabulary.duplicate} classes twice and has {vocabulary.empty} "
                 "empty lines; class numbers would be unclear"
             )
+        return cls.of_names(
+            vocabulary.entries, model, template=template, device=device, source=str(path)
+        )
+
+    @classmethod
+    def of_names(
+        cls,
+        names: Sequence[str],
+        model: ModelIdentity,
+        *,
+        template: str | None = None,
+        device: str = "auto",
+        source: str = "the names",
+    ) -> ClassTexts:
+        """Encode names with the model that encoded the images.
+
+        Parameters
+        ----------
+        names : sequence of str
+            C different names.
+        model : ModelIdentity
+            The images' model.
+        template, device : str
+            Prompt for the names, and where to encode them.
+        source : str
+            Where the names are from, for messages.
+
+        Raises
+        ------
+        EncoderError
+            The model cannot be loaded by its name and tag.
+        ModelMismatchError
+            What was loaded is not the model of the images.
+        """
+        from bliss_index.encode.encode_work import EncoderSpec
+
         try:
-            encoder = load_encoder(model.name, model.pretrained, device=device)
+            encoder = EncoderSpec(model.name, model.pretrained).load(device)
         except EncoderError as error:
             raise EncoderError(
                 f"class names must be encoded by the images' model, {model.describe()}, which "
                 f"cannot be loaded: {error}. Encode them with encode-text and give that store as "
                 "--classes."
             ) from error
-        require_same_model(model, encoder.identity, "the images", f"classes {path}")
+        require_same_model(model, encoder.identity, "the images", f"classes {source}")
         prompt = template or DEFAULT_TEMPLATE
-        rows = encoder.encode_text(render_prompts(vocabulary.entries, prompt))
-        return cls(vocabulary.entries, rows, encoder.identity, str(path), prompt)
+        rows = encoder.encode_text(render_prompts(names, prompt))
+        return cls(tuple(names), rows, encoder.identity, source, prompt)

@@ -56,6 +56,23 @@ class CalibrationSummary:
         names = None if self.names is None else self.names.warning()
         return [text for text in (few_images_warning(self.calibration), names) if text]
 
+    @property
+    def notices(self) -> list[str]:
+        """What was left out, assigned or trimmed, a sentence each; then the warnings."""
+        said = []
+        if self.other:
+            named = listed([f"{name!r} ({count})" for name, count in self.other.items()])
+            said.append(f"{sum(self.other.values())} images of other labels are left out: {named}")
+        if self.unlabelled:
+            said.append(f"{self.unlabelled} images without a label are left out")
+        if self.bad_rows:
+            said.append(f"{self.bad_rows} labelled images without an embedding are left out")
+        if assigned := self.calibration.attributes.get("labels_assigned"):
+            said.append(f"{assigned} images without a label were given the class nearest to them")
+        if self.trimmed:
+            said.append(f"{self.trimmed} images are left out as the farthest from their class")
+        return [*said, *(f"warning: {warning}" for warning in self.warnings)]
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         calibration = self.calibration

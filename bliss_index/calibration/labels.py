@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from bliss_index.vocabulary import clean_entry
 LABEL_COLUMNS = ("label", "class", "anomaly", "y", "target")
 ANOMALY_COLUMNS = ("anomaly", "label", "class", "y", "target")
 NO_CLASS = -1
+FOLDERS = "folders"
+"""Stands for a file of labels: they are the first folders of the keys."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,38 @@ class Labels:
             raise InvalidInputError(f"{path} has key {twice!r} more than once")
         values = (_whole_or_missing(label) for label in _numbers_if_all(column))
         return cls(str(path), tuple(values), keys)
+
+    @classmethod
+    def open(cls, source: str | Path | None, store: EmbeddingStore) -> Labels | None:
+        """Read a file, or take the folders of a store's keys.
+
+        Parameters
+        ----------
+        source : path, "folders" or None
+            "folders" stands for :meth:`of_folders`; None for no labels.
+        store : EmbeddingStore
+            Of the images.
+        """
+        if source is None:
+            return None
+        return cls.of_folders(store) if source == FOLDERS else cls.read(source)
+
+    @classmethod
+    def of_folders(cls, store: EmbeddingStore) -> Labels:
+        """Label every row with the first folder of its key; a key without folder has no label.
+
+        Raises
+        ------
+        InvalidInputError
+            No key has a folder.
+        """
+        folders = folder_names(key for shard in store.iter_shards() for key in shard.keys)
+        if not any(folders):
+            raise InvalidInputError(
+                f"none of the {store.rows} keys of {store.path} has a folder, such as 'cat' in "
+                "'cat/0001.jpg'; give a file of labels"
+            )
+        return cls(FOLDERS, tuple(folders))
 
     def of_rows(self, keys_of: Iterator[Sequence[str]], rows: int) -> list[Any]:
         """Return a label for every row; None where there is none for its key.
@@ -106,6 +140,11 @@ class Labels:
                 f"{self.path} has {len(unknown)} keys that no row has, the first is {unknown[0]!r}"
             )
         return found
+
+
+def folder_names(keys: Iterable[str]) -> list[str | None]:
+    """Return the first folder of every key, cleaned as names of classes are; None without one."""
+    return [clean_entry(key.partition("/")[0]) or None if "/" in key else None for key in keys]
 
 
 class ClassNames:

@@ -59,6 +59,12 @@ def assign_labels(
     return labels
 
 
+def require_trim(share: float) -> None:
+    """Refuse a share to trim that is out of range, with an InvalidInputError."""
+    if not 0 <= share < 0.5:
+        raise InvalidInputError(f"the share to trim must be at least 0 and below 0.5, got {share}")
+
+
 @isolated
 def trim_mask(
     images: npt.NDArray[Any], labels: npt.NDArray[Any], share: float
@@ -88,8 +94,7 @@ def trim_mask(
     InvalidInputError
         The share is out of range, or there is not one label per image.
     """
-    if not 0 <= share < 0.5:
-        raise InvalidInputError(f"the share to trim must be at least 0 and below 0.5, got {share}")
+    require_trim(share)
     if labels.shape != (images.shape[0],) or labels.dtype.kind not in "iu":
         raise InvalidInputError(
             f"{images.shape[0]} images need as many class numbers, got {labels.dtype} of shape "

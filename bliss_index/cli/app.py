@@ -19,6 +19,7 @@ from bliss_index.cli import (
     inspect,
     report,
     score,
+    screen,
     threshold,
 )
 from bliss_index.cli.console import (
@@ -40,6 +41,7 @@ app = typer.Typer(
 
 
 app.command("demo")(demo.demo)
+app.command("screen")(screen.screen)
 app.command("encode-text")(encode.encode_text)
 app.command("encode-images")(encode.encode_images)
 app.command("import")(importing.import_)

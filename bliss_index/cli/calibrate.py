@@ -14,27 +14,29 @@ def calibrate(
     images: Annotated[
         str, typer.Argument(help="Image store of normal images.", parser=path_or_uri)
     ],
-    classes: Annotated[
-        str,
-        typer.Option(
-            "--classes",
-            help="Names of the normal classes: a text file (encoded with the store's model) or a "
-            "text store.",
-            parser=path_or_uri,
-        ),
-    ],
     out: Annotated[
         str,
         typer.Option(
             "--out", help="Directory or URI of the calibration to make.", parser=path_or_uri
         ),
     ],
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            help="Names of the normal classes: a text file (encoded with the store's model) or a "
+            "text store.",
+            show_default="with --labels folders, the folders",
+            parser=path_or_uri,
+        ),
+    ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
             "--labels",
             help=".npy, .txt, .csv or .parquet of class names or numbers, in row order or with a "
-            "column 'key'. Not needed for one class, or with --assign.",
+            "column 'key'; or 'folders', the first folder of every key. Not needed for one class, "
+            "or with --assign.",
             parser=path_or_uri,
         ),
     ] = None,
@@ -69,31 +71,31 @@ def calibrate(
     """Learn what images of the normal classes look like. Needs no vocabulary."""
     from bliss_index.calibration.class_texts import ClassTexts
     from bliss_index.calibration.from_store import calibrate_store
-    from bliss_index.calibration.labels import Labels
-    from bliss_index.errors import listed
+    from bliss_index.calibration.labels import FOLDERS, Labels
+    from bliss_index.errors import InvalidInputError
     from bliss_index.store import EmbeddingStore
 
     store = EmbeddingStore.open(images, kind="image")
-    texts = ClassTexts.open(classes, store.model, template=template, device=device)
-    given = None if labels is None else Labels.read(labels)
+    given = Labels.open(labels, store)
+    if classes is not None:
+        texts = ClassTexts.open(classes, store.model, template=template, device=device)
+    elif labels == FOLDERS and given is not None:
+        folders = sorted(set(given.values) - {None})
+        texts = ClassTexts.of_names(
+            folders, store.model, template=template, device=device, source=f"folders of {images}"
+        )
+    else:
+        raise InvalidInputError(
+            "the normal classes need names: --classes FILE, or --labels folders where keys such as "
+            "'cat/0001.jpg' say them"
+        )
     with progress_line("calibrating", store.rows) as progress:
         summary = calibrate_store(
             store, given, texts, progress, assign=assign, trim=trim, shrinkage=shrinkage
         )
     summary.calibration.save(out)
-    if summary.other:
-        named = listed([f"{name!r} ({count})" for name, count in summary.other.items()])
-        say(f"{sum(summary.other.values())} images of other labels are left out: {named}")
-    if summary.unlabelled:
-        say(f"{summary.unlabelled} images without a label are left out")
-    if summary.bad_rows:
-        say(f"{summary.bad_rows} labelled images without an embedding are left out")
-    if assigned := summary.calibration.attributes.get("labels_assigned"):
-        say(f"{assigned} images without a label were given the class nearest to them")
-    if summary.trimmed:
-        say(f"{summary.trimmed} images are left out as the farthest from their class")
-    for warning in summary.warnings:
-        say(f"warning: {warning}")
+    for notice in summary.notices:
+        say(notice)
     if as_json:
         print_json(summary.to_json())
         return

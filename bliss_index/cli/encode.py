@@ -107,8 +107,8 @@ def encode_text(
         spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)
     with spooled as vocabulary:
         say(f"vocabulary: {vocabulary.describe()}")
-        spec = EncoderSpec(model, _tag(model, pretrained), precision, batch_size=batch_size)
-        options = _options(device, devices, workers, engine, task, memory)
+        spec = EncoderSpec.of(model, pretrained, precision=precision, batch_size=batch_size)
+        options = encoding_options(device, devices, workers, engine, task, memory)
         with timed() as seconds, progress_line("encoding text") as progress:
             summary = encode_text_store(
                 spec,
@@ -174,8 +174,10 @@ def encode_images(
     from bliss_index.encode.pipeline import PipelineTimes
 
     source = open_images(images)
-    spec = EncoderSpec(model, _tag(model, pretrained), precision, preprocess, batch_size)
-    options = _options(device, devices, workers, engine, task, memory)
+    spec = EncoderSpec.of(
+        model, pretrained, precision=precision, preprocess=preprocess, batch_size=batch_size
+    )
+    options = encoding_options(device, devices, workers, engine, task, memory)
     times = PipelineTimes()
     with timed() as seconds, progress_line("encoding images") as progress:
         summary = encode_image_store(
@@ -204,7 +206,7 @@ def encode_images(
     end(summary.failed, summary.complete, bad, message)
 
 
-def _options(
+def encoding_options(
     device: str,
     devices: str | None,
     workers: int | None,
@@ -221,11 +223,6 @@ def _options(
         for name in device_names(devices or device)
     )
     return job_options(workers, named, engine, task, memory)
-
-
-def _tag(model: str, pretrained: str | None) -> str | None:
-    """The paper's model comes with the paper's weights, unless others are named."""
-    return "openai" if model == "ViT-B-16" and pretrained is None else pretrained
 
 
 def _rate(rows: int, seconds: float) -> dict[str, Any]:

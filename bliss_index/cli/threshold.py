@@ -40,7 +40,7 @@ def threshold(
         str | None,
         typer.Option(
             "--labels",
-            help="The labels that the calibration was made with.",
+            help="The labels that the calibration was made with; or 'folders'.",
             parser=path_or_uri,
         ),
     ] = None,
@@ -84,7 +84,7 @@ def threshold(
         require_same_model(
             entries.model, normal.model, f"corpus {corpus}", f"calibration {calibration}"
         )
-    given = None if labels is None else Labels.read(labels)
+    given = Labels.open(labels, store)
     search = exact_search(entries.embeddings(), k, threads=threads)
     found = score_held_out(
         store, given, normal, entries, search, lam=lam, folds=folds, seed=seed,

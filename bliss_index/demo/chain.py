@@ -1,4 +1,4 @@
-"""The whole chain on scenes drawn here, with the embedded model: from pictures to AUROC."""
+"""A screen of scenes drawn here, with the embedded model: from pictures to AUROC."""
 
 from __future__ import annotations
 
@@ -13,20 +13,15 @@ from typing import TypeVar
 import numpy as np
 
 from bliss_index.calibration import Calibration
-from bliss_index.calibration.class_texts import ClassTexts
-from bliss_index.calibration.from_store import calibrate_store
-from bliss_index.calibration.labels import Labels
 from bliss_index.demo.scenes import OBJECT_KINDS, draw_scene, scene_vocabulary
-from bliss_index.encode import load_encoder
-from bliss_index.encode.image_work import encode_image_store
-from bliss_index.encode.images import open_images
-from bliss_index.encode.model import Encoder
+from bliss_index.encode.encode_work import EncoderSpec
 from bliss_index.encode.text_work import encode_text_store
 from bliss_index.errors import MissingDependencyError, OutputError
 from bliss_index.evaluation.metrics import evaluate_scores
 from bliss_index.report import ReportOptions, make_report
-from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
+from bliss_index.scoring import ScoresDirectory
 from bliss_index.scoring.formulas import label_scores, raw_scores
+from bliss_index.screening import ScreenSettings, screen
 from bliss_index.storage.files import atomic_file, make_directory, read_json, write_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary
@@ -74,7 +69,7 @@ def run_demo(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> DemoResult:
-    """Draw scenes, encode, calibrate, score and evaluate them; what exists already is kept.
+    """Draw scenes, screen them and evaluate the scores; what exists already is kept.
 
     Parameters
     ----------
@@ -99,16 +94,19 @@ def run_demo(
     say(f"drawing scenes; normal are: {', '.join(normal)}")
     _draw(folder / "images" / "calibration", normal, images_per_class, seed + 1)
     _draw(folder / "images" / "test", [*normal, *others], images_per_class, seed + 2)
-    encoder = load_encoder(MODEL)
-    say(f"encoding with {encoder.identity.describe()}")
-    corpus, vocabulary_file = _encode_vocabulary(encoder, folder)
-    known, test = _encode(encoder, folder, "calibration"), _encode(encoder, folder, "test")
-    say(f"{EmbeddingStore.open(corpus).rows} vocabulary entries, {test.rows} test images")
-    calibration = _calibrate(folder, known, normal)
-    scores = folder / "scores"
-    settings = ScoreSettings(str(corpus), str(folder / "calibration"), explain=True)
-    run_job(test.path, scores, settings)
-    say(f"{test.rows} images scored")
+    corpus, vocabulary_file = _encode_vocabulary(folder)
+    settings = ScreenSettings(
+        photos=(str(folder / "images" / "test"),),
+        normal=str(folder / "images" / "calibration"),
+        vocabulary=(str(corpus),),
+        model=MODEL,
+    )
+    say(f"screening with {MODEL} and {EmbeddingStore.open(corpus).rows} vocabulary entries")
+    found = screen(settings, folder / "screen", say=say)
+    say(f"{found.scored} images scored, {found.flagged} flagged")
+    test = EmbeddingStore.open(folder / "screen" / "photos", kind="image")
+    calibration = Calibration.load(folder / "screen" / "calibration")
+    scores = Path(found.scores)
     anomaly_of = _by_key(test, lambda kind: int(kind not in normal))
     _write_labels(folder / "test-anomalies.csv", anomaly_of)
     auroc = _compare(scores, test, calibration, anomaly_of)
@@ -147,24 +145,14 @@ def _choose_kinds(seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(kinds[:_NORMAL_CLASSES]), tuple(kinds[_NORMAL_CLASSES:last])
 
 
-def _encode_vocabulary(encoder: Encoder, folder: Path) -> tuple[Path, Path]:
+def _encode_vocabulary(folder: Path) -> tuple[Path, Path]:
     """Encode the words about scenes; return the corpus and the file of words."""
     words, corpus = folder / "vocabulary.txt", folder / "corpus"
-    _write_lines(words, scene_vocabulary())
+    with atomic_file(words) as sink:
+        sink.write("".join(f"{line}\n" for line in scene_vocabulary()).encode())
     entries = load_vocabulary([words]).entries
-    encode_text_store(encoder, entries, corpus, templates=[DEFAULT_TEMPLATE])
+    encode_text_store(EncoderSpec(MODEL), entries, corpus, templates=[DEFAULT_TEMPLATE])
     return corpus, words
-
-
-def _calibrate(folder: Path, known: EmbeddingStore, normal: Sequence[str]) -> Calibration:
-    """Calibrate on labelled scenes, and write labels, classes and the calibration."""
-    classes, labels = folder / "classes.txt", folder / "calibration-labels.csv"
-    _write_lines(classes, normal)
-    _write_labels(labels, _by_key(known, lambda kind: kind))
-    texts = ClassTexts.of_file(classes, known.model)
-    calibration = calibrate_store(known, Labels.read(labels), texts).calibration
-    calibration.save(folder / "calibration")
-    return calibration
 
 
 def _compare(
@@ -194,12 +182,6 @@ def _write_report(folder: Path, scores: Path, say: Callable[[str], None]) -> Pat
     return report
 
 
-def _encode(encoder: Encoder, folder: Path, split: str) -> EmbeddingStore:
-    output = folder / f"{split}-embeddings"
-    encode_image_store(encoder, open_images(folder / "images" / split), output, decoders=0)
-    return EmbeddingStore.open(output, kind="image")
-
-
 def _draw(folder: Path, kinds: Sequence[str], count: int, seed: int) -> None:
     for number, kind in enumerate(kinds):
         make_directory(folder / kind)
@@ -211,11 +193,6 @@ def _draw(folder: Path, kinds: Sequence[str], count: int, seed: int) -> None:
                     picture = io.BytesIO()
                     scene.image.save(picture, format="PNG")
                     sink.write(picture.getvalue())
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    with atomic_file(path) as sink:
-        sink.write("".join(f"{line}\n" for line in lines).encode())
 
 
 def _by_key(store: EmbeddingStore, label: Callable[[str], T]) -> dict[str, T]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ _BATCH_ROWS = 256
 _TORCH_BYTES = 192 << 20  # with open_clip and torchvision, beyond what other commands load
 
 
+DEFAULT_MODEL = "ViT-B-16"
+DEFAULT_WEIGHTS = "openai"
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """A model by name, to be loaded in the process that works; see :func:`load_encoder`.
@@ -41,6 +45,19 @@ class EncoderSpec:
     precision: str = "float32"
     preprocess: str = "model"
     batch_size: int | None = None
+
+    @classmethod
+    def of(cls, name: str, pretrained: str | None = None, **more: Any) -> EncoderSpec:
+        """Name a model; the paper's comes with the paper's weights, unless others are named.
+
+        Parameters
+        ----------
+        name, pretrained, more
+            The attributes.
+        """
+        if name == DEFAULT_MODEL and pretrained is None:
+            pretrained = DEFAULT_WEIGHTS
+        return cls(name, pretrained, **more)
 
     def load(self, device: str) -> Encoder:
         """Load it. On a processor, torch computes with one thread.
@@ -61,6 +78,21 @@ class EncoderSpec:
         if encoder.device == "cpu":
             torch.set_num_threads(1)
         return encoder
+
+
+@dataclass(frozen=True)
+class SharedSpec(EncoderSpec):
+    """Loads the model once for several works of this process; others load their own."""
+
+    loaded: dict[str, Encoder] = field(default_factory=dict, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EncoderSpec, tuple(getattr(self, f.name) for f in fields(EncoderSpec))
+
+    def load(self, device: str) -> Encoder:
+        if device not in self.loaded:
+            self.loaded[device] = EncoderSpec.load(self, device)
+        return self.loaded[device]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from bliss_index.storage import Directory
 from bliss_index.storage.files import json_bytes, parse_json
 
 JOB_NAME = "_job.json"
+SCREEN_KIND = "screen"
+"""Of a directory that holds the directories of several works; see ``screening/``."""
 MANIFEST_NAME = "manifest.json"
 JOB_FORMAT = "bliss_index.job"
 FORMAT_VERSION = 2

@@ -13,7 +13,7 @@ from bliss_index.calibration.files import (
     read_calibration,
 )
 from bliss_index.errors import BlissError, InvalidInputError, StoreError
-from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, JobDescription
+from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, SCREEN_KIND, JobDescription
 from bliss_index.scoring.score_verify import verify_scores
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
@@ -35,6 +35,11 @@ def directory_kind(path: str | Path) -> str:
     names = directory.names()
     if JOB_NAME in names:
         kind = JobDescription.read(directory).kind
+        if kind == SCREEN_KIND:
+            raise StoreError(
+                f"{path} is a whole run of 'bliss-index screen'; name a directory in it: "
+                f"{path}/scores, {path}/photos or {path}/calibration"
+            )
         if kind not in ("scores", "store"):
             raise StoreError(f"{path} holds {kind!r}, which this version does not know")
         return kind

@@ -274,7 +274,7 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
     StoreError, InvalidInputError
         Nothing there can be read as images.
     """
-    if _is_store(location):
+    if is_store(location):
         return JobInput(str(location), EmbeddingStore.open(location, kind="image"))
     if "://" not in str(location) and not Path(location).exists():
         raise StoreError(f"{location} does not exist")
@@ -282,7 +282,7 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
     return JobInput(str(location), source)
 
 
-def _is_store(location: str | Path) -> bool:
+def is_store(location: str | Path) -> bool:
     """Whether a store of ours is there, complete or not."""
     text = str(location)
     if "://" in text and not is_object_store(text):

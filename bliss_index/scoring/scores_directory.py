@@ -12,7 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bliss_index.errors import CorruptStoreError, StoreError
-from bliss_index.jobs.description import JOB_NAME, JobDescription, require_format
+from bliss_index.jobs.description import (
+    JOB_NAME,
+    SCREEN_KIND,
+    JobDescription,
+    require_format,
+)
 from bliss_index.jobs.job import missing_part
 from bliss_index.jobs.manifest import PartFile, read_files
 from bliss_index.jobs.part import Plan
@@ -139,6 +144,11 @@ def read_job(directory: Directory) -> JobDescription:
         job = JobDescription.read(directory)
     except FileNotFoundError:
         job = None
+    if job is not None and job.kind == SCREEN_KIND:
+        raise StoreError(
+            f"{directory.uri} is a whole run of 'bliss-index screen', its scores are in "
+            f"{directory.uri}/scores; name that directory"
+        )
     if job is None or job.kind != "scores":
         raise StoreError(
             f"{directory.uri} is not a scores directory: it has no {JOB_NAME} of one. "
