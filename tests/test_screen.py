@@ -140,6 +140,7 @@ def test_what_it_says(place, whole):
     if WITH_REPORT:
         assert found["report"] == str(folder / "report.html")
         page = (folder / "report.html").read_text()
+        assert f"<title>Anomaly scores: {folder.name}</title>" in page
         assert "data:image/jpeg" in page and "bicycle" in page
 
 

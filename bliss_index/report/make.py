@@ -43,6 +43,8 @@ class ReportOptions:
         Directory for the plots as PNG; None for none.
     resamples
         Bootstrap resamples of the metrics' intervals.
+    title
+        What the scores are called; None for the name of their directory.
     """
 
     images: Path | None = None
@@ -51,6 +53,7 @@ class ReportOptions:
     gallery: int = 24
     plots: str | Path | None = None
     resamples: int = 200
+    title: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.gallery <= 500:
@@ -132,7 +135,7 @@ def make_report(
     extremes = make_pictures(read_rows(directory, found.most_anomalous(options.gallery)), folder)
     border = make_pictures(read_rows(directory, found.borderline(options.gallery // 2)), folder)
     page = template.render(
-        name=Path(directory.path).name,
+        name=options.title or Path(directory.path).name,
         found=found,
         classes=found.classes[:_MOST_CLASSES],
         plots={name: _data_uri(content) for name, content in plots.items()},

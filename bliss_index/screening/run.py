@@ -429,7 +429,8 @@ class _Run:
             folder = Path(settings.photos[0])
             images = folder if folder.is_dir() else None
         try:
-            make_report(scores, report, ReportOptions(images=images))
+            title = Path(self.output).name
+            make_report(scores, report, ReportOptions(images=images, title=title))
         except MissingDependencyError as error:
             self.say(f"no report.html: {error}")
             return False
