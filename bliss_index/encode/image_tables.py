@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
 from bliss_index.encode.places import Place, contents_of, file_stamp, place_of
 from bliss_index.errors import InvalidInputError
+from bliss_index.store.columns import csv_reader
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -197,10 +198,9 @@ class CsvSource(SourceBase):
             yield self._row(number, record)
 
     def _records(self) -> Iterator[list[str]]:
-        separator = "\t" if self._path.suffix.lower() == ".tsv" else ","
         try:
             with io.TextIOWrapper(self._path.open("rb"), "utf-8-sig", newline="") as stream:
-                yield from csv.reader(stream, delimiter=separator, strict=True)
+                yield from csv_reader(stream, Path(self._path.name))
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"{self._path} is not UTF-8: {error}") from error
         except (csv.Error, OSError) as error:
