@@ -15,8 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bulk_fixtures import DIM
+from PIL import Image
 
+from bliss_index import load_encoder
 from bliss_index.calibration.labels import Labels
+from bliss_index.encode.decode import decode_image
+from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
 from bliss_index.errors import InvalidInputError
 from bliss_index.jobs import JobListener
@@ -679,3 +683,100 @@ def test_a_tar_whose_end_is_short_or_long(tmp_path):
     for blocks in (1, 2, 5000):
         (tmp_path / "x.tar").write_bytes(data + bytes(512 * blocks))
         assert open_images(tmp_path / "x.tar").rows() == 4
+
+
+def png(value):
+    content = io.BytesIO()
+    Image.fromarray(np.full((20, 20, 3), value, np.uint8)).save(content, "PNG")
+    return content.getvalue()
+
+
+def table_of_images(path, columns):
+    table = columns if isinstance(columns, pa.Table) else pa.table(columns)
+    pq.write_table(table, path)
+    return open_images(path)
+
+
+IMAGES = [png(40), png(80)]
+ODD_COLUMNS = {
+    "year 148000": pa.array([2**62] * 2, pa.timestamp("us")),
+    "year 0": pa.array([-62170000000000] * 2, pa.timestamp("ms")),
+    "date of year 12000": pa.array([3663000] * 2, pa.date32()),
+    "nanoseconds": pa.array([1700000000000000001] * 2, pa.timestamp("ns", "UTC")),
+    "duration": pa.array([1, None], pa.duration("ns")),
+    "decimal": pa.array([1, 2]).cast(pa.decimal256(40, 2)),
+    "half": pa.array(np.float16([0.1, 0.2])),
+    "views": pa.array(["a", None], pa.string_view()),
+    "dictionary": pa.array(["a", None]).dictionary_encode(),
+    "tensor": pa.FixedShapeTensorArray.from_numpy_ndarray(rows(2)),
+    "uuid": pa.array([bytes([1] * 16), None], pa.uuid()),
+    "bytes": pa.array(["a", "b"]),
+}
+
+
+@pytest.mark.parametrize("case", ODD_COLUMNS)
+def test_columns_beside_images_keep_their_values(tmp_path, case):
+    column = ODD_COLUMNS[case]
+    source = table_of_images(tmp_path / "i.parquet", {"image": IMAGES, "c": column})
+    plain = column.dictionary_decode() if case == "dictionary" else column
+    found = source.metadata_table(list(source.iter())).column("c").combine_chunks()
+    assert found.equals(plain)
+    assert source.metadata_table([]).num_rows == 0
+    both = open_images([tmp_path / "i.parquet", tmp_path / "i.parquet"])
+    assert len(both.metadata_table(list(both.iter()))) == 4
+
+
+def test_a_tensor_beside_images_comes_into_the_store(tmp_path):
+    column = ODD_COLUMNS["tensor"]
+    source = table_of_images(tmp_path / "i.parquet", {"image": IMAGES, "c": column})
+    encode_image_store(load_encoder("bliss-tiny", device="cpu"), source, tmp_path / "s", decoders=0)
+    shard = EmbeddingStore.open(tmp_path / "s").shard(0)
+    assert shard.metadata().column("c").combine_chunks().equals(column)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"images": [[content] for content in IMAGES], "text": TEXTS}, "'images' is of type list<"),
+        ({"image": pa.array([[1, 2]] * 2, pa.list_(pa.uint8())), "caption": TEXTS},
+         "'image' is of type list<.*expected the bytes of an encoded image"),
+        ({"pixel_values": [[0.5]] * 2, "path": TEXTS}, "'pixel_values' is of type list"),
+        ({"caption": TEXTS, "n": [1, 2]}, r"no column of image bytes or paths.*caption \(string"),
+        ({"key": TEXTS, "label": TEXTS}, r"no column of image bytes or paths"),
+        (pa.table([IMAGES, IMAGES], names=["image", "image"]), "two columns 'image'"),
+        (pa.table([IMAGES, TEXTS, TEXTS], names=["image", "x", "x"]), "two columns 'x'"),
+    ],
+)  # fmt: skip
+def test_tables_without_images_that_are_readable(tmp_path, columns, message):
+    with pytest.raises(InvalidInputError, match=message):
+        table_of_images(tmp_path / "i.parquet", columns)
+
+
+@pytest.mark.parametrize("kind", BYTES[:3], ids=str)
+def test_keys_and_paths_of_images_that_are_bytes(tmp_path, kind):
+    (tmp_path / "é.png").write_bytes(IMAGES[0])
+    paths = pa.array(["é.png".encode(), b"gone.png"], kind)
+    source = table_of_images(tmp_path / "i.parquet", {"path": paths})
+    first, second = source.iter()
+    assert (first.key, first.content) == ("é.png", str(tmp_path / "é.png"))
+    assert second.key == "gone.png"
+    source = table_of_images(tmp_path / "i.parquet", {"image": IMAGES, "__key__": ["k", None]})
+    assert [row.key for row in source.iter()] == ["k", "i.parquet:1"]
+    columns = {"image": pa.array(IMAGES, pa.binary_view()), "key": [1.0, 2.0]}
+    assert [row.key for row in table_of_images(tmp_path / "i.parquet", columns).iter()] == [
+        "1",
+        "2",
+    ]
+    source = table_of_images(tmp_path / "i.parquet", {"path": pa.array([b"ok", b"\xe9"], kind)})
+    with pytest.raises(InvalidInputError, match=r"column 'path', row 1: the bytes b'\\xe9' are no"):
+        list(source.iter())
+
+
+@pytest.mark.parametrize("value", [2.0, -9999.0, 0.0, 1.0, 0.5])
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_of_one_value(value, kind):
+    """Of a range nobody declared: black, and no division by zero."""
+    content = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value, kind)).save(content, "TIFF")
+    pixels = np.unique(np.asarray(decode_image(content.getvalue())))
+    assert pixels.tolist() == [round(255 * value) if kind is np.float32 and 0 <= value <= 1 else 0]

@@ -169,6 +169,8 @@ def _eight_bits(image: Image) -> npt.NDArray[np.uint8]:
     top = 1.0 if image.mode == "F" else 65535.0
     if image.mode.startswith("I;16") or (low >= 0 and high <= top):
         low, high = 0.0, top
+    if low == high:  # one value everywhere, of an unknown range: black, as the least of others
+        return np.zeros(values.shape, np.uint8)
     return np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
 
 

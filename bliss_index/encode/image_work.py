@@ -276,7 +276,7 @@ class ImageWorker:
         )
 
     def _commit(self, done: _Begun) -> Record:
-        empty = self._columns.schema.empty_table()
+        empty = pa.Table.from_batches([], self._columns.schema)
         table = pa.concat_tables([empty, *done.tables])
         table = self._columns.settled(table, KeyRegistry(), 0)
         return self._columns.commit(
