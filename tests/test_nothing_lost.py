@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import sys
 import tarfile
 import zipfile
 
@@ -19,10 +20,10 @@ from PIL import Image
 
 from bliss_index import load_encoder
 from bliss_index.calibration.labels import Labels
-from bliss_index.encode.decode import decode_image
+from bliss_index.encode.decode import DecodeError, decode_image
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import BlissError, InvalidInputError
 from bliss_index.jobs import JobListener
 from bliss_index.scoring import run_job
 from bliss_index.scoring.score_inputs import open_input
@@ -780,3 +781,48 @@ def test_pictures_of_one_value(value, kind):
     Image.fromarray(np.full((4, 4), value, kind)).save(content, "TIFF")
     pixels = np.unique(np.asarray(decode_image(content.getvalue())))
     assert pixels.tolist() == [round(255 * value) if kind is np.float32 and 0 <= value <= 1 else 0]
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"heix", b"hevc"])
+def test_heic_without_the_package_that_reads_it(tmp_path, monkeypatch, brand):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.HEIC").write_bytes(b"\0\0\0\x18ftyp" + brand + bytes(40))
+    (row,) = open_images(tmp_path).iter()
+    with pytest.raises(
+        DecodeError, match=r"unsupported_type: .* pip install 'bliss-index\[heic\]'"
+    ):
+        decode_image(row.content)
+
+
+def test_heic_with_it(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    content = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 64), (200, 10, 10))).save(content)
+    assert np.asarray(decode_image(content.getvalue()))[5, 5].argmax() == 0
+
+
+def test_keys_of_two_tars_that_are_numbered_alike(tmp_path):
+    members = [("000.png", IMAGES[0]), ("001.png", IMAGES[1])]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    paths = [tmp_path / name for name in ("a/0.tar", "b/0.tar", "b/1.tar")]
+    for path in paths:
+        tar_of(path, members)
+    keys = [row.key for row in open_images(paths[1:], key_prefix=True).iter()]
+    assert keys == ["0.tar/000", "0.tar/001", "1.tar/000", "1.tar/001"]
+    source = open_images(paths, key_prefix=True)
+    expected = [f"{name}/00{row}" for name in ("a/0.tar", "b/0.tar", "b/1.tar") for row in (0, 1)]
+    assert [key for key, _, _ in listing(source)] == expected
+    assert [row.key for row in source.iter(3)] == expected[3:]
+    (first, _) = open_images(paths[0], key_prefix=True).iter()
+    assert first.key == "0.tar/000"
+    encoder = load_encoder("bliss-tiny", device="cpu")
+    summary = encode_image_store(encoder, open_images(paths), tmp_path / "s", decoders=0)
+    assert (summary.repeated_keys, summary.bad_rows) == (2, 0)
+    summary = encode_image_store(encoder, source, tmp_path / "t", decoders=0)
+    assert (summary.repeated_keys, summary.bad_rows) == (0, 0)
+    assert EmbeddingStore.open(tmp_path / "t").keys() == expected
+    with pytest.raises(BlissError, match="key_prefix"):
+        encode_image_store(encoder, source, tmp_path / "s", decoders=0)
+    with pytest.raises(InvalidInputError, match="given twice"):
+        open_images([paths[0], paths[0]], key_prefix=True)

@@ -26,7 +26,7 @@ from bliss_index.encode.places import (
     file_stamp,
     place_of,
 )
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
 from bliss_index.storage import open_directory
 
 if TYPE_CHECKING:
@@ -143,9 +143,10 @@ class ObjectFolder(SourceBase):
 class ChainSource(SourceBase):
     """Several sources of the same columns, one after the other."""
 
-    def __init__(self, sources: Sequence[SourceBase]) -> None:
+    def __init__(self, sources: Sequence[SourceBase], *, key_prefix: bool = False) -> None:
         super().__init__(", ".join(source.name for source in sources))
         self._sources = list(sources)
+        self.prefixes = _prefixes([source.name for source in sources]) if key_prefix else None
         first = self._sources[0].metadata_schema
         for source in self._sources[1:]:
             if source.metadata_schema != first:
@@ -167,7 +168,7 @@ class ChainSource(SourceBase):
                 if remaining >= rows:
                     remaining -= rows
                     continue
-            yield from source.iter(remaining)
+            yield from self._named(source, source.iter(remaining))
             remaining = 0
             for reason, count in source.skipped.items():
                 self.skipped[reason] = self.skipped.get(reason, 0) + count
@@ -184,7 +185,16 @@ class ChainSource(SourceBase):
                 self.skipped[reason] = self.skipped.get(reason, 0) + count
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
-        yield from self._sources[detail["source"]].read(detail)
+        source = self._sources[detail["source"]]
+        yield from self._named(source, source.read(detail))
+
+    def _named(self, source: SourceBase, rows: Iterator[ImageRow]) -> Iterator[ImageRow]:
+        if self.prefixes is None:
+            yield from rows
+            return
+        prefix = self.prefixes[self._sources.index(source)]
+        for row in rows:
+            yield replace(row, key=f"{prefix}/{row.key}")
 
 
 def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> Piece:
@@ -193,11 +203,25 @@ def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> Pie
     return Piece(f"{folder}[{number}:{number + len(files)}]", len(files), stamps, {"files": files})
 
 
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """The ends of paths, as short as they are different."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    raise InvalidInputError(
+        f"{listed(names)}: one of them is given twice, their keys cannot be told apart"
+    )
+
+
 def _columns(schema: pa.Schema | None) -> list[str]:
     return [] if schema is None else [f"{field.name} ({field.type})" for field in schema]
 
 
-def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
+def open_images(
+    sources: str | Path | Sequence[str | Path], *, key_prefix: bool = False
+) -> ImageSource:
     """Open a folder, tars, Parquet or CSV files as one source.
 
     Parameters
@@ -207,6 +231,8 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
         hidden ones aside, stands for these in the order of their names. Files: webdataset
         ``.tar`` (also gzipped); ``.parquet`` with a column of image bytes or of paths; ``.csv`` and
         ``.tsv`` with a column of paths.
+    key_prefix
+        Whether keys begin with the name of their folder, tar or table.
 
     Raises
     ------
@@ -234,7 +260,9 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
                 f"image source '{place}' is neither a folder nor one of "
                 f"{', '.join((*TAR_SUFFIXES, *TABLE_SUFFIXES))}"
             )
-    return opened[0] if len(opened) == 1 else ChainSource(opened)
+    if len(opened) == 1 and not key_prefix:
+        return opened[0]  # type: ignore[no-any-return]
+    return ChainSource(opened, key_prefix=key_prefix)
 
 
 def _is_folder(place: Place) -> bool:
