@@ -826,3 +826,21 @@ def test_keys_of_two_tars_that_are_numbered_alike(tmp_path):
         encode_image_store(encoder, source, tmp_path / "s", decoders=0)
     with pytest.raises(InvalidInputError, match="given twice"):
         open_images([paths[0], paths[0]], key_prefix=True)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_folder_that_img2dataset_writes(tmp_path, count):
+    keys = []
+    for shard in range(count):
+        names = [f"{shard:05d}{row:04d}" for row in range(2)]
+        tar_of(tmp_path / f"{shard:05d}.tar", [(f"{name}.jpg", IMAGES[0]) for name in names])
+        pq.write_table(
+            pa.table({"key": names, "caption": names}), tmp_path / f"{shard:05d}.parquet"
+        )
+        (tmp_path / f"{shard:05d}_stats.json").write_text("{}")
+        keys += names
+    source = open_images(tmp_path)
+    assert [key for key, _, _ in listing(source)] == keys
+    assert source.skipped == {"beside the tars": 2 * count}
+    (tmp_path / "photo.jpg").write_bytes(IMAGES[0])  # now it is a folder of images
+    assert [row.key for row in open_images(tmp_path).iter()] == ["photo.jpg"]

@@ -143,8 +143,15 @@ class ObjectFolder(SourceBase):
 class ChainSource(SourceBase):
     """Several sources of the same columns, one after the other."""
 
-    def __init__(self, sources: Sequence[SourceBase], *, key_prefix: bool = False) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceBase],
+        *,
+        key_prefix: bool = False,
+        skipped: dict[str, int] | None = None,
+    ) -> None:
         super().__init__(", ".join(source.name for source in sources))
+        self._beside = skipped or {}
         self._sources = list(sources)
         self.prefixes = _prefixes([source.name for source in sources]) if key_prefix else None
         first = self._sources[0].metadata_schema
@@ -160,7 +167,7 @@ class ChainSource(SourceBase):
         return self._sources[0].metadata_schema
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        self.skipped = {}
+        self.skipped = dict(self._beside)
         remaining = start
         for source in self._sources:
             if remaining:
@@ -177,7 +184,7 @@ class ChainSource(SourceBase):
         return sum(source.rows() for source in self._sources)
 
     def pieces(self, rows: int) -> Iterator[Piece]:
-        self.skipped = {}
+        self.skipped = dict(self._beside)
         for number, source in enumerate(self._sources):
             for piece in source.pieces(rows):
                 yield replace(piece, detail={**piece.detail, "source": number})
@@ -228,7 +235,8 @@ def open_images(
     ----------
     sources : path or sequence of paths
         A folder of images; a folder of nothing but ``.tar`` or nothing but ``.parquet`` files,
-        hidden ones aside, stands for these in the order of their names. Files: webdataset
+        hidden ones aside, stands for these in the order of their names, and so does the output of
+        img2dataset for its tars. Files: webdataset
         ``.tar`` (also gzipped); ``.parquet`` with a column of image bytes or of paths; ``.csv`` and
         ``.tsv`` with a column of paths.
     key_prefix
@@ -243,7 +251,8 @@ def open_images(
     if not listed:
         raise InvalidInputError("no image source given; name a folder, tar, Parquet or CSV file")
     opened: list[Any] = []
-    for place in _expand_folders(listed):
+    skipped: dict[str, int] = {}
+    for place in _expand_folders(listed, skipped):
         name = place.name.lower()
         if name.endswith(TAR_SUFFIXES) and not _is_folder(place):
             opened.append(TarSource(place))
@@ -260,9 +269,9 @@ def open_images(
                 f"image source '{place}' is neither a folder nor one of "
                 f"{', '.join((*TAR_SUFFIXES, *TABLE_SUFFIXES))}"
             )
-    if len(opened) == 1 and not key_prefix:
+    if len(opened) == 1 and not (key_prefix or skipped):
         return opened[0]  # type: ignore[no-any-return]
-    return ChainSource(opened, key_prefix=key_prefix)
+    return ChainSource(opened, key_prefix=key_prefix, skipped=skipped)
 
 
 def _is_folder(place: Place) -> bool:
@@ -273,14 +282,21 @@ def _is_folder(place: Place) -> bool:
     return False
 
 
-def _expand_folders(sources: Sequence[str | Path]) -> Iterator[Place]:
-    """Folders that hold archives only, replaced by their archives."""
+def _expand_folders(sources: Sequence[str | Path], skipped: dict[str, int]) -> Iterator[Place]:
+    """Folders that hold archives only, replaced by their archives.
+
+    Beside tars there may be what img2dataset writes, tables and statistics, which are counted.
+    """
     for place in map(place_of, sources):
         names = sorted(name for name in _names(place) if not name.startswith("."))
-        for suffixes in (TAR_SUFFIXES, (".parquet",)):
-            if names and all(name.lower().endswith(suffixes) for name in names):
-                yield from (place / name for name in names)
-                break
+        tars = [name for name in names if name.lower().endswith(TAR_SUFFIXES)]
+        beside = [name for name in names if name.lower().endswith((".parquet", ".json"))]
+        if tars and len(tars) + len(beside) == len(names):
+            yield from (place / name for name in tars)
+            if beside:
+                skipped["beside the tars"] = skipped.get("beside the tars", 0) + len(beside)
+        elif names and all(name.lower().endswith(".parquet") for name in names):
+            yield from (place / name for name in names)
         else:
             yield place
 
