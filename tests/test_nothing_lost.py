@@ -844,3 +844,19 @@ def test_the_folder_that_img2dataset_writes(tmp_path, count):
     assert source.skipped == {"beside the tars": 2 * count}
     (tmp_path / "photo.jpg").write_bytes(IMAGES[0])  # now it is a folder of images
     assert [row.key for row in open_images(tmp_path).iter()] == ["photo.jpg"]
+
+
+@pytest.mark.parametrize("off", [0.0, 9e-4, -9e-4, 9.9e-6, 2e-5, 1.0, -0.5])
+@pytest.mark.parametrize("given", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+def test_rows_of_about_unit_norm_are_stored_in_any_type(tmp_path, off, given, stored):
+    """Float16 rounds a norm by up to 1e-3, which float32 is not."""
+    matrix = rows(50).astype("float64")
+    matrix *= (1 + off) / np.linalg.norm(matrix, axis=1, keepdims=True)
+    np.save(tmp_path / "e.npy", matrix.astype(given))
+    _, store = imported(tmp_path / "e.npy", tmp_path / "s", dtype=stored)
+    assert (store.rows, store.manifest.bad_rows) == (50, 0)
+    np.testing.assert_allclose(
+        np.linalg.norm(store.embeddings().astype("float64"), axis=1), 1,
+        atol=1e-3 if stored == "float16" else 1e-5,
+    )  # fmt: skip
