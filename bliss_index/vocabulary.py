@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import gzip
+import itertools
 import string
 import unicodedata
 import zlib
@@ -13,9 +14,8 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.errors import InvalidInputError, MissingDependencyError, listed
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.files import is_address
 
@@ -24,7 +24,7 @@ TEXT_COLUMNS = ("text", "word", "name", "label")
 BUILT_IN = ("imagenet", "imagenet-synonyms", "imagenet-21k")
 
 _CLASS_NAMES = "IMAGENET_CLASSNAMES"
-_TABLE_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_LINES_LOOKED_AT = 1000
 _SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 
 
@@ -209,11 +209,16 @@ def iter_rows(source: str | Path) -> Iterator[str]:
     if kind == ".parquet":
         yield from _parquet(path)
     elif kind == ".txt":
-        for line in _lines(path, packed):
+        from bliss_index.store.columns import require_no_table
+
+        lines = _lines(path, packed)
+        begin = list(itertools.islice(lines, _LINES_LOOKED_AT))
+        require_no_table([line.rstrip("\r\n") for line in begin], path)
+        for line in itertools.chain(begin, lines):
             # Old files end their lines with a carriage return alone.
             yield from line.rstrip("\r\n").split("\r") if "\r" in line else (line,)
     else:
-        yield from _table(path, packed, _TABLE_SEPARATORS[kind])
+        yield from _table(path, packed)
 
 
 def _kind(source: str | Path) -> tuple[str, bool]:
@@ -257,8 +262,10 @@ def _lines(path: Path, packed: bool) -> Iterator[str]:
         raise InvalidInputError(f"{path} cannot be read: {error}") from error
 
 
-def _table(path: Path, packed: bool, separator: str) -> Iterator[str]:
-    reader = csv.reader(_lines(path, packed), delimiter=separator, strict=True)
+def _table(path: Path, packed: bool) -> Iterator[str]:
+    from bliss_index.store.columns import csv_reader
+
+    reader = csv_reader(_lines(path, packed), path)
     try:
         header = next(reader, None)
         if header is None:
@@ -266,7 +273,7 @@ def _table(path: Path, packed: bool, separator: str) -> Iterator[str]:
         column = _choose_column(path, [clean_entry(name) for name in header])
         for row in reader:
             if row:
-                if len(row) <= column:
+                if len(row) <= column or len(row) > len(header):
                     raise InvalidInputError(
                         f"{path}, line {reader.line_num}: {len(row)} fields, the header has "
                         f"{len(header)}"
@@ -293,33 +300,27 @@ def _parquet(path: Path) -> Iterator[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from bliss_index.store.columns import is_text_or_bytes, texts_of
+
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            texts = [field.name for field in schema if _is_text(field.type)]
+            texts = [field.name for field in schema if is_text_or_bytes(field.type)]
             if not texts:
                 raise InvalidInputError(
                     f"{path} has no string column; its columns are "
-                    f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+                    f"{listed([f'{field.name} ({field.type})' for field in schema])}"
                 )
             column = texts[_choose_column(path, texts)]
+            if texts.count(column) > 1:
+                raise InvalidInputError(f"{path} has two columns {column!r}; rename one")
+            row = 0
             for batch in file.iter_batches(columns=[column]):
-                values = batch.column(0)
-                if pa.types.is_dictionary(values.type):
-                    values = values.dictionary_decode()
-                yield from ("" if value is None else value for value in values.to_pylist())
+                values = texts_of(batch.column(0), f"{path}: column {column!r}", row)
+                row += len(values)
+                yield from ("" if value is None else value for value in values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _is_text(kind: Any) -> bool:
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
 
 
 def _folder_of(package: str, names: str) -> Path:

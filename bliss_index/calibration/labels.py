@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import numpy.typing as npt
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.columns import Column, read_column
+from bliss_index.store.source_file import natural
 from bliss_index.vocabulary import clean_entry
 
 LABEL_COLUMNS = ("label", "class", "anomaly", "y", "target")
@@ -112,20 +115,27 @@ class Labels:
             of several shards.
         """
         if self.keys is None:
-            if len(self.values) != rows:
+            values = list(self.values)
+            while len(values) > rows and values[-1] in (None, ""):  # a blank line at the end
+                values.pop()
+            if len(values) != rows:
                 header = ""
-                if len(self.values) == rows - 1 and self.path.endswith((".csv", ".tsv")):
+                if len(values) == rows - 1 and self.path.endswith((".csv", ".tsv")):
                     header = " (the first line was taken for the columns' names)"
                 raise InvalidInputError(
-                    f"{self.path} holds {len(self.values)} labels{header}, there are {rows} rows; "
+                    f"{self.path} holds {len(values)} labels{header}, there are {rows} rows; "
                     "give one label per row, or a column 'key' that says which row each belongs to"
                 )
-            return list(self.values)
+            self._require_one_order([key for keys in keys_of for key in keys], values)
+            return values
         by_key = dict(zip(self.keys, self.values, strict=True))
+        listing = [list(keys) for keys in keys_of]
+        own = self._written_otherwise(by_key, listing)
         found: list[Any] = []
         place: dict[str, int] = {}  # of the keys that were found: the shard
-        for shard, keys in enumerate(keys_of):
-            for key in keys:
+        for shard, keys in enumerate(listing):
+            for row_key in keys:
+                key = own.get(row_key, row_key)
                 if place.get(key, shard) != shard:
                     raise InvalidInputError(
                         f"{self.path} has a label for {key!r}, of which shards {place[key]} and "
@@ -140,6 +150,44 @@ class Labels:
                 f"{self.path} has {len(unknown)} keys that no row has, the first is {unknown[0]!r}"
             )
         return found
+
+    def _require_one_order(self, keys: list[str], values: list[Any]) -> None:
+        """Refuse rows in the order of letters whose labels would be others in that of numbers."""
+        if keys != sorted(keys):
+            return
+        by_number = sorted(range(len(keys)), key=lambda row: natural(keys[row]))
+        for row, number in enumerate(by_number):
+            if values[row] != values[number]:
+                raise InvalidInputError(
+                    f"{self.path} gives labels in row order, and the rows are in the order of "
+                    f"letters, where {keys[row]!r} is row {row}; in the order of numbers that is "
+                    f"{keys[number]!r}, with another label. Give a column 'key' that says which "
+                    "row each belongs to"
+                )
+
+    @staticmethod
+    def _written_otherwise(by_key: dict[str, Any], rows: list[list[str]]) -> dict[str, str]:
+        """Rows' keys to keys of labels that no row has as they are, but one does as it means."""
+        keys = {key for shard in rows for key in shard}
+        means: dict[str, list[str]] = {}
+        for key in by_key:
+            if key not in keys:
+                means.setdefault(_meaning(key), []).append(key)
+        own: dict[str, str] = {}
+        for row_key in keys - by_key.keys() if means else ():
+            same = means.get(_meaning(row_key), [])
+            if len(same) == 1:
+                own[row_key] = same[0]
+        twice = Counter(own.values())
+        return {row_key: key for row_key, key in own.items() if twice[key] == 1}
+
+
+def _meaning(key: str) -> str:
+    """What a key names, however a system writes it: 'a/b', './a/b', 'a\\b'; '7' and '7.0'."""
+    plain = unicodedata.normalize("NFC", key).replace("\\", "/")
+    while plain.startswith("./"):
+        plain = plain[2:]
+    return plain[:-2] if re.fullmatch(r"-?[0-9]+\.0", plain) else plain
 
 
 def folder_names(keys: Iterable[str]) -> list[str | None]:

@@ -139,6 +139,10 @@ def encode_images(
         ),
     ],
     out: StoreOutput,
+    key_prefix: Annotated[
+        bool,
+        typer.Option("--key-prefix", help="Begin keys with the name of their tar, table, folder."),
+    ] = False,
     model: ModelOption = "ViT-B-16",
     pretrained: PretrainedOption = None,
     preprocess: Annotated[
@@ -173,7 +177,7 @@ def encode_images(
     from bliss_index.encode.images import open_images
     from bliss_index.encode.pipeline import PipelineTimes
 
-    source = open_images(images)
+    source = open_images(images, key_prefix=key_prefix)
     spec = EncoderSpec.of(
         model, pretrained, precision=precision, preprocess=preprocess, batch_size=batch_size
     )
@@ -199,7 +203,10 @@ def encode_images(
     if source.skipped:
         facts["skipped_files"] = dict(source.skipped) if as_json else counts(source.skipped)
     if summary.repeated_keys:
-        say(f"{summary.repeated_keys} keys occur in several parts; the manifest names the first")
+        say(
+            f"{summary.repeated_keys} keys occur in several parts; the manifest names the first. "
+            "All have their rows; --key-prefix, into a new store, tells them apart by their file"
+        )
     _report(out, facts, as_json)
     bad, rows = summary.bad_rows, summary.rows
     message = f"{bad} of {rows} images have no embedding; see 'status', 'error'"

@@ -27,7 +27,9 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "J
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib")
     + (".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm")
+    + (".heic", ".heif", ".hif")  # read where pillow-heif is installed
 )
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 MAX_PIXELS = 128_000_000
 MAX_BYTES = 256 << 20
 """Bytes of one encoded image at most."""
@@ -83,7 +85,9 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
     from PIL import Image, UnidentifiedImageError
 
     Image.init()  # registers every format; does nothing the second time
-    known = [name for name in FORMATS if name in Image.OPEN]
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        _require_heif(content)
+    known = [name for name in (*FORMATS, "HEIF") if name in Image.OPEN]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files it can read all the same
         try:
@@ -101,6 +105,24 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
             raise _too_large(str(error), max_pixels) from error
         except Exception as error:  # codecs raise a dozen types on damaged input
             raise _damaged(error, len(content)) from error
+
+
+def _require_heif(content: bytes) -> None:
+    """Let Pillow read what phones write, by a package that few need."""
+    from PIL import Image
+
+    try:
+        import pillow_heif
+    except ImportError as error:
+        if content[8:12] in (b"mif1", b"msf1") and "AVIF" in Image.OPEN:
+            return  # a container that may hold either
+        raise DecodeError(
+            "unsupported_type",
+            f"{len(content)} bytes of HEIC, which pillow-heif reads; run: pip install "
+            "'bliss-index[heic]', and encode into a new store",
+        ) from error
+    if "HEIF" not in Image.OPEN:
+        pillow_heif.register_heif_opener()
 
 
 def to_rgb(image: Image) -> Image:
@@ -169,6 +191,8 @@ def _eight_bits(image: Image) -> npt.NDArray[np.uint8]:
     top = 1.0 if image.mode == "F" else 65535.0
     if image.mode.startswith("I;16") or (low >= 0 and high <= top):
         low, high = 0.0, top
+    if low == high:  # one value everywhere, of an unknown range: black, as the least of others
+        return np.zeros(values.shape, np.uint8)
     return np.rint((values - low) * (255.0 / (high - low))).astype(np.uint8)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import os
 import tarfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS, MAX_BYTES
@@ -23,12 +26,33 @@ MAX_TEXT_BYTES = 1 << 20  # a longer text beside an image is left out
 _BLOCK = 512
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """An image and what is beside it.
+
+    Attributes
+    ----------
+    key, image, texts
+        Its own.
+    offset, number
+        Where the samples of the same first name begin, and which of them it is.
+    """
+
+    key: str
+    image: tarfile.TarInfo
+    texts: list[tuple[str, tarfile.TarInfo]]
+    offset: int
+    number: int
+
+
 class TarSource(SourceBase):
     """The samples of one tar, in its order.
 
-    The key is a member's path up to the first dot of its name. Texts beside the image
-    (``.txt``, ``.json``, ``.cls``) become string columns of the metadata. Samples without an
-    image, other members and hidden files are passed over and counted.
+    The key is a member's path up to the first dot of its name. Where several images share it, each
+    is a sample of its own, and its key goes up to the last dot. Texts beside the image
+    (``.txt``, ``.json``, ``.cls``) become string columns of the metadata. A hard link has the
+    content of its target. Samples without an image, other members, symbolic links and hidden files
+    are passed over and counted.
     """
 
     def __init__(self, path: str | Place) -> None:
@@ -44,45 +68,48 @@ class TarSource(SourceBase):
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         with self._opened() as archive:
-            for number, (key, image, texts) in enumerate(self._found(archive)):
+            for number, sample in enumerate(self._found(archive)):
                 if number >= start:
-                    yield self._row(archive, key, image, texts)
-        self._check_end()
+                    yield self._row(archive, sample)
+            self._check_end(archive)
 
     def rows(self) -> int:
         with self._opened() as archive:
             number = sum(1 for _ in self._found(archive))
-        self._check_end()
+            self._check_end(archive)
         return number
 
     def pieces(self, rows: int) -> Iterator[Piece]:
         stamp = file_stamp(self._path)
-        starts: list[int | None] = []
+        starts: list[tuple[int | None, int]] = []
         total = 0
         with self._opened() as archive:
-            for total, (_, image, texts) in enumerate(self._found(archive), 1):  # noqa: B007
+            for total, sample in enumerate(self._found(archive), 1):  # noqa: B007
                 if (total - 1) % rows == 0:
-                    first = min(member.offset for member in (image, *(m for _, m in texts)))
                     # Within a compressed archive, or behind global headers, no place is found by
                     # its offset: it is read from its beginning.
                     direct = not self._packed() and not archive.pax_headers
-                    starts.append(first if direct else None)
-        self._check_end()
-        for number, offset in enumerate(starts):
+                    starts.append((sample.offset if direct else None, sample.number))
+            self._check_end(archive)
+        for number, (offset, skip) in enumerate(starts):
             start = number * rows
             count = min(rows, total - start)
             name = f"{self.path.name}[{start}:{start + count}]"
             detail = {"start": start, "rows": count, "offset": offset}
-            yield Piece(name, count, stamp, detail)
+            yield Piece(name, count, stamp, {**detail, "skip": skip} if skip else detail)
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
-        if detail["offset"] is None:
-            yield from itertools.islice(self.iter(detail["start"]), detail["rows"])
-            return
-        with self._opened(detail["offset"]) as archive:
-            found = itertools.islice(self._found(archive), detail["rows"])
-            for key, image, texts in found:
-                yield self._row(archive, key, image, texts)
+        counted = self.skipped  # of the whole archive; what is passed over here is among it
+        try:
+            if detail["offset"] is None:
+                yield from itertools.islice(self.iter(detail["start"]), detail["rows"])
+                return
+            skip = detail.get("skip", 0)
+            with self._opened(detail["offset"]) as archive:
+                for sample in itertools.islice(self._found(archive), skip, skip + detail["rows"]):
+                    yield self._row(archive, sample)
+        finally:
+            self.skipped = counted
 
     @contextlib.contextmanager
     def _opened(self, offset: int = 0) -> Iterator[tarfile.TarFile]:
@@ -99,77 +126,130 @@ class TarSource(SourceBase):
                 "it again, or leave it out"
             ) from error
 
-    def _found(
-        self, archive: tarfile.TarFile
-    ) -> Iterator[tuple[str, tarfile.TarInfo, list[tuple[str, tarfile.TarInfo]]]]:
-        """Key, image and texts of every sample that has an image."""
+    def _found(self, archive: tarfile.TarFile) -> Iterator[_Sample]:
+        """All samples that have an image."""
         self.skipped = {}
         for key, members in self._samples(archive):
-            images = [m for extension, m in members if "." + extension in EXTENSIONS]
-            texts = [(e, m) for e, m in members if e in TEXT_PARTS]
-            for _ in range(len(members) - len(images[:1]) - len(texts)):
-                self._skip("other member")
-            if images:
-                yield key, images[0], texts
+            named = [(*os.path.splitext(member.name), member) for member in members]
+            images: dict[str, tarfile.TarInfo] = {}
+            for stem, extension, member in named:
+                if extension.lower() in EXTENSIONS:
+                    images.setdefault(stem, member)
+            used = set(images.values())
+            first = min(member.offset for member in members)
+            for number, (stem, image) in enumerate(images.items()):
+                texts: dict[str, tarfile.TarInfo] = {}
+                # Its own ones first, then those of all; of an only image every text is.
+                for wanted in (stem, key, None) if len(images) == 1 else (stem, key):
+                    for of_stem, extension, member in named:
+                        part = extension[1:].lower()
+                        if part in TEXT_PARTS and wanted in (of_stem, None):
+                            texts.setdefault(part, member)
+                used.update(texts.values())
+                own = key if len(images) == 1 else stem
+                yield _Sample(own, image, list(texts.items()), first, number)
                 self._number += 1
-            else:
+            for _ in range(len(members) - len(used)):
+                self._skip("other member")
+            if not images:
                 self._skip("sample without an image")
 
-    def _samples(
-        self, archive: tarfile.TarFile
-    ) -> Iterator[tuple[str, list[tuple[str, tarfile.TarInfo]]]]:
+    def _samples(self, archive: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
+        """Consecutive files of one path up to the first dot of their names."""
         current: str | None = None
-        members: list[tuple[str, tarfile.TarInfo]] = []
-        for member in archive:
+        members: list[tarfile.TarInfo] = []
+        for found in archive:
             archive.members = []  # type: ignore[attr-defined]  # or it grows with the archive
-            if not member.isfile():
+            folder, name = os.path.split(found.name)
+            member = found
+            if found.isdir():
                 continue
-            folder, name = os.path.split(member.name)
             if name.startswith("."):
                 self._skip("hidden")
                 continue
-            stem, _, extension = name.partition(".")
+            if found.islnk():
+                target = self._linked.get(found.linkname)
+                if target is None:
+                    self._skip("hard link to nowhere")
+                    continue
+                member = copy.copy(target)
+                member.name, member.offset = found.name, found.offset
+            elif not found.isfile():
+                self._skip("symbolic link" if found.issym() else "device or pipe")
+                continue
+            stem = name.partition(".")[0]
             key = f"{folder}/{stem}" if folder else stem
             if key != current and members and current is not None:
                 yield current, members
                 members = []
             current = key
-            members.append((extension.rpartition(".")[2].lower(), member))
+            members.append(member)
         if members and current is not None:
             yield current, members
 
-    def _row(
-        self,
-        archive: tarfile.TarFile,
-        key: str,
-        image: tarfile.TarInfo,
-        texts: list[tuple[str, tarfile.TarInfo]],
-    ) -> ImageRow:
+    @cached_property
+    def _linked(self) -> dict[str, tarfile.TarInfo]:
+        """Files that hard links of the archive lead to."""
+        targets: dict[str, tarfile.TarInfo] = {}
+        with self._path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as archive:
+            wanted = {member.linkname for member in _members(archive) if member.islnk()}
+        with self._path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as archive:
+            for member in _members(archive):
+                if member.name in wanted and member.isfile():
+                    targets[member.name] = member
+        return targets
+
+    def _row(self, archive: tarfile.TarFile, sample: _Sample) -> ImageRow:
         metadata: dict[str, Any] = {
-            part: _content(archive, member).decode("utf-8", "replace").strip()
-            for part, member in texts
+            part: _content(archive, member).decode("utf-8", "backslashreplace").strip()
+            for part, member in sample.texts
             if member.size <= MAX_TEXT_BYTES
         }
-        reason = None
+        reason, image = None, sample.image
         if image.size > MAX_BYTES:  # a sparse member takes no room in the archive
             reason = f"too_large: {image.size} bytes, more than the {MAX_BYTES} allowed"
-        clean = key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        clean = sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         content = b"" if reason else _content(archive, image)
         return ImageRow(clean, content, metadata, reason)
 
-    def _check_end(self) -> None:
-        """tarfile takes a cut header for the end of the archive; whole ones fill their blocks."""
-        with self._path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-        if not self._packed() and size % _BLOCK:
+    def _check_end(self, archive: tarfile.TarFile) -> None:
+        """Refuse an archive without its end, or with more behind it.
+
+        tarfile takes a cut or damaged header for the end; a whole archive ends with blocks of
+        zeros, and nothing but zeros follows.
+        """
+        stream: Any = archive.fileobj
+        stream.seek(archive.offset)
+        block = stream.read(_BLOCK)
+        problem = ""
+        if len(block) % _BLOCK:
+            problem = f"{archive.offset + len(block)} bytes are not a multiple of {_BLOCK}"
+        elif not block:
+            problem = (
+                "the blocks of zeros at its end are missing, as if it was cut between two members"
+            )
+        while not problem and block:
+            if block.strip(b"\0"):
+                problem = (
+                    f"what follows from byte {archive.offset} on is no header; if these are "
+                    "several archives in one file, split them"
+                )
+            block = stream.read(1 << 20)
+        if problem:
             raise InvalidInputError(
-                f"{self._path} is damaged or truncated after {self._number} images: {size} bytes "
-                f"are not a multiple of {_BLOCK}; fetch it again, or leave it out"
+                f"{self._path} is damaged or truncated after {self._number} images: {problem}; "
+                "fetch it again, or leave it out"
             )
 
     def _packed(self) -> bool:
         with self._path.open("rb") as stream:
             return bytes(stream.read(2)) == b"\x1f\x8b"
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    for member in archive:
+        archive.members = []  # type: ignore[attr-defined]
+        yield member
 
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

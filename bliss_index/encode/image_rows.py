@@ -26,7 +26,8 @@ class ImageRow:
     content : bytes or str
         The encoded image, or the path of its file.
     metadata : dict
-        Values of the source's metadata columns.
+        Values of the source's metadata columns; of a Parquet file, Arrow arrays of one value,
+        since Python has none for a year 12000, for nanoseconds or for a tensor.
     error : str or None
         Why there is no content, if the source itself knows.
     """
@@ -135,7 +136,18 @@ class SourceBase(ABC):
         schema = self.metadata_schema
         if schema is None:
             return None
-        return pa.Table.from_pylist([row.metadata for row in rows], schema=schema)
+        if not rows:
+            return pa.Table.from_batches([], schema)  # of any type, tensors too
+        columns = []
+        for column in schema:
+            values = [row.metadata.get(column.name) for row in rows]
+            if any(isinstance(value, pa.Array) for value in values):
+                kind = column.type
+                arrays = (v if isinstance(v, pa.Array) else pa.array([v], kind) for v in values)
+                columns.append(pa.concat_arrays(list(arrays)))
+            else:
+                columns.append(pa.array(values, column.type))
+        return pa.table(columns, schema=schema)
 
     def _skip(self, reason: str) -> None:
         self.skipped[reason] = self.skipped.get(reason, 0) + 1

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
 from bliss_index.encode.places import Place, contents_of, file_stamp, place_of
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
+from bliss_index.store.columns import csv_reader, is_text_or_bytes, texts_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 KEY_COLUMNS = ("key", "__key__")
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "bytes", "content")
 PATH_COLUMNS = ("path", "file", "file_name", "filename", "image_path", "filepath", "image")
+_NO_IMAGES = {*KEY_COLUMNS, *PATH_COLUMNS} - {*IMAGE_COLUMNS}
+_OF_IMAGES = {*IMAGE_COLUMNS, "images", "pixels", "pixel_values", "picture", "photo"}
+_DESCRIPTIONS = ("text", "caption", "captions", "label", "class", "word", "description", "prompt")
 _BATCH_ROWS = 256
 
 
@@ -49,8 +53,11 @@ class ParquetSource(SourceBase):
         self._key = next((name for name in KEY_COLUMNS if name in schema.names), None)
         if self._key is not None and not _is_key(schema.field(self._key).type):
             self._key = None
-        fields = [f for f in schema if f.name not in (self._column, self._key)]
-        self._schema = _plain_schema(fields)
+        own = {self._column, self._key}
+        for name in schema.names:
+            if schema.names.count(name) > 1:
+                raise InvalidInputError(f"{path} has two columns {name!r}; rename one")
+        self._schema = _plain_schema([field for field in schema if field.name not in own])
         plain = [] if self._schema is None else self._schema.names
         self._columns = [*plain, self._column, *([] if self._key is None else [self._key])]
 
@@ -86,22 +93,43 @@ class ParquetSource(SourceBase):
                     for batch in file.iter_batches(
                         batch_size=_BATCH_ROWS, row_groups=[group], columns=self._columns
                     ):
-                        first = max(0, start - number)
-                        for values in batch.slice(min(first, batch.num_rows)).to_pylist():
-                            yield self._row(number + first, values)
-                            first += 1
+                        first = min(max(0, start - number), batch.num_rows)
+                        yield from self._rows_of(batch.slice(first), number + first)
                         number += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise InvalidInputError(
                 f"{self._path} cannot be read after row {number}: {error}"
             ) from error
 
-    def _row(self, number: int, values: dict[str, Any]) -> ImageRow:
-        cell = values.pop(self._column)
+    def _rows_of(self, batch: pa.RecordBatch, number: int) -> Iterator[ImageRow]:
+        """The rows of a batch, the first of which has a number."""
+        import pyarrow as pa
+
+        columns = {}
+        for field in self._schema or ():
+            column = batch.column(field.name)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            columns[field.name] = column
+        cells, keys = self._texts(batch, self._column, number), [None] * batch.num_rows
+        if self._key is not None:
+            keys = self._texts(batch, self._key, number)
+        for row, (cell, key) in enumerate(zip(cells, keys, strict=True)):
+            metadata = {name: column.slice(row, 1) for name, column in columns.items()}
+            yield self._row(number + row, cell, key, metadata)
+
+    def _texts(self, batch: pa.RecordBatch, name: str, number: int) -> list[Any]:
+        column = batch.column(name)
+        if name == self._column and self._kind != "path":
+            return list(column.to_pylist())
+        return list(texts_of(column, f"{self._path}: column {name!r}", number))
+
+    def _row(self, number: int, cell: Any, own: str | None, values: dict[str, Any]) -> ImageRow:
         content: bytes | str | None = None
         reason: str | None = None
         if self._kind == "struct":
             named = (cell or {}).get("path")
+            named = named.decode("utf-8", "backslashreplace") if isinstance(named, bytes) else named
             content = (cell or {}).get("bytes")
             if content is None and named:
                 content, reason = _content(self._path.parent / named)
@@ -111,9 +139,8 @@ class ParquetSource(SourceBase):
             named = cell
             if cell:
                 content, reason = _content(self._path.parent / cell)
-        own = values.pop(self._key, None) if self._key is not None else None
         by_path = named if self._kind == "path" else None
-        key = str(own) if own not in (None, "") else by_path or f"{self._path.name}:{number}"
+        key = own or by_path or f"{self._path.name}:{number}"
         if content is None:
             return ImageRow(key, b"", values, "empty: the row has neither bytes nor a path")
         return ImageRow(key, content, values, reason)
@@ -197,10 +224,9 @@ class CsvSource(SourceBase):
             yield self._row(number, record)
 
     def _records(self) -> Iterator[list[str]]:
-        separator = "\t" if self._path.suffix.lower() == ".tsv" else ","
         try:
             with io.TextIOWrapper(self._path.open("rb"), "utf-8-sig", newline="") as stream:
-                yield from csv.reader(stream, delimiter=separator, strict=True)
+                yield from csv_reader(stream, Path(self._path.name))
         except UnicodeDecodeError as error:
             raise InvalidInputError(f"{self._path} is not UTF-8: {error}") from error
         except (csv.Error, OSError) as error:
@@ -234,19 +260,31 @@ def _image_column(path: Place, schema: pa.Schema) -> tuple[str, str]:
         return bool(pa.types.is_struct(kind)) and int(kind.get_field_index("bytes")) >= 0
 
     def is_binary(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        test = pa.types
+        return bool(test.is_binary(kind) or test.is_large_binary(kind) or test.is_binary_view(kind))
 
     for name, test in (("struct", is_struct), ("binary", is_binary)):
         found = [field.name for field in schema if test(field.type)]
-        if found:
+        # Spark writes texts as bytes: a key, or a path.
+        paths = name == "binary" and len(found) == 1 and found[0].lower() in _NO_IMAGES
+        if found and not paths:
             return _choose(path, found, IMAGE_COLUMNS), name
-    strings = [field.name for field in schema if _is_string(field.type)]
-    if not strings:
+    columns = listed([f"{field.name} ({field.type})" for field in schema])
+    for field in schema:
+        if pa.types.is_nested(field.type) and field.name.lower() in _OF_IMAGES:
+            raise InvalidInputError(
+                f"{path}: column {field.name!r} is of type {field.type}, expected the bytes of an "
+                "encoded image (a struct with 'bytes', or binary) or a path; write one image a row"
+            )
+    texts = [field.name for field in schema if is_text_or_bytes(field.type)]
+    named = [name for name in texts if name.lower() in PATH_COLUMNS]
+    others = [name for name in texts if name not in KEY_COLUMNS]
+    if not named and (not others or any(name.lower() in _DESCRIPTIONS for name in others)):
         raise InvalidInputError(
-            f"{path} has no column of image bytes or paths; its columns are "
-            f"{', '.join(f'{field.name} ({field.type})' for field in schema)}"
+            f"{path} has no column of image bytes or paths; its columns are {columns}. A column of "
+            f"paths is called one of {', '.join(PATH_COLUMNS)}"
         )
-    return _path_column(path, strings), "path"
+    return _path_column(path, texts), "path"
 
 
 def _path_column(path: Place, names: Sequence[str]) -> str:
@@ -266,16 +304,11 @@ def _choose(path: Place, names: Sequence[str], preferred: Sequence[str]) -> str:
     )
 
 
-def _is_string(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
 def _is_key(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
-    return _is_string(kind) or bool(pa.types.is_integer(kind))
+    test = pa.types
+    return is_text_or_bytes(kind) or bool(test.is_integer(kind) or test.is_floating(kind))
 
 
 def _plain_schema(fields: Sequence[pa.Field]) -> pa.Schema | None:

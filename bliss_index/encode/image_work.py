@@ -24,7 +24,7 @@ from bliss_index.encode.encode_work import (
     summed_up,
 )
 from bliss_index.encode.image_rows import ImageSource
-from bliss_index.encode.images import FolderSource, ObjectFolder, piece_of
+from bliss_index.encode.images import ChainSource, FolderSource, ObjectFolder, piece_of
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.pipeline import (
     Batch,
@@ -127,7 +127,9 @@ class ImageWork(EncodeWork):
         return type(self), (*values, pipeline)
 
     def attributes(self) -> dict[str, Any]:
-        return {"source": self.source.name, "rows_per_shard": self.rows_per_shard}
+        values = {"source": self.source.name, "rows_per_shard": self.rows_per_shard}
+        prefixes = self.source.prefixes if isinstance(self.source, ChainSource) else None
+        return {**values, "key_prefix": True} if prefixes else values
 
     def parts(self) -> Iterator[Part]:
         for index, piece in enumerate(self.source.pieces(self.rows_per_shard)):
@@ -276,7 +278,7 @@ class ImageWorker:
         )
 
     def _commit(self, done: _Begun) -> Record:
-        empty = self._columns.schema.empty_table()
+        empty = pa.Table.from_batches([], self._columns.schema)
         table = pa.concat_tables([empty, *done.tables])
         table = self._columns.settled(table, KeyRegistry(), 0)
         return self._columns.commit(

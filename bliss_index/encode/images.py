@@ -26,7 +26,7 @@ from bliss_index.encode.places import (
     file_stamp,
     place_of,
 )
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
 from bliss_index.storage import open_directory
 
 if TYPE_CHECKING:
@@ -143,9 +143,17 @@ class ObjectFolder(SourceBase):
 class ChainSource(SourceBase):
     """Several sources of the same columns, one after the other."""
 
-    def __init__(self, sources: Sequence[SourceBase]) -> None:
+    def __init__(
+        self,
+        sources: Sequence[SourceBase],
+        *,
+        key_prefix: bool = False,
+        skipped: dict[str, int] | None = None,
+    ) -> None:
         super().__init__(", ".join(source.name for source in sources))
+        self._beside = skipped or {}
         self._sources = list(sources)
+        self.prefixes = _prefixes([source.name for source in sources]) if key_prefix else None
         first = self._sources[0].metadata_schema
         for source in self._sources[1:]:
             if source.metadata_schema != first:
@@ -159,7 +167,7 @@ class ChainSource(SourceBase):
         return self._sources[0].metadata_schema
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        self.skipped = {}
+        self.skipped = dict(self._beside)
         remaining = start
         for source in self._sources:
             if remaining:
@@ -167,7 +175,7 @@ class ChainSource(SourceBase):
                 if remaining >= rows:
                     remaining -= rows
                     continue
-            yield from source.iter(remaining)
+            yield from self._named(source, source.iter(remaining))
             remaining = 0
             for reason, count in source.skipped.items():
                 self.skipped[reason] = self.skipped.get(reason, 0) + count
@@ -176,7 +184,7 @@ class ChainSource(SourceBase):
         return sum(source.rows() for source in self._sources)
 
     def pieces(self, rows: int) -> Iterator[Piece]:
-        self.skipped = {}
+        self.skipped = dict(self._beside)
         for number, source in enumerate(self._sources):
             for piece in source.pieces(rows):
                 yield replace(piece, detail={**piece.detail, "source": number})
@@ -184,7 +192,16 @@ class ChainSource(SourceBase):
                 self.skipped[reason] = self.skipped.get(reason, 0) + count
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
-        yield from self._sources[detail["source"]].read(detail)
+        source = self._sources[detail["source"]]
+        yield from self._named(source, source.read(detail))
+
+    def _named(self, source: SourceBase, rows: Iterator[ImageRow]) -> Iterator[ImageRow]:
+        if self.prefixes is None:
+            yield from rows
+            return
+        prefix = self.prefixes[self._sources.index(source)]
+        for row in rows:
+            yield replace(row, key=f"{prefix}/{row.key}")
 
 
 def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> Piece:
@@ -193,20 +210,37 @@ def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> Pie
     return Piece(f"{folder}[{number}:{number + len(files)}]", len(files), stamps, {"files": files})
 
 
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """The ends of paths, as short as they are different."""
+    parts = [name.rstrip("/").split("/") for name in names]
+    for length in range(1, max(map(len, parts)) + 1):
+        ends = ["/".join(part[-length:]) for part in parts]
+        if len(set(ends)) == len(ends):
+            return ends
+    raise InvalidInputError(
+        f"{listed(names)}: one of them is given twice, their keys cannot be told apart"
+    )
+
+
 def _columns(schema: pa.Schema | None) -> list[str]:
     return [] if schema is None else [f"{field.name} ({field.type})" for field in schema]
 
 
-def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
+def open_images(
+    sources: str | Path | Sequence[str | Path], *, key_prefix: bool = False
+) -> ImageSource:
     """Open a folder, tars, Parquet or CSV files as one source.
 
     Parameters
     ----------
     sources : path or sequence of paths
         A folder of images; a folder of nothing but ``.tar`` or nothing but ``.parquet`` files,
-        hidden ones aside, stands for these in the order of their names. Files: webdataset
+        hidden ones aside, stands for these in the order of their names, and so does the output of
+        img2dataset for its tars. Files: webdataset
         ``.tar`` (also gzipped); ``.parquet`` with a column of image bytes or of paths; ``.csv`` and
         ``.tsv`` with a column of paths.
+    key_prefix
+        Whether keys begin with the name of their folder, tar or table.
 
     Raises
     ------
@@ -217,7 +251,8 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
     if not listed:
         raise InvalidInputError("no image source given; name a folder, tar, Parquet or CSV file")
     opened: list[Any] = []
-    for place in _expand_folders(listed):
+    skipped: dict[str, int] = {}
+    for place in _expand_folders(listed, skipped):
         name = place.name.lower()
         if name.endswith(TAR_SUFFIXES) and not _is_folder(place):
             opened.append(TarSource(place))
@@ -234,7 +269,9 @@ def open_images(sources: str | Path | Sequence[str | Path]) -> ImageSource:
                 f"image source '{place}' is neither a folder nor one of "
                 f"{', '.join((*TAR_SUFFIXES, *TABLE_SUFFIXES))}"
             )
-    return opened[0] if len(opened) == 1 else ChainSource(opened)
+    if len(opened) == 1 and not (key_prefix or skipped):
+        return opened[0]  # type: ignore[no-any-return]
+    return ChainSource(opened, key_prefix=key_prefix, skipped=skipped)
 
 
 def _is_folder(place: Place) -> bool:
@@ -245,14 +282,21 @@ def _is_folder(place: Place) -> bool:
     return False
 
 
-def _expand_folders(sources: Sequence[str | Path]) -> Iterator[Place]:
-    """Folders that hold archives only, replaced by their archives."""
+def _expand_folders(sources: Sequence[str | Path], skipped: dict[str, int]) -> Iterator[Place]:
+    """Folders that hold archives only, replaced by their archives.
+
+    Beside tars there may be what img2dataset writes, tables and statistics, which are counted.
+    """
     for place in map(place_of, sources):
         names = sorted(name for name in _names(place) if not name.startswith("."))
-        for suffixes in (TAR_SUFFIXES, (".parquet",)):
-            if names and all(name.lower().endswith(suffixes) for name in names):
-                yield from (place / name for name in names)
-                break
+        tars = [name for name in names if name.lower().endswith(TAR_SUFFIXES)]
+        beside = [name for name in names if name.lower().endswith((".parquet", ".json"))]
+        if tars and len(tars) + len(beside) == len(names):
+            yield from (place / name for name in tars)
+            if beside:
+                skipped["beside the tars"] = skipped.get("beside the tars", 0) + len(beside)
+        elif names and all(name.lower().endswith(".parquet") for name in names):
+            yield from (place / name for name in names)
         else:
             yield place
 

@@ -308,7 +308,8 @@ class ImportWorker:
         self._directory = directory
         self._progress = progress
         self._keys, self._texts = work.names()
-        schema = _metadata_schema(work.source) if work.of_kind == "image" else None
+        self._carried = work.source.carried if work.of_kind == "image" else None
+        schema = _carried_schema(self._carried) if self._carried else None
         self._columns = ShardColumns(work.of_kind, work.source.dim, work.dtype, schema)
 
     def run(self, parts: Iterable[Part]) -> Iterator[Outcome]:
@@ -367,7 +368,9 @@ class ImportWorker:
             self._keys[rows.start : rows.stop] if self._keys else batch.keys or [None] * len(rows)
         )
         keys = [str(row) if key is None else key for row, key in zip(rows, given, strict=True)]
-        metadata = None if batch.metadata is None else _carried(batch.metadata)
+        metadata = None
+        if self._carried and batch.metadata is not None:
+            metadata = _carried(batch.metadata, self._carried, name)
         return self._columns.table(
             keys, unit, status=status.tolist(), error=error, metadata=metadata
         )
@@ -399,13 +402,25 @@ class ImportWorker:
         return [text for text in batch.texts if text is not None]
 
 
-def _metadata_schema(source: EmbeddingSource) -> pa.Schema | None:
-    """Columns to carry: those of the first batch that are not the store's own."""
-    for part in source.parts:
-        for batch in part.batches(1, count=1):
-            return None if batch.metadata is None else _carried(batch.metadata).schema
-    return None
+def _carried_schema(carried: pa.Schema) -> pa.Schema:
+    names = carried_names(carried.names)
+    return pa.schema(column.with_name(n) for column, n in zip(carried, names, strict=True))
 
 
-def _carried(table: pa.Table) -> pa.Table:
-    return table.rename_columns(carried_names(table.column_names))
+def _carried(table: pa.Table, carried: pa.Schema, name: str) -> pa.Table:
+    """Write the carried columns of one file as those of all."""
+    columns = []
+    for wanted in carried:
+        if wanted.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, wanted.type))
+            continue
+        column = table.column(wanted.name)
+        try:
+            columns.append(column if column.type == wanted.type else column.cast(wanted.type))
+        except pa.ArrowException as error:
+            raise InvalidInputError(
+                f"{name}: column {wanted.name!r} is of type {column.type}, with the other files' "
+                f"it becomes {wanted.type}, which does not hold all values ({error}); write the "
+                "column with one type in all files, or leave it out"
+            ) from error
+    return pa.table(columns, schema=_carried_schema(carried))

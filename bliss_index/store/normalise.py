@@ -25,7 +25,7 @@ def unit_rows(
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.object_]]:
     """Normalise rows and convert them to the storage type.
 
-    Rows whose norm already is 1, within the rounding of their type, are kept as they are; others
+    Rows whose norm already is 1, within the rounding of both types, are kept as they are; others
     are divided by their norm in float64. Rows without a direction become zero.
 
     Parameters
@@ -43,7 +43,10 @@ def unit_rows(
     n, dim = matrix.shape
     rows = np.zeros((n, dim), dtype=dtype)
     status = np.full(n, OK, dtype=object)
-    tolerance = NORM_TOLERANCE.get(matrix.dtype.name, NORM_TOLERANCE["float32"])
+    given, wanted = matrix.dtype.name, NORM_TOLERANCE[dtype]
+    tolerance = min(NORM_TOLERANCE.get(given, NORM_TOLERANCE["float32"]), wanted)
+    if given != dtype:  # room for the rounding that follows
+        tolerance *= 0.9
     step = max(1, _BLOCK_VALUES // max(1, dim))
     for start in range(0, n, step):
         block = matrix[start : start + step].astype(np.float64)

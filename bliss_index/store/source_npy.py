@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
@@ -85,8 +86,8 @@ class NpyPart(SourcePart):
         return self.metadata is not None and self.metadata.has_keys
 
     @property
-    def carries(self) -> bool:
-        return self.metadata is not None and self.metadata.carries
+    def carried(self) -> pa.Schema | None:
+        return None if self.metadata is None else self.metadata.carried
 
     def row_bytes(self, carried: bool = True) -> int:
         others = 0 if self.metadata is None else self.metadata.row_bytes(carried)

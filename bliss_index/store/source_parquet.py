@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, listed
+from bliss_index.store.columns import texts_of
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import (
     BATCH_BYTES,
@@ -110,12 +112,13 @@ class RowGroups:
 class ParquetPart(SourcePart):
     """The rows of one Parquet file.
 
-    A null embedding, one of another length than the first, and a null key are rows with an error,
-    not the end of the file.
+    A null embedding, one of another length than most of the first have, and a null key are rows
+    with an error, not the end of the file. A file without any embedding has dimension 0 by itself,
+    and that of the others in a folder.
     """
 
     columns: tuple[str | None, str | None, str | None]
-    carried: tuple[str, ...]
+    others: pa.Schema
     groups: RowGroups
 
     @classmethod
@@ -139,15 +142,20 @@ class ParquetPart(SourcePart):
             text = _column(file, schema.names, wanted.text, TEXT_COLUMNS) if texts else None
             dim, dtype = 0, "float32"
             if embedding is not None:
-                kind = schema.field(embedding).type
+                kind = _storage(schema.field(schema.names.index(embedding)).type)
                 dtype = "float16" if kind.value_type == pa.float16() else dtype
                 dim = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
-                dim = dim or _first_length(table, embedding)
-                if dim < 1:
-                    raise InvalidInputError(f"{file.name}: column {embedding!r} holds no embedding")
-            carried = tuple(n for n in schema.names if n not in (embedding, key, text))
-            groups = RowGroups.of(table, carried)
+                dim = dim or _usual_length(table, embedding)
             names = (embedding, key, text)
+            for name in names:
+                if schema.names.count(name) > 1:
+                    raise InvalidInputError(f"{file.name} has two columns {name!r}; rename one")
+            others = [field for field in schema if field.name not in names]
+            groups = RowGroups.of(table, [field.name for field in others])
+            carried = pa.schema(
+                field.with_name(name)
+                for field, name in zip(others, _different([f.name for f in others]), strict=True)
+            )
             return cls(file, table.metadata.num_rows, dim, dtype, names, carried, groups)
 
     @property
@@ -155,8 +163,8 @@ class ParquetPart(SourcePart):
         return self.columns[1] is not None
 
     @property
-    def carries(self) -> bool:
-        return bool(self.carried)
+    def carried(self) -> pa.Schema:
+        return self.others
 
     def row_bytes(self, carried: bool = True) -> int:
         return max(self.dim * 4, self.groups.row_bytes(carried))
@@ -173,20 +181,29 @@ class ParquetPart(SourcePart):
     def stream(self, origin: int, carried: bool) -> RowStream:
         return _BatchStream(self, origin, carried)
 
-    def batch(self, table: pa.Table) -> EmbeddingBatch:
-        """Rows of a table with the columns that were asked for."""
+    def batch(self, table: pa.Table, first_row: int) -> EmbeddingBatch:
+        """Rows of a table with the columns that were asked for, from `first_row` of the file on."""
         embedding, key, text = self.columns
         errors: dict[int, tuple[str, str]] = {}
         matrix = np.empty((table.num_rows, 0))
         if embedding is not None:
-            matrix = _matrix(table.column(embedding).combine_chunks(), self.dim, errors)
-        keys = None if key is None else _strings(table.column(key))
-        texts = None if text is None else _strings(table.column(text))
+            column = table.column(embedding).combine_chunks()
+            column = column.storage if isinstance(column, pa.ExtensionArray) else column
+            matrix = _matrix(column, self.dim, errors)
+        keys, texts = (
+            None if name is None else texts_of(table.column(name), self._named(name), first_row)
+            for name in (key, text)
+        )
         for row, value in enumerate(keys or ()):
             if value is None:
                 errors[row] = (MISSING_KEY, f"column {key!r} is null")
-        others = [name for name in self.carried if name in table.column_names]
-        return EmbeddingBatch(matrix, keys, texts, errors, table.select(others))
+        others = [i for i, name in enumerate(table.column_names) if name not in self.columns]
+        carried = table.select(others)
+        carried = carried.rename_columns(_different(carried.column_names))
+        return EmbeddingBatch(matrix, keys, texts, errors, carried)
+
+    def _named(self, column: str) -> str:
+        return f"{self.name}: column {column!r}"
 
 
 class _BatchStream:
@@ -194,20 +211,20 @@ class _BatchStream:
 
     def __init__(self, part: ParquetPart, origin: int, carried: bool) -> None:
         self._part, self.at = part, origin
-        names = [name for name in part.columns if name is not None]
+        names: list[str] | None = [name for name in part.columns if name is not None]
         rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, part.groups.row_bytes(carried))))
-        if carried and part.carried:
-            names += part.carried
+        if carried and part.carries:
+            names = None  # all there are
             rows = min(rows, _CARRIED_ROWS)
         self._stack = contextlib.ExitStack()
         table = self._stack.enter_context(_opened(part.file))
         groups = range(part.groups.at(origin), len(part.groups.rows))
         self._batches = (
             batch
-            for group in (groups if names else ())
+            for group in (() if names == [] else groups)
             for batch in table.iter_batches(rows, [group], columns=names)
         )
-        self._names = names
+        self._nothing = names == []
         self._rest: pa.RecordBatch | None = None
 
     def read(self, count: int) -> EmbeddingBatch:
@@ -217,12 +234,12 @@ class _BatchStream:
                 waiting.append(batch.slice(0, count - rows))
                 self._rest = batch.slice(count - rows) if batch.num_rows > count - rows else None
                 rows += waiting[-1].num_rows
-            self.at += count
-            if not self._names:
+            first, self.at = self.at, self.at + count
+            if self._nothing:
                 return EmbeddingBatch(np.empty((count, 0)))
             if not waiting:
                 raise InvalidInputError(f"{self._part.name} ends before row {self.at - 1}")
-            return self._part.batch(pa.Table.from_batches(waiting))
+            return self._part.batch(pa.Table.from_batches(waiting), first)
 
     def close(self) -> None:
         self._stack.close()
@@ -245,11 +262,28 @@ def _readable(file: SourceFile) -> Iterator[None]:
         raise InvalidInputError(f"{file.name} cannot be read as Parquet: {error}") from error
 
 
+def _storage(kind: pa.DataType) -> pa.DataType:
+    """What a tensor is stored as; any other type as it is."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
 def _is_vector(kind: pa.DataType) -> bool:
+    kind = _storage(kind)
     is_list = (
         pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     )
     return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Names of columns that are carried: the second 'x' is called 'x_2'."""
+    taken, different = set(names), list[str]()
+    for name in names:
+        other, number = name, 2
+        while other in different or (other != name and other in taken):
+            other, number = f"{name}_{number}", number + 1
+        different.append(other)
+    return different
 
 
 def _named(names: Sequence[str], known: Sequence[str]) -> str | None:
@@ -260,7 +294,7 @@ def _column(
     file: SourceFile, names: Sequence[str], wanted: str | None, known: Sequence[str]
 ) -> str | None:
     if wanted is not None and wanted not in names:
-        raise InvalidInputError(f"{file.name} has no column {wanted!r}; it has {', '.join(names)}")
+        raise InvalidInputError(f"{file.name} has no column {wanted!r}; it has {listed(names)}")
     return wanted or _named(names, known)
 
 
@@ -270,9 +304,10 @@ def _embedding_column(file: SourceFile, schema: pa.Schema, wanted: str | None) -
     if found in lists:
         return str(found)
     names = EMBEDDING_COLUMNS if found is None else (found,)
+    hint = f"; of {listed(lists)} name one with --embedding-column" if lists else ""
     raise InvalidInputError(
         f"{file.name} has no column {' or '.join(map(repr, names))} with lists of floats; its "
-        f"columns are {', '.join(f'{field.name} ({field.type})' for field in schema)}"
+        f"columns are {listed([f'{field.name} ({field.type})' for field in schema])}{hint}"
     )
 
 
@@ -281,11 +316,13 @@ def open_parquet(file: SourceFile, columns: ColumnNames, texts: bool) -> Parquet
     return ParquetPart.open(file, columns, texts=texts)
 
 
-def _first_length(table: pq.ParquetFile, name: str) -> int:
+def _usual_length(table: pq.ParquetFile, name: str) -> int:
+    """The length that most of the first embeddings have; 0 where there are none."""
     for batch in table.iter_batches(batch_size=1024, columns=[name]):
-        lengths = pc.drop_null(pc.list_value_length(batch.column(0)))
-        if len(lengths):
-            return int(lengths[0].as_py())
+        lengths = Counter(pc.list_value_length(batch.column(0)).to_pylist())
+        found = [(count, length) for length, count in lengths.items() if length]
+        if found:
+            return int(max(found)[1])
     return 0
 
 
@@ -305,7 +342,3 @@ def _matrix(column: pa.Array, dim: int, errors: dict[int, tuple[str, str]]) -> n
     matrix: npt.NDArray[Any] = np.zeros((len(column), dim), dtype=values.dtype)
     matrix[fits] = values.reshape(-1, dim)
     return matrix
-
-
-def _strings(column: pa.Array | pa.ChunkedArray) -> list[str | None]:
-    return list(pc.cast(column, pa.string()).to_pylist())

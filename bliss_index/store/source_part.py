@@ -110,9 +110,14 @@ class SourcePart(ABC):
         return False
 
     @property
+    def carried(self) -> pa.Schema | None:
+        """Columns besides embeddings, keys and texts; None where it is no table."""
+        return None
+
+    @property
     def carries(self) -> bool:
         """Whether it has columns besides embeddings, keys and texts."""
-        return False
+        return self.carried is not None and len(self.carried) > 0
 
     def row_bytes(self, carried: bool = True) -> int:
         """Bytes of a row, about, with or without the carried columns."""

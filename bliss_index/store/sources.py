@@ -15,6 +15,7 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
@@ -59,12 +60,18 @@ class EmbeddingSource:
         whole = [part for part in self.parts if not isinstance(part, BrokenPart)]
         if not whole:
             raise InvalidInputError(next(p.reason for p in self.parts if isinstance(p, BrokenPart)))
-        for part in whole[1:]:
-            if part.dim != self.dim:
+        first = next((part for part in whole if part.dim), None)
+        if first is None:
+            raise InvalidInputError(f"{whole[0].name} holds no embedding, of whatever dimension")
+        for part in whole:
+            if part.dim not in (0, first.dim):
                 raise InvalidInputError(
-                    f"{whole[0].name} holds embeddings of dimension {self.dim}, "
+                    f"{first.name} holds embeddings of dimension {first.dim}, "
                     f"{part.name} of dimension {part.dim}; they cannot be of one model"
                 )
+        known = (p if p.dim or isinstance(p, BrokenPart) else replace(p, dim=first.dim)
+                 for p in self.parts)  # fmt: skip
+        object.__setattr__(self, "parts", tuple(known))
 
     @property
     def dim(self) -> int:
@@ -104,6 +111,29 @@ class EmbeddingSource:
         if part is None:
             raise CorruptStoreError(f"{self.location} has no {detail['file']} any more")
         return Piece(part, detail["start"], planned.rows, detail["first_row"])
+
+    @cached_property
+    def carried(self) -> pa.Schema | None:
+        """Columns that are carried, of all files; None where these hold no tables.
+
+        A column that one file lacks is null in its rows. Types that differ become one that holds
+        all values, such as floats of integers; what does not fit it is refused as it is read.
+
+        Raises
+        ------
+        InvalidInputError
+            Types of a column differ and no type holds both.
+        """
+        schema: pa.Schema | None = None
+        seen: dict[str, str] = {}
+        for part in self.parts:
+            own = part.carried
+            if own is None or (schema is not None and own.equals(schema)):
+                continue
+            schema = own if schema is None else _unified(schema, own, seen, part.name)
+            for name in own.names:
+                seen.setdefault(name, part.name)
+        return schema and pa.schema(column.with_nullable(True) for column in schema)
 
     @cached_property
     def _by_name(self) -> dict[str, SourcePart]:
@@ -187,6 +217,36 @@ def open_source(
     if others := [file.name for file in files if file.name not in names]:
         skipped["no embeddings by its name"] = others
     return EmbeddingSource(str(location), parts, skipped)
+
+
+def _unified(schema: pa.Schema, own: pa.Schema, seen: dict[str, str], name: str) -> pa.Schema:
+    """Put the columns of another file to those of earlier ones."""
+    for column in own:
+        if column.name not in schema.names:
+            schema = schema.append(column.with_nullable(True))
+            continue
+        number = schema.names.index(column.name)
+        before = schema.field(number)
+        if before.type == column.type:
+            continue
+        kinds = [pa.schema([("x", _plain(kind))]) for kind in (before.type, column.type)]
+        try:
+            both = pa.unify_schemas(kinds, promote_options="permissive").field(0).type
+        except pa.ArrowException as error:
+            raise InvalidInputError(
+                f"column {column.name!r} is of type {before.type} in {seen[column.name]} and of "
+                f"type {column.type} in {name}, and no type holds both; write it alike in all "
+                "files, or leave it out"
+            ) from error
+        schema = schema.set(number, before.with_type(both).with_nullable(True))
+    return schema
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, where others than Arrow's plain ones cannot be put together."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    return pa.string() if pa.types.is_string_view(kind) else kind
 
 
 def _opened(
