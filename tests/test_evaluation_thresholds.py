@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fractions import Fraction
 from math import comb
 from pathlib import Path
@@ -218,6 +219,12 @@ def test_labels_are_the_nearest(rng: np.random.Generator, dtype: type) -> None:
     broken[7, 3] = np.nan
     with pytest.raises(InvalidInputError, match="image 7 holds NaN"):
         assign_labels(broken, texts)
+
+
+@pytest.mark.parametrize(("images", "texts"), [((4, 3), (2, 5)), ((3,), (2, 3)), ((4, 3), (3,))])
+def test_labels_of_what_does_not_fit_are_refused(images: Any, texts: Any) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(str(images))):
+        assign_labels(np.ones(images), np.ones(texts))
 
 
 def test_outliers_are_trimmed(rng: np.random.Generator) -> None:
