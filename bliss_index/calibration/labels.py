@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.columns import Column, read_column
+from bliss_index.store.columns import Column, read_column, without_blank_end
 from bliss_index.store.source_file import natural
 from bliss_index.vocabulary import clean_entry
 
@@ -98,6 +99,11 @@ class Labels:
             )
         return cls(FOLDERS, tuple(folders))
 
+    @property
+    def names(self) -> tuple[Any, ...]:
+        """The different labels, in order."""
+        return tuple(sorted(set(self.values) - {None}))
+
     def of_rows(self, keys_of: Iterator[Sequence[str]], rows: int) -> list[Any]:
         """Return a label for every row; None where there is none for its key.
 
@@ -116,8 +122,7 @@ class Labels:
         """
         if self.keys is None:
             values = list(self.values)
-            while len(values) > rows and values[-1] in (None, ""):  # a blank line at the end
-                values.pop()
+            without_blank_end(values, rows, (None, ""))
             if len(values) != rows:
                 header = ""
                 if len(values) == rows - 1 and self.path.endswith((".csv", ".tsv")):
@@ -153,7 +158,7 @@ class Labels:
 
     def _require_one_order(self, keys: list[str], values: list[Any]) -> None:
         """Refuse rows in the order of letters whose labels would be others in that of numbers."""
-        if keys != sorted(keys):
+        if any(key > following for key, following in pairwise(keys)):
             return
         by_number = sorted(range(len(keys)), key=lambda row: natural(keys[row]))
         for row, number in enumerate(by_number):

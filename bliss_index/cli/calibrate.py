@@ -80,9 +80,12 @@ def calibrate(
     if classes is not None:
         texts = ClassTexts.open(classes, store.model, template=template, device=device)
     elif labels == FOLDERS and given is not None:
-        folders = sorted(set(given.values) - {None})
         texts = ClassTexts.of_names(
-            folders, store.model, template=template, device=device, source=f"folders of {images}"
+            given.names,
+            store.model,
+            template=template,
+            device=device,
+            source=f"folders of {images}",
         )
     else:
         raise InvalidInputError(

@@ -24,15 +24,15 @@ from bliss_index.cli.jobs import (
     make_listener,
 )
 from bliss_index.cli.options import (
-    PREPROCESSES,
+    BatchSizeOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
+    PreprocessOption,
     PretrainedOption,
     StoreOutput,
-    one_of,
     path_or_uri,
 )
 from bliss_index.devices import device_names, resolve_device
@@ -85,7 +85,7 @@ def encode_text(
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    batch_size: BatchSizeOption = None,
     devices: EncodeDevicesOption = None,
     workers: EncodeWorkersOption = None,
     engine: EngineOption = "local",
@@ -145,18 +145,11 @@ def encode_images(
     ] = False,
     model: ModelOption = "ViT-B-16",
     pretrained: PretrainedOption = None,
-    preprocess: Annotated[
-        str,
-        typer.Option(
-            "--preprocess",
-            help="'model', or 'authors' as in the paper's code.",
-            callback=one_of(PREPROCESSES),
-        ),
-    ] = "model",
+    preprocess: PreprocessOption = "model",
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
     precision: PrecisionOption = "float32",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    batch_size: BatchSizeOption = None,
     devices: EncodeDevicesOption = None,
     workers: EncodeWorkersOption = None,
     decoders: Annotated[

@@ -80,6 +80,15 @@ ModelOption = Annotated[
         help="Name of an open_clip model, 'local-dir:PATH', or the built-in 'bliss-tiny'.",
     ),
 ]
+PreprocessOption = Annotated[
+    str,
+    typer.Option(
+        "--preprocess",
+        help="'model', or 'authors' as in the paper's code.",
+        callback=one_of(PREPROCESSES),
+    ),
+]
+BatchSizeOption = Annotated[int | None, typer.Option("--batch-size", min=1)]
 PretrainedOption = Annotated[
     str | None,
     typer.Option(

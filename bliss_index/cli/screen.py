@@ -26,15 +26,15 @@ from bliss_index.cli.jobs import (
     make_listener,
 )
 from bliss_index.cli.options import (
-    PREPROCESSES,
+    BatchSizeOption,
     DtypeOption,
     JsonOption,
     LamOption,
     PrecisionOption,
+    PreprocessOption,
     PretrainedOption,
     ThreadsOption,
     between_0_and_1,
-    one_of,
     path,
     path_or_uri,
 )
@@ -154,17 +154,10 @@ def screen(
             parser=path,
         ),
     ] = None,
-    preprocess: Annotated[
-        str,
-        typer.Option(
-            "--preprocess",
-            help="'model', or 'authors' as in the paper's code.",
-            callback=one_of(PREPROCESSES),
-        ),
-    ] = "model",
+    preprocess: PreprocessOption = "model",
     dtype: DtypeOption = "float16",
     precision: PrecisionOption = "float32",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1)] = None,
+    batch_size: BatchSizeOption = None,
     devices: DevicesOption = "auto",
     workers: Annotated[
         int | None,

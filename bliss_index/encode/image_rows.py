@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bliss_index.encode.places import file_stamp, place_of
+from bliss_index.errors import InvalidInputError
 from bliss_index.storage.objects import is_object_store
 
 if TYPE_CHECKING:
@@ -97,6 +98,18 @@ class ImageSource(Protocol):
     def metadata_table(self, rows: Sequence[ImageRow]) -> pa.Table | None:
         """The metadata of some rows as a table of the schema."""
         ...
+
+
+def passed_over(source: ImageSource) -> str:
+    """Things of a source that are no rows, after an iteration: how many, and why."""
+    return ", ".join(f"{count} ({reason})" for reason, count in source.skipped.items())
+
+
+def no_images(source: ImageSource) -> InvalidInputError:
+    """The error of a source without rows."""
+    return InvalidInputError(
+        f"{source.name} holds no images; passed over: {passed_over(source) or 'nothing'}"
+    )
 
 
 class SourceBase(ABC):

@@ -23,7 +23,7 @@ from bliss_index.encode.encode_work import (
     streams_of,
     summed_up,
 )
-from bliss_index.encode.image_rows import ImageSource
+from bliss_index.encode.image_rows import ImageSource, no_images
 from bliss_index.encode.images import ChainSource, FolderSource, ObjectFolder, piece_of
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.pipeline import (
@@ -101,10 +101,7 @@ def encode_image_store(
     device = options.devices[0] if options.devices else "auto"
     total = source.rows()
     if not total:
-        passed_over = ", ".join(f"{count} ({reason})" for reason, count in source.skipped.items())
-        raise InvalidInputError(
-            f"{source.name} holds no images; passed over: {passed_over or 'nothing'}"
-        )
+        raise no_images(source)
     rows = rows_per_shard or rows_begun_with(output) or rows_of_a_part(total, ROWS_PER_SHARD)
     streams = streams_of(encoder, options)
     work = ImageWork(spec, device, dtype, rows, streams, source, dict(pipeline))

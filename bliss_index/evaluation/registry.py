@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.errors import InvalidInputError
@@ -49,8 +49,7 @@ def _make_detector(text: str, lam: float | None) -> Detector:
     name, *assignments = text.split(":")
     if name not in DETECTORS:
         raise InvalidInputError(f"unknown detector {name!r}; known are {', '.join(DETECTORS)}")
-    module, kind = DETECTORS[name].split(":")
-    made = getattr(import_module(module), kind)
+    made = resolve_name(DETECTORS[name])
     default = made()
     known = {f.name: type(getattr(default, f.name)) for f in fields(default) if f.name != "name"}
     settings: dict[str, Any] = {} if lam is None or name != "bliss" else {"lam": lam}

@@ -15,7 +15,7 @@ import numpy as np
 from bliss_index.calibration.labels import ClassNames, folder_names
 from bliss_index.devices import resolve_device
 from bliss_index.encode.encode_work import DEFAULT_MODEL, EncoderSpec, SharedSpec
-from bliss_index.encode.image_rows import ImageSource
+from bliss_index.encode.image_rows import ImageSource, no_images
 from bliss_index.encode.images import open_images
 from bliss_index.encode.model import ENCODER_DEVICES, Encoder
 from bliss_index.encode.spooled_vocabulary import SpooledVocabulary, spool_vocabulary
@@ -134,7 +134,7 @@ class ScreenInputs:
     def vocabulary(self) -> SpooledVocabulary | EmbeddingStore:
         sources = self.settings.vocabulary
         one = sources[0] if len(sources) == 1 else ""
-        if (Path(one).is_dir() or is_address(one)) and is_store(one):
+        if _holds_store(one):
             return EmbeddingStore.open(one, kind="text")
         spooled = spool_vocabulary(sources, self.output)
         return self.stack.enter_context(spooled)
@@ -177,10 +177,7 @@ class ScreenInputs:
         images = self.known or self.photos
         for some in (self.photos, images):
             if some.rows() == 0 and some.source is not None:
-                passed = ", ".join(f"{n} ({why})" for why, n in some.source.skipped.items())
-                raise InvalidInputError(
-                    f"{some.location} holds no images; passed over: {passed or 'nothing'}"
-                )
+                raise no_images(some.source)
         names, counts = self.class_names(), images.folders() if self.known else None
         rows = images.rows()
         if self.known is not None and names is None and counts is not None:
@@ -254,11 +251,15 @@ class ScreenInputs:
 
     @staticmethod
     def is_place(given: str) -> bool:
-        if given.lower().endswith(_LIST_SUFFIXES) or is_address(given):
-            return True
-        return Path(given).is_dir() and is_store(given)
+        listed_there = given.lower().endswith(_LIST_SUFFIXES) or is_address(given)
+        return listed_there or _holds_store(given)
 
     @property
     def _classes_are_a_store(self) -> bool:
         given = self.settings.classes
-        return given is not None and (Path(given).is_dir() or is_address(given)) and is_store(given)
+        return given is not None and _holds_store(given)
+
+
+def _holds_store(place: str) -> bool:
+    """Whether it is a place that holds a store, and not just a name."""
+    return (Path(place).is_dir() or is_address(place)) and is_store(place)

@@ -13,6 +13,7 @@ from typing import Any
 from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.calibration.from_store import calibrate_store
 from bliss_index.calibration.labels import FOLDERS, Labels, folder_names
+from bliss_index.encode.image_rows import passed_over
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.spooled_vocabulary import SpooledVocabulary
 from bliss_index.encode.text_work import encode_text_store
@@ -242,8 +243,7 @@ class _Run:
                 )  # fmt: skip
             _require_whole(encoded.failed, images.location)
             if images.source.skipped:
-                passed = ", ".join(f"{n} ({why})" for why, n in images.source.skipped.items())
-                self.say(f"{images.location}: files passed over: {passed}")
+                self.say(f"{images.location}: files passed over: {passed_over(images.source)}")
         return EmbeddingStore.open(output, kind="image")
 
     def encoded_vocabulary(self) -> EmbeddingStore:
@@ -352,7 +352,7 @@ class _Run:
                     f"no key of {images.path} has a folder to name its class; give --classes "
                     "cat,dog"
                 )
-            names, source = tuple(sorted(set(labels.values) - {None})), f"folders of {images.path}"
+            names, source = labels.names, f"folders of {images.path}"
         return ClassTexts.of_names(
             names, images.model, template=settings.template, device=device, source=source
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING
 
 from bliss_index.search.faiss.kinds import INDEX_KINDS
 
@@ -41,9 +41,8 @@ class Engine:
 
     def load(self) -> EngineClass:
         """Import its class."""
-        module, name = self.home.split(":")
-        found: Any = getattr(import_module(module), name)
-        return found  # type: ignore[no-any-return]
+        found: EngineClass = resolve_name(self.home)
+        return found
 
 
 # The fastest first, where it can be used.

@@ -115,9 +115,9 @@ def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[
     return [number_text(value) for value in column.values]
 
 
-def without_blank_end(values: list[Any], rows: int) -> None:
+def without_blank_end(values: list[Any], rows: int, blank: tuple[Any, ...] = ("",)) -> None:
     """Take blank lines at the end of a file away where there are more values than rows."""
-    while len(values) > rows and values[-1] == "":
+    while len(values) > rows and values[-1] in blank:
         values.pop()
 
 

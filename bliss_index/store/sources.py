@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path, PurePosixPath
+from pkgutil import resolve_name
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -184,8 +184,7 @@ def open_source(
         raise InvalidInputError(f"{location} does not exist")
 
     def opened(file: SourceFile) -> SourcePart:
-        module, name = LAYOUTS[_suffix(file)].split(":")
-        part: SourcePart = getattr(import_module(module), name)(file, columns, texts)
+        part: SourcePart = resolve_name(LAYOUTS[_suffix(file)])(file, columns, texts)
         return part
 
     if info.type == pafs.FileType.File:
