@@ -92,9 +92,10 @@ class NativeBackend:
             raise InvalidInputError(f"backend 'native' cannot be used: {reason}; use 'torch'")
         if not native.has_kernel(kernel):
             raise InvalidInputError(f"kernel {kernel!r} cannot run here, {found!r} can")
-        largest = largest_magnitude(vocabulary)
-        if vocabulary.dtype == np.float32 and not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:
-            vocabulary = vocabulary.astype(np.float64)  # float32 products could leave their range
+        if vocabulary.dtype == np.float32:
+            largest = largest_magnitude(vocabulary)
+            if not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:  # products may leave it
+                vocabulary = vocabulary.astype(np.float64)
         self._vocabulary = vocabulary  # the engine reads it for as long as it lives
         self._k = k
         self._threads = threads

@@ -109,6 +109,15 @@ struct Prepared {
   float deviation;  // |rotated query - quantised query|, all rounding included
 };
 
+// An entry made ready for it. Norms are upper bounds.
+struct PreparedEntry {
+  float step;
+  std::int32_t sum;    // of the codes
+  float norm;          // |entry|
+  float centred_norm;  // |entry - mean|
+  float residual;      // |rotated centred entry - quantised entry|, all rounding included
+};
+
 struct Rotation {
   std::size_t dim;
   std::size_t block;         // power of two; 0: no rotation
@@ -149,6 +158,12 @@ struct Kernel {
   // Codes have query_offset added.
   Prepared (*prepare)(const float* x32, bool rounded, const float* centre, float centre_square,
                       const Rotation&, float* work, std::uint8_t* codes);
+  // Raise `largest` to the largest magnitude of rows of finite numbers, and add them to `sums`.
+  void (*measure)(const void* rows, Type type, std::size_t count, std::size_t dim, double* largest,
+                  double* sums);
+  // Quantise row * scale - mean. Codes are signed, and zero from dim on; `work` has room for padded.
+  PreparedEntry (*prepare_entry)(const void* row, Type type, double scale, const double* mean,
+                                 const Rotation&, float* work, std::int8_t* codes);
   float (*dot32_f16)(const float*, const std::uint16_t*, std::size_t);
   float (*dot32_f32)(const float*, const float*, std::size_t);
   double (*dot64_f16)(const double*, const std::uint16_t*, std::size_t);

@@ -70,7 +70,7 @@ bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count,
   return engine.release();
 }
 
-using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
+using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
 
 std::tuple<Counters, std::vector<std::int64_t>> search(
     bliss::Engine& engine, std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
@@ -81,7 +81,7 @@ std::tuple<Counters, std::vector<std::int64_t>> search(
     return engine.search(rows_at(address, bytes, count, dim), threads, idle, at<double>(values),
                          at<std::int64_t>(ids), counts, bad);
   });
-  return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows}, bad};
+  return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows, counts.second_rows}, bad};
 }
 
 bliss::ScoreKernel* make_score_kernel(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t sigma,

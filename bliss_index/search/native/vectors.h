@@ -55,6 +55,8 @@ Floats store_codes(std::uint8_t* out, Floats scaled) {
   return _mm512_cvtepi32_ps(code);
 }
 inline Doubles magnitude(Doubles v) { return _mm512_abs_pd(v); }
+inline Doubles larger(Doubles a, Doubles b) { return _mm512_max_pd(a, b); }
+inline void store_narrow(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
 // The second operand where one is NaN.
 inline Doubles smaller(Doubles a, Doubles b) { return _mm512_min_pd(a, b); }
 inline unsigned not_above_mask(Doubles a, Doubles b) {
@@ -122,6 +124,8 @@ Floats store_codes(std::uint8_t* out, Floats scaled) {
   return _mm256_cvtepi32_ps(code);
 }
 inline Doubles magnitude(Doubles v) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), v); }
+inline Doubles larger(Doubles a, Doubles b) { return _mm256_max_pd(a, b); }
+inline void store_narrow(float* p, Doubles v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 inline Doubles smaller(Doubles a, Doubles b) { return _mm256_min_pd(a, b); }
 inline unsigned not_above_mask(Doubles a, Doubles b) {
   return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_NGT_UQ)));
