@@ -169,11 +169,12 @@ struct Kernel {
   double (*dot64_f16)(const double*, const std::uint16_t*, std::size_t);
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
-  // Rows (rows x dim) with class texts, a multiple of kClassUnit of them: (rows x classes).
-  void (*class_products64)(const double* x, std::size_t rows, std::size_t dim, const double* texts,
-                           std::size_t classes, double* out);
-  void (*class_products32)(const float* x, std::size_t rows, std::size_t dim, const float* texts,
-                           std::size_t classes, float* out);
+  // The first `dim` coordinates of rows, `apart` from each other, with class texts, a multiple of
+  // kClassUnit of them: (rows x classes).
+  void (*class_products64)(const double* x, std::size_t rows, std::size_t apart, std::size_t dim,
+                           const double* texts, std::size_t classes, double* out);
+  void (*class_products32)(const float* x, std::size_t rows, std::size_t apart, std::size_t dim,
+                           const float* texts, std::size_t classes, float* out);
   // Products of `count` pairs of vectors, with the bits of class_products64.
   void (*pair_products)(const double* const* x, const double* const* texts, std::size_t count,
                         std::size_t dim, double* out);

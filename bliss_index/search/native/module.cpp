@@ -13,6 +13,7 @@
 #include "engine.h"
 #include "floating_point.h"
 #include "score_kernel.h"
+#include "variances.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -116,6 +117,21 @@ void internal_scores(const bliss::ScoreKernel& kernel, std::uintptr_t images, in
   });
 }
 
+void class_variances(std::uintptr_t texts, int bytes, std::size_t count, std::size_t dim,
+                     const std::vector<std::uintptr_t>& rows, const std::vector<std::size_t>& images,
+                     std::uintptr_t means, const std::string& name, std::size_t threads,
+                     std::uintptr_t mu, std::uintptr_t squares) {
+  const bliss::Kernel* kernel = bliss::find_kernel(name.c_str());
+  if (!kernel) throw nb::value_error("this processor lacks what every kernel needs");
+  std::vector<bliss::ClassImages> classes;
+  for (std::size_t c = 0; c < rows.size(); ++c)
+    classes.push_back({at<const double>(rows[c]), images[c], at<const double>(means) + c * dim});
+  run_interruptible([&](const std::function<bool()>& idle) {
+    return bliss::class_variances(rows_at(texts, bytes, count, dim), classes, *kernel, threads, idle,
+                                  at<double>(mu), at<double>(squares));
+  });
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -146,5 +162,6 @@ NB_MODULE(_native, m) {
       .def("search", &search);
   nb::class_<bliss::ScoreKernel>(m, "ScoreKernel").def("score", &score_images).def("internal", &internal_scores);
   m.def("make_score_kernel", &make_score_kernel, nb::rv_policy::take_ownership);
+  m.def("class_variances", &class_variances);
   m.def("make_engine", &make_engine, nb::rv_policy::take_ownership);
 }
