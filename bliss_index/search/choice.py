@@ -49,6 +49,7 @@ def choose_search(
     *,
     queries: npt.NDArray[Any] | None = None,
     rows: int | None = None,
+    size: int | None = None,
     threads: int | None = None,
 ) -> SearchChoice:
     """Measure the exact ways that are installed, and name the fastest.
@@ -59,7 +60,7 @@ def choose_search(
     Parameters
     ----------
     vocabulary
-        (W, d) entries; 8192 of them are used.
+        (n, d) entries, all or some thousand of them; 8192 are used.
     k
         Results per query.
     queries
@@ -67,13 +68,16 @@ def choose_search(
         none.
     rows
         How many queries are to come. Where they are few, nothing is measured.
+    size
+        How many entries there are in all; by default those of `vocabulary`.
     threads
         Threads of the search.
     """
     usable = [
         name for name, what in available_backends().items() if not what.startswith(UNAVAILABLE)
     ]
-    if rows is not None and 2.0 * rows * vocabulary.size < _LEAST_PRODUCTS:
+    size = vocabulary.shape[0] if size is None else size
+    if rows is not None and 2.0 * rows * size * vocabulary.shape[1] < _LEAST_PRODUCTS:
         return SearchChoice(usable[0], {}, f"{usable[0]} search (too few images to measure others)")
     step = max(1, vocabulary.shape[0] // _SAMPLE_ENTRIES)
     entries = np.ascontiguousarray(vocabulary[::step][:_SAMPLE_ENTRIES])
@@ -88,7 +92,7 @@ def choose_search(
             continue
         rates[name] = sample.shape[0] / _seconds(search.search, sample)
         if rows is not None and len(rates) == 1:
-            seconds = rows / rates[name] * vocabulary.shape[0] / entries.shape[0]
+            seconds = rows / rates[name] * size / entries.shape[0]
             if seconds < _LEAST_SECONDS:
                 reason = f"{name} search (about {seconds:.0f} s: too few images to measure others)"
                 return SearchChoice(name, rates, reason)
