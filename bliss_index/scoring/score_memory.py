@@ -11,7 +11,7 @@ from bliss_index.scoring.tables import entries_at_once
 MOST_BATCH_ROWS = 8192
 MOST_BATCH_ROWS_ON_GPU = 65536
 LEAST_BATCH_ROWS = 64
-_THREAD_BYTES = 12 << 20
+_THREAD_BYTES = 20 << 20
 
 
 def plan_memory(
