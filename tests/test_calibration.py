@@ -76,8 +76,8 @@ def test_statistics_of_an_entry_do_not_depend_on_the_others(rng):
         np.testing.assert_array_equal(some_sigma, sigma[chosen])
 
 
-KERNELS = [name for name in ("amx-int8", "avx512-vnni", "avx2")
-           if load_native()[0] is not None and load_native()[0].has_kernel(name)]  # fmt: skip
+NATIVE = load_native()[0]
+KERNELS = [] if NATIVE is None else NATIVE.kernel_names()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -19,11 +19,7 @@ from bliss_index.search import exact_search
 from bliss_index.search.native.backend import load_native
 
 NATIVE = load_native()[0]
-KERNELS = [
-    name
-    for name in ("amx-int8", "avx512-vnni", "avx2")
-    if NATIVE is not None and NATIVE.has_kernel(name)
-]
+KERNELS = [] if NATIVE is None else NATIVE.kernel_names()
 
 
 def make_scorer(vocabulary, texts, images, labels, *, k, lam=0.5, backend="auto"):

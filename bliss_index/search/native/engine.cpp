@@ -170,7 +170,8 @@ void Engine::pack_panel(std::size_t p, float* work, std::int8_t* codes) {
         kernel_.prepare_entry(entries_.row(id), entries_.type, inverse_scale_, mean_.data(),
                               rotation_, work, codes);
     const std::size_t lane = id - p * layout_.panel;
-    for (std::size_t i = 0; i < dim_; i += 4) std::memcpy(out + layout_.entry_offset(lane, i), codes + i, 4);
+    for (std::size_t i = 0; i < dim_; i += layout_.unit)
+      std::memcpy(out + layout_.entry_offset(lane, i), codes + i, layout_.unit);
     step_[id] = entry.step;
     correction_[id] = -kernel_.query_offset * entry.sum;
     norms_[id] = entry.norm;

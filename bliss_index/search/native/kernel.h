@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "ordering.h"
 
@@ -22,18 +23,19 @@ inline std::size_t type_bytes(Type type) {
 }
 
 // How codes lie in memory. Entries come in panels, queries in groups, coordinates in steps; inside a
-// step of a panel, tiles of entries follow each other, four coordinates of an entry stay together.
+// step of a panel, tiles of entries follow each other, a unit of coordinates of an entry stays together.
 struct Layout {
   std::size_t panel;  // entries
   std::size_t tile;   // entries that lie side by side; divides `panel`
   std::size_t group;  // queries
-  std::size_t depth;  // coordinates in a step, a multiple of 4
+  std::size_t depth;  // coordinates in a step, a multiple of the unit
+  std::size_t unit = 4;
 
   std::size_t steps(std::size_t dim) const { return (dim + depth - 1) / depth; }
   // From the start of a panel, and of a group.
   std::size_t entry_offset(std::size_t lane, std::size_t i) const {
     return i / depth * (depth * panel) + lane / tile * (depth * tile) +
-           i % depth / 4 * (4 * tile) + lane % tile * 4 + i % 4;
+           i % depth / unit * (unit * tile) + lane % tile * unit + i % unit;
   }
   std::size_t query_offset(std::size_t lane, std::size_t i) const {
     return i / depth * (depth * group) + lane * depth + i % depth;
@@ -187,12 +189,20 @@ struct Kernel {
   Rank rank;
 };
 
+#ifdef __aarch64__
+extern const Kernel neon_i8mm_kernel;
+extern const Kernel neon_dotprod_kernel;
+#else
 #ifdef BLISS_HAS_AMX
 extern const Kernel amx_kernel;
 bool amx_is_usable();  // the processor has it, and the system lets this process use it
 #endif
 extern const Kernel avx512_kernel;
 extern const Kernel avx2_kernel;
+#endif
+
+// Those that this machine can run, the fastest first.
+std::vector<const Kernel*> usable_kernels();
 
 // The kernel called `name`, or the best one where it is empty; null where this machine has none.
 const Kernel* find_kernel(const char* name);

@@ -136,13 +136,11 @@ void class_variances(std::uintptr_t texts, int bytes, std::size_t count, std::si
 
 NB_MODULE(_native, m) {
   m.doc() = "Integer kernels and rescoring of the certified exact search.";
-  m.def("kernel_name", [] {
-    const bliss::Kernel* kernel = bliss::find_kernel("");
-    return std::string(kernel ? kernel->name : "");
-  }, "Name of the best kernel this processor can run; empty where there is none.");
-  m.def("has_kernel", [](const std::string& name) {
-    return bliss::find_kernel(name.c_str()) != nullptr;
-  });
+  m.def("kernel_names", [] {
+    std::vector<std::string> names;
+    for (const bliss::Kernel* kernel : bliss::usable_kernels()) names.push_back(kernel->name);
+    return names;
+  }, "Names of the kernels that this processor can run, the fastest first.");
   nb::class_<bliss::Engine>(m, "Engine")
       .def_prop_ro("kernel", [](const bliss::Engine& e) { return std::string(e.kernel().name); })
       .def_prop_ro("query_block", &bliss::Engine::query_block)

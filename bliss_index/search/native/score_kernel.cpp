@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define BLISS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define BLISS_CLONES
