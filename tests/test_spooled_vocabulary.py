@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+import re
 import tracemalloc
 
 import pytest
@@ -27,6 +28,18 @@ def assert_same(spooled, loaded):
     assert spooled.sha256 == hashlib.sha256(joined).hexdigest()
 
 
+@pytest.mark.parametrize("words", [["|", "|"], ["a;b", "c;d"]])
+def test_a_table_is_refused_alike(tmp_path, words):
+    path = tmp_path / "one.txt"
+    path.write_text("\n".join(words))
+    refused = []
+    for read in (load_vocabulary, lambda sources: spool_vocabulary(sources, tmp_path)):
+        with pytest.raises(InvalidInputError, match="it is a table") as error:
+            read([path])
+        refused.append(str(error.value))
+    assert refused[0] == refused[1]
+
+
 # Few different entries, so that many repeat, within a block and across blocks.
 WORDS = st.sampled_from(
     ["cat", "Cat", " cat ", "e\u0301", "\u00e9", "", "  ", "dog  house", "a\u2028b"]
@@ -43,7 +56,12 @@ def test_the_same_as_in_memory(tmp_path_factory, words, block_rows):
     (folder / "two.txt.gz").write_bytes(gzip.compress(b"dog house\nCAT\nowl\n"))
     sources = [folder / "one.txt", folder / "two.txt.gz"]
     for exclude in ((), ("DOG house", "x")):
-        loaded = load_vocabulary(sources, exclude=exclude)
+        try:
+            loaded = load_vocabulary(sources, exclude=exclude)
+        except InvalidInputError as error:  # every line looks like a row of a table
+            with pytest.raises(InvalidInputError, match=re.escape(str(error))):
+                spool_vocabulary(sources, folder, exclude=exclude, block_rows=block_rows)
+            continue
         with spool_vocabulary(sources, folder, exclude=exclude, block_rows=block_rows) as spooled:
             assert_same(spooled, loaded)
             for start in (0, 1, len(loaded) // 2, len(loaded), len(loaded) + 3):

@@ -11,7 +11,8 @@ from bliss_index.scoring.tables import entries_at_once
 MOST_BATCH_ROWS = 8192
 MOST_BATCH_ROWS_ON_GPU = 65536
 LEAST_BATCH_ROWS = 64
-_THREAD_BYTES = 20 << 20
+_THREAD_BYTES = 12 << 20
+_MANY_ENTRIES, _THREAD_BYTES_FOR_MANY = 65536, 20 << 20  # the search then has more room
 
 
 def plan_memory(
@@ -55,9 +56,10 @@ def plan_memory(
     JobError
         Even the smallest batch does not fit; both sizes are named.
     """
+    thread_bytes = _THREAD_BYTES if entries < _MANY_ENTRIES else _THREAD_BYTES_FOR_MANY
     pieces = {
         "vocabulary": entries * dim * item_bytes,
-        "search": entries * (dim + 64) + threads * _THREAD_BYTES,
+        "search": entries * (dim + 64) + threads * thread_bytes,
         "tables": 2 * 4 * entries * classes,
         "calibration": calibration,
         "blocks": BLOCK_ROWS * (8 * dim + 5 * 8 * classes)
