@@ -3,8 +3,8 @@
     python benchmarks/study_engine_commits.py --before ../older --json result.json
 
 Both sides get the same entries, with the clusters that real vocabularies have, and the same images.
-Each checkout holds its compiled extension in ``bliss_index/search``. Times are of the processor, over
-all threads, beside those of the clock: a shared machine disturbs the first less.
+Each checkout holds its compiled extension in ``bliss_index/search``. Times are of the processor,
+over all threads, beside those of the clock: a shared machine disturbs the first less.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def timed(run):
     return value, dict(zip(("seconds", "processor_seconds"), (round(s, 4) for s in seconds)))
 images = np.load(folder + "/images.npy")
 if "entries" in what:
-    entries = np.load(folder + f"/entries-{what['entries']}.npy")[:what["entries"]].astype(what["dtype"])
+    entries = np.load(folder + f"/entries-{what['entries']}.npy").astype(what["dtype"])
     search, start = timed(lambda: exact_search(entries, what["k"], threads=2))
     search.search(images[:64])
     found, run = timed(lambda: search.search(images[:what["images"]]))
