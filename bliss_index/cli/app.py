@@ -15,6 +15,7 @@ from bliss_index.cli import (
     encode,
     evaluate,
     explain,
+    groups,
     importing,
     inspect,
     report,
@@ -51,6 +52,7 @@ app.command("threshold")(threshold.threshold)
 app.command("score")(score.score)
 app.command("evaluate")(evaluate.evaluate)
 app.command("explain")(explain.explain)
+app.command("groups")(groups.groups)
 app.command("report")(report.report)
 app.command("verify")(inspect.verify)
 app.command("info")(inspect.info)

@@ -36,6 +36,7 @@ from bliss_index.jobs.job import find_job
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.gallery import PictureFolder, make_pictures
+from bliss_index.report.groups import Group, groups
 from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
 from bliss_index.scoring.normal_scores import NormalScores, score_held_out
 from bliss_index.scoring.score_work import MANIFEST_NAME
@@ -54,6 +55,7 @@ MOST_ANOMALOUS = 10
 _KEPT_WITH = 0.95
 _CALIBRATED = "calibrated.json"
 _NORMAL_SCORES = "normal-scores.parquet"
+_GROUPS = "groups.parquet"
 _REPORT = "report.html"
 _SUMMARY = "summary.json"
 
@@ -92,10 +94,13 @@ class ScreenResult:
         False-alarm rate that the threshold keeps with 95 % probability.
     flagged : int
         Photos at or above the threshold.
+    groups : tuple of Group
+        What the flagged photos show, the largest group first.
     most_anomalous : tuple of Anomaly
         The ten highest scores, highest first.
-    scores, report : str
-        Directory of the scores, and the page; the page is None where what draws it is missing.
+    scores, groups_file, report : str
+        Directory of the scores; a Parquet file with the group of every flagged photo; and the
+        page, which is None where what draws it is missing.
     scored_now : int
         Photos that this call scored: the others were scored before.
     """
@@ -109,8 +114,10 @@ class ScreenResult:
     false_alarm_rate: float
     rate_kept: float
     flagged: int
+    groups: tuple[Group, ...]
     most_anomalous: tuple[Anomaly, ...]
     scores: str
+    groups_file: str
     report: str | None
     scored_now: int
 
@@ -145,7 +152,7 @@ def screen(
         What to screen.
     output : str or Path
         Directory of the run: ``photos/`` and ``normal/`` (embeddings), ``calibration/``,
-        ``normal-scores.parquet``, ``scores/``, ``report.html``.
+        ``normal-scores.parquet``, ``scores/``, ``groups.parquet``, ``report.html``.
     devices : sequence of str, default=("auto",)
         For encoding and scoring.
     threads : int, default=None
@@ -393,12 +400,18 @@ class _Run:
             )
         _require_whole(done.failed, scores)
         manifest = content_sha256(open_directory(scores), MANIFEST_NAME)
-        report = f"{self.output}/{_REPORT}"
+        report, grouped = f"{self.output}/{_REPORT}", f"{self.output}/{_GROUPS}"
         names = self.directory.names()
         found = self._read(_SUMMARY) if _SUMMARY in names else {}
-        if found.get("scores_sha256") != manifest or _REPORT not in names:
+        there = {_REPORT, _GROUPS} <= names.keys()
+        if found.get("scores_sha256") != manifest or not there:
+            listed = groups(scores, corpus.path, out=grouped).groups
             report_there = self._report(scores, report)
-            found = {"scores_sha256": manifest, **self._found(scores, normal, rate)}
+            found = {
+                "scores_sha256": manifest,
+                "groups": [asdict(group) for group in listed],
+                **self._found(scores, normal, rate),
+            }
             write_json(self.directory, _SUMMARY, found)
         else:
             report_there = True
@@ -413,11 +426,13 @@ class _Run:
             false_alarm_rate=rate,
             rate_kept=found["rate_kept"],
             flagged=found["flagged"],
+            groups=tuple(map(Group.from_json, found["groups"])),
             most_anomalous=tuple(
                 Anomaly(**{**one, "entries": tuple(map(tuple, one["entries"]))})
                 for one in found["most_anomalous"]
             ),
             scores=scores,
+            groups_file=grouped,
             report=report if report_there else None,
             scored_now=done.rows_now,
         )
