@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like
 from bulk_fixtures import DIM, MODEL, Job, write_images, write_text
-from test_cli import run
+from typer.testing import CliRunner
 
+from bliss_index.cli.app import app
 from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.report import grouping
 from bliss_index.report.grouping import ImageGrouper, join_cells
@@ -204,7 +206,8 @@ def test_what_is_refused(scored, tmp_path):
 
 
 def test_the_command(scored, tmp_path):
-    out, _ = run("groups", scored.folder / "scores", "--out", tmp_path / "g.parquet", "--json")
-    assert json.loads(out)["groups"][0]["images"] >= json.loads(out)["groups"][-1]["images"]
-    out, _ = run("groups", scored.folder / "scores")
-    assert "What the flagged images show" in out and "typical score" in out
+    call = partial(CliRunner(env={"COLUMNS": "200"}).invoke, app)
+    command = ["groups", str(scored.folder / "scores")]
+    found = json.loads(call([*command, "--out", str(tmp_path / "g.parquet"), "--json"]).stdout)
+    assert found["groups"][0]["images"] >= found["groups"][-1]["images"]
+    assert "What the flagged images show" in call(command).stdout

@@ -47,7 +47,9 @@ def write_scores(
     """Write a scores directory of the rows given: lists of (key, score or None, class)."""
     directory = open_directory(path)
     directory.make()
-    settings = {"k": 2, "lam": 0.5, "search": "exact", "threshold": threshold}
+    settings = {
+        "k": 2, "lam": 0.5, "search": "exact", "threshold": threshold, "explain": explain,
+    }  # fmt: skip
     plan = Plan.of(Part(i, f"part-{i}", len(rows), "x") for i, rows in enumerate(parts))
     plan.files[0].write(directory)
     facts = {"images": "images", "corpus": "c", "calibration": "n", "classes": list(classes)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import CorruptStoreError, StoreError
@@ -103,6 +104,14 @@ class ScoresDirectory:
     def bad_rows(self) -> int:
         """Rows without a score."""
         return sum(file.bad_rows for file in self.files)
+
+    @cached_property
+    def flagged(self) -> int | None:
+        """Images at or above the threshold, counted by reading all; None without one."""
+        if self.job.settings.get("threshold") is None:
+            return None
+        tables = self.iter_tables(["flag"])
+        return sum(pc.sum(table.column("flag")).as_py() or 0 for table in tables)
 
     @property
     def classes(self) -> tuple[str, ...]:
