@@ -16,7 +16,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_cli import run
-from test_groups import scored  # noqa: F401
 from test_report import HOSTILE, write_scores
 from typer.testing import CliRunner
 
@@ -138,8 +137,8 @@ def test_lists_of_tars(tmp_path):
         export(broken, tmp_path / "more", formats=("txt",))
 
 
-def test_groups_are_a_column_and_a_choice(scored, tmp_path):  # noqa: F811
-    at = scored.folder / "scores"
+def test_groups_are_a_column_and_a_choice(job_of_kinds, tmp_path):
+    at = job_of_kinds.folder / "scores"
     found = groups(at, out=tmp_path / "g.parquet")
     one = found.groups[0]
     file = str(tmp_path / "g.parquet")

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from bliss_reference import clip_like
-from bulk_fixtures import DIM, MODEL, Job, write_images, write_text
+from bulk_fixtures import unit, write_text
 from typer.testing import CliRunner
 
 from bliss_index.cli.app import app
@@ -18,12 +17,8 @@ from bliss_index.errors import InvalidInputError, StoreError
 from bliss_index.report import grouping
 from bliss_index.report.grouping import ImageGrouper, join_cells
 from bliss_index.report.groups import groups, read_groups
-from bliss_index.scoring import ScoresDirectory, run_job
+from bliss_index.scoring import ScoresDirectory
 from bliss_index.store import EmbeddingStore
-
-
-def unit(rows):
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
 def group(entries, ids, similarities, batch=10**9):
@@ -128,40 +123,18 @@ def test_one_entry_equal_similarities_and_no_images():
     assert found.names == ()
 
 
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory):
-    """Scores with flags of three parts; of the second some rows are bad."""
-    folder = tmp_path_factory.mktemp("groups")
-    images, vocabulary, texts, labels = clip_like(np.random.default_rng(3), 290, 60, 3, DIM)
-    write_text(folder / "corpus", vocabulary)
-    from bliss_index.calibration import calibrate
-
-    calibrate([(images[:200], labels[:200])], texts, ["cat", "dog", "cow"], model=MODEL).save(
-        folder / "calibration"
-    )
-    rows = images[200:].copy()
-    bad = np.where(np.isin(np.arange(90), (31, 45)), "decode_error", "ok")
-    write_images(folder / "images", rows, 30, status=bad.tolist(), error=[
-        None if code == "ok" else "broken" for code in bad
-    ])  # fmt: skip
-    job = Job(folder, folder / "corpus", folder / "calibration", folder / "images")
-    run_job(job.images, folder / "scores", job.settings(explain=True, threshold=0.2))
-    run_job(job.images, folder / "plain", job.settings(threshold=0.2))
-    run_job(job.images, folder / "flagless", job.settings(explain=True))
-    return job
-
-
-def test_every_flagged_image_is_in_one_group(scored, tmp_path):
-    table = ScoresDirectory.open(scored.folder / "scores").table().to_pylist()
+def test_every_flagged_image_is_in_one_group(job_of_kinds, tmp_path):
+    table = ScoresDirectory.open(job_of_kinds.folder / "scores").table().to_pylist()
     flagged = [(row, one) for row, one in enumerate(table) if one["flag"]]
-    assert 5 < len(flagged) < 80
-    found = groups(scored.folder / "scores", out=tmp_path / "groups.parquet")
+    assert 40 < len(flagged) < 80
+    found = groups(job_of_kinds.folder / "scores", out=tmp_path / "groups.parquet")
+    assert 4 <= len(found.groups) <= 8
     assert found.flagged == len(flagged) == sum(g.images for g in found.groups)
     written = pq.read_table(tmp_path / "groups.parquet").to_pylist()
     assert [(w["row"], w["key"], w["anomaly_score"]) for w in written] == [
         (row, one["key"], one["anomaly_score"]) for row, one in flagged
     ]
-    names = EmbeddingStore.open(scored.corpus).texts()
+    names = EmbeddingStore.open(job_of_kinds.corpus).texts()
     sizes = [g.images for g in found.groups]
     assert sizes == sorted(sizes, reverse=True) and len({g.name for g in found.groups}) == len(
         sizes
@@ -175,39 +148,43 @@ def test_every_flagged_image_is_in_one_group(scored, tmp_path):
         first = sorted(own, key=lambda w: (-w["anomaly_score"], w["row"]))[:6]
         assert list(one.examples) == [w["row"] for w in first]
     assert (
-        read_groups(tmp_path / "groups.parquet", ScoresDirectory.open(scored.folder / "scores"))
+        read_groups(
+            tmp_path / "groups.parquet", ScoresDirectory.open(job_of_kinds.folder / "scores")
+        )
         == found
     )
-    assert replace(groups(scored.folder / "scores"), output=found.output) == found
+    assert replace(groups(job_of_kinds.folder / "scores"), output=found.output) == found
 
 
-def test_a_threshold_of_ones_own(scored, tmp_path):
-    scores = ScoresDirectory.open(scored.folder / "flagless").table(["anomaly_score"])
+def test_a_threshold_of_ones_own(job_of_kinds, tmp_path):
+    scores = ScoresDirectory.open(job_of_kinds.folder / "flagless").table(["anomaly_score"])
     values = [v for v in scores.column(0).to_pylist() if v is not None]
-    found = groups(scored.folder / "flagless", threshold=0.5)
+    found = groups(job_of_kinds.folder / "flagless", threshold=0.5)
     assert found.flagged == sum(v >= 0.5 for v in values) > 3
-    nothing = groups(scored.folder / "flagless", threshold=1e9, out=tmp_path / "none.parquet")
+    nothing = groups(job_of_kinds.folder / "flagless", threshold=1e9, out=tmp_path / "none.parquet")
     assert nothing.groups == () and pq.read_table(tmp_path / "none.parquet").num_rows == 0
 
 
-def test_what_is_refused(scored, tmp_path):
+def test_what_is_refused(job_of_kinds, tmp_path):
     with pytest.raises(InvalidInputError, match="no column 'entries'.*--explain"):
-        groups(scored.folder / "plain")
+        groups(job_of_kinds.folder / "plain")
     with pytest.raises(InvalidInputError, match="no flags.*--threshold"):
-        groups(scored.folder / "flagless")
-    write_text(tmp_path / "other", EmbeddingStore.open(scored.corpus).embeddings()[:30])
+        groups(job_of_kinds.folder / "flagless")
+    write_text(tmp_path / "other", EmbeddingStore.open(job_of_kinds.corpus).embeddings()[:30])
     with pytest.raises(StoreError, match="content hash .* name the corpus of the job"):
-        groups(scored.folder / "scores", tmp_path / "other")
-    groups(scored.folder / "scores", out=tmp_path / "groups.parquet")
+        groups(job_of_kinds.folder / "scores", tmp_path / "other")
+    groups(job_of_kinds.folder / "scores", out=tmp_path / "groups.parquet")
     with pytest.raises(StoreError, match="make it again with 'bliss-index groups'"):
-        read_groups(tmp_path / "groups.parquet", ScoresDirectory.open(scored.folder / "plain"))
+        read_groups(
+            tmp_path / "groups.parquet", ScoresDirectory.open(job_of_kinds.folder / "plain")
+        )
     with pytest.raises(StoreError, match="is not a file"):
         read_groups(tmp_path / "missing.parquet")
 
 
-def test_the_command(scored, tmp_path):
+def test_the_command(job_of_kinds, tmp_path):
     call = partial(CliRunner(env={"COLUMNS": "200"}).invoke, app)
-    command = ["groups", str(scored.folder / "scores")]
+    command = ["groups", str(job_of_kinds.folder / "scores")]
     found = json.loads(call([*command, "--out", str(tmp_path / "g.parquet"), "--json"]).stdout)
     assert found["groups"][0]["images"] >= found["groups"][-1]["images"]
     assert "What the flagged images show" in call(command).stdout

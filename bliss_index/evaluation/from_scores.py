@@ -14,6 +14,9 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.metrics import Metrics, evaluate_scores
 from bliss_index.scoring.scores_directory import ScoresDirectory
 
+DEFAULT_RESAMPLES = 1000
+"""Bootstrap resamples of the intervals that ``evaluate`` and ``report`` show."""
+
 _KINDS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
 
 

@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.report.aggregate import first_of
-from bliss_index.report.groups import read_groups
+from bliss_index.report.groups import read_grouped_rows
 from bliss_index.scoring.scores_directory import SCORE_COLUMNS, ScoresDirectory
-from bliss_index.storage.cache import local_file
 
 KEEP, DROP, UNSCORED = "keep", "drop", "unscored"
 DECISIONS = (KEEP, DROP, UNSCORED)
@@ -101,7 +99,8 @@ def decide(directory: ScoresDirectory, choice: Choice) -> Iterator[DecidedRows]:
             f"{directory.path} has no flags; say what to drop: --threshold NUMBER, --top N, or "
             "--group NAME with --groups FILE"
         )
-    grouped = None if choice.groups_file is None else _GroupedRows.read(choice, directory)
+    file = choice.groups_file
+    grouped = None if file is None else _GroupedRows.read(file, choice.groups, directory)
     highest = None if choice.top is None else _highest(directory, choice.top)
     columns = [*SCORE_COLUMNS, *([] if flagless else ["flag"])]
     if settings.get("explain"):
@@ -188,25 +187,18 @@ class _GroupedRows:
     chosen: npt.NDArray[np.bool_]
 
     @classmethod
-    def read(cls, choice: Choice, directory: ScoresDirectory) -> _GroupedRows:
-        assert choice.groups_file is not None
-        found = read_groups(choice.groups_file, directory)
-        names = [group.name for group in found.groups]
-        unknown = sorted(set(choice.groups) - set(names))
+    def read(cls, file: str, chosen: tuple[str, ...], directory: ScoresDirectory) -> _GroupedRows:
+        found = read_grouped_rows(file, directory)
+        names = [group.name for group in found.groups.groups]
+        unknown = sorted(set(chosen) - set(names))
         if unknown:
             raise InvalidInputError(
-                f"{choice.groups_file} has no group {listed(list(map(repr, unknown)))}; it has "
-                f"{listed(names)}"
+                f"{file} has no group {listed(list(map(repr, unknown)))}; it has {listed(names)}"
             )
-        table = pq.read_table(local_file(choice.groups_file), columns=["row", "group"])
-        place = pa.array(names, pa.string())
-        text = table.column("group").cast(pa.string())
-        rows = table.column("row").to_numpy()
-        numbers = pc.index_in(text, value_set=place).to_numpy().astype(np.int32)
-        chosen = np.zeros(directory.rows, dtype=bool)
-        wanted = [number for number, name in enumerate(names) if name in choice.groups]
-        chosen[rows[np.isin(numbers, wanted)]] = True
-        return cls(rows, numbers, place, chosen)
+        mask = np.zeros(directory.rows, dtype=bool)
+        wanted = [number for number, name in enumerate(names) if name in chosen]
+        mask[found.rows[np.isin(found.numbers, wanted)]] = True
+        return cls(found.rows, found.numbers, pa.array(names, pa.string()), mask)
 
     def of(self, first: int, count: int) -> pa.Array:
         """Names of the groups of some rows; null where a row is in none."""

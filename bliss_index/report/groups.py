@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,26 +137,55 @@ def groups(
     OutputError
         The file cannot be written.
     """
-    directory = ScoresDirectory.open(scores)
-    flagged = Flagged.open(directory, corpus, threshold)
+    flagged = Flagged.open(ScoresDirectory.open(scores), corpus, threshold)
+    found = find_groups(flagged)
+    if out is None:
+        return found.groups
+    result = replace(found.groups, output=str(out))
+    _write(out, result, flagged, found.numbers)
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedRows:
+    """Groups, and which rows are in which.
+
+    Attributes
+    ----------
+    groups : Groups
+    rows : (n,) int64 array
+        Flagged rows of the scores, in order.
+    numbers : (n,) int32 array
+        Positions of their groups.
+    """
+
+    groups: Groups
+    rows: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int32]
+
+    def name_of(self, row: int) -> str:
+        """Name of the group that a row is in; empty where it is in none."""
+        place = int(np.searchsorted(self.rows, row))
+        if place == self.rows.size or self.rows[place] != row:
+            return ""
+        return self.groups.groups[int(self.numbers[place])].name
+
+
+def find_groups(flagged: Flagged) -> GroupedRows:
+    """As :func:`groups`, for flagged images that were opened, without a file."""
     grouper = ImageGrouper(flagged.store.embeddings())
     for batch in flagged.batches():
         grouper.count(batch.ids)
     for batch in flagged.batches():
         grouper.add(batch.ids, batch.similarities)
     found = grouper.finish()
-    sha256 = content_sha256(directory.directory, MANIFEST_NAME)
+    sha256 = content_sha256(flagged.directory.directory, MANIFEST_NAME)
     rows, values, numbers = _assign(flagged, grouper, found)
     listed = _describe(found, flagged.store.texts(), rows, values, numbers)
-    place = {old: new for new, (old, _) in enumerate(listed)}
-    result = Groups(
-        flagged.threshold, rows.size, tuple(group for _, group in listed),
-        None if out is None else str(out), sha256,
-    )  # fmt: skip
-    if out is not None:
-        order = np.array([place.get(g, -1) for g in range(len(found.names))], dtype=np.int32)
-        _write(out, result, flagged, order[numbers])
-    return result
+    place = np.full(len(found.names), -1, dtype=np.int32)
+    place[[old for old, _ in listed]] = np.arange(len(listed))
+    result = Groups(flagged.threshold, rows.size, tuple(group for _, group in listed), None, sha256)
+    return GroupedRows(result, rows, place[numbers])
 
 
 @dataclass(frozen=True, eq=False)
@@ -368,3 +397,12 @@ def read_groups(path: str | Path, scores: ScoresDirectory | None = None) -> Grou
                 f"{scores.path} has {now}; make it again with 'bliss-index groups'"
             )
     return result
+
+
+def read_grouped_rows(path: str | Path, scores: ScoresDirectory) -> GroupedRows:
+    """Read a file of groups with the rows of every group; errors as of :func:`read_groups`."""
+    found = read_groups(path, scores)
+    table = pq.read_table(local_file(path), columns=["row", "group"])
+    names = pa.array([group.name for group in found.groups], pa.string())
+    numbers = pc.index_in(table.column("group").cast(pa.string()), value_set=names)
+    return GroupedRows(found, table.column("row").to_numpy(), numbers.to_numpy().astype(np.int32))

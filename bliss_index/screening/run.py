@@ -406,7 +406,7 @@ class _Run:
         there = {_REPORT, _GROUPS} <= names.keys()
         if found.get("scores_sha256") != manifest or not there:
             listed = groups(scores, corpus.path, out=grouped).groups
-            report_there = self._report(scores, report)
+            report_there = self._report(scores, report, grouped)
             found = {
                 "scores_sha256": manifest,
                 "groups": [asdict(group) for group in listed],
@@ -437,7 +437,7 @@ class _Run:
             scored_now=done.rows_now,
         )
 
-    def _report(self, scores: str, report: str) -> bool:
+    def _report(self, scores: str, report: str, grouped: str) -> bool:
         settings = self.settings
         images = settings.images
         if images is None and self.inputs.photos.source is not None and len(settings.photos) == 1:
@@ -445,7 +445,8 @@ class _Run:
             images = folder if folder.is_dir() else None
         try:
             title = Path(self.output).name
-            make_report(scores, report, ReportOptions(images=images, title=title))
+            options = ReportOptions(images=images, title=title, groups=grouped)
+            make_report(scores, report, options)
         except MissingDependencyError as error:
             self.say(f"no report.html: {error}")
             return False
