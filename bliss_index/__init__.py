@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BlissDetector": "bliss_index.scoring.detector",
+    "BlissDetector": "bliss_index.detector",
     "BlissError": "bliss_index.errors",
     "Calibration": "bliss_index.calibration",
     "EmbeddingStore": "bliss_index.store",
@@ -48,9 +48,9 @@ __all__ = [
 
 if TYPE_CHECKING:
     from bliss_index.calibration import Calibration
+    from bliss_index.detector import BlissDetector
     from bliss_index.encode import load_encoder
     from bliss_index.errors import BlissError
-    from bliss_index.scoring.detector import BlissDetector
     from bliss_index.search import ExactSearch, exact_search
     from bliss_index.store import EmbeddingStore, StoreWriter
     from bliss_index.vocabulary import load_vocabulary
