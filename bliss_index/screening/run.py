@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -216,7 +217,10 @@ class _Run:
             require_same(found.settings, begun, self.directory.uri)
         if self.is_calibrated:
             before = self._read(_CALIBRATED)["settings"]
-            require_same(before, inputs.calibration_settings(), self.directory.uri)
+            try:
+                require_same(before, inputs.calibration_settings(), self.directory.uri)
+            except JobError as error:
+                raise JobError(f"{error}: {self._advice()}") from None
         else:
             inputs.require_images()
         inputs.require_entries()
@@ -227,6 +231,23 @@ class _Run:
             self.directory.make()
             job = JobDescription(SCREEN_KIND, begun, None, {}, library_versions(), begun_in())
             job.create(self.directory)
+
+    def _advice(self) -> str:
+        """How to try other settings without encoding again."""
+        known, photos = self.inputs.known, self.inputs.photos
+        places = [str(self.output + "/photos" if photos.store is None else photos.location)]
+        if known is not None:
+            where = f"{self.output}/normal" if known.store is None else known.location
+            places.append(f"--normal {shlex.quote(where)}")
+        folder = self._images()
+        if folder is not None:
+            places.append(f"--images {shlex.quote(str(folder))}")
+        places[0] = shlex.quote(places[0])
+        return (
+            "to try others without encoding again, screen the embeddings of this run: "
+            f"bliss-index screen {' '.join(places)} --out {shlex.quote(self.output + '-2')}, with "
+            "these settings"
+        )
 
     def embeddings_of(self, images: ScreenImages, name: str) -> EmbeddingStore:
         """Encode images, or import embeddings; a store is taken as it is."""
@@ -437,12 +458,16 @@ class _Run:
             scored_now=done.rows_now,
         )
 
-    def _report(self, scores: str, report: str, grouped: str) -> bool:
+    def _images(self) -> Path | None:
+        """Folder of the photos, where they are in one."""
         settings = self.settings
-        images = settings.images
-        if images is None and self.inputs.photos.source is not None and len(settings.photos) == 1:
-            folder = Path(settings.photos[0])
-            images = folder if folder.is_dir() else None
+        if settings.images is not None or len(settings.photos) != 1:
+            return settings.images
+        folder = Path(settings.photos[0])
+        return folder if self.inputs.photos.source is not None and folder.is_dir() else None
+
+    def _report(self, scores: str, report: str, grouped: str) -> bool:
+        images = self._images()
         try:
             title = Path(self.output).name
             options = ReportOptions(images=images, title=title, groups=grouped)
