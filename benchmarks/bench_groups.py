@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,37 @@ def main() -> None:
         print(data.title, "done", flush=True)
     study = Study(RealData.caltech101())
     result["by_alike"] = {f"{a:g}": study.at(a, arguments.draws) for a in ALIKES}
+    result["scale"] = scale()
     write_result(arguments.out, result)
+
+
+def scale(images: int = 1 << 18, entries: int = 20_000, dim: int = 512) -> dict[str, Any]:
+    """Seconds to group random images of many kinds, apart from reading them; one thread."""
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(entries, dim)).astype(np.float32)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    first = rng.zipf(1.3, size=(images, 1)) % entries
+    ids = np.concatenate([first, (first * 7 + rng.integers(0, 50, (images, 9))) % entries], axis=1)
+    similar = -np.sort(-rng.uniform(0.2, 0.3, (images, K)).astype(np.float32), axis=1)
+    batches = [slice(start, start + 16384) for start in range(0, images, 16384)]
+    grouper, began = ImageGrouper(words), time.perf_counter()
+    for rows in batches:
+        grouper.count(ids[rows])
+    for rows in batches:
+        grouper.add(ids[rows], similar[rows])
+    added = time.perf_counter()
+    found = grouper.finish()
+    joined = time.perf_counter()
+    for rows in batches:
+        grouper.assign(found, ids[rows], similar[rows])
+    assigned = time.perf_counter()
+    return {
+        "images": images, "entries": entries, "dim": dim, "groups": len(found.names),
+        "seconds": {
+            "two passes": round(added - began, 2), "join": round(joined - added, 2),
+            "assign": round(assigned - joined, 2),
+        },
+    }  # fmt: skip
 
 
 class Study:
