@@ -236,6 +236,8 @@ KILLED = """
         dies_after(screening, "write_json")
     elif where == "threshold":
         dies_after(screening.NormalScores, "write")
+    elif where == "groups":
+        dies_after(screening, "groups")
     elif where == "before the report":
         screening.make_report = die
     elif where == "report":
@@ -247,7 +249,8 @@ KILLED = """
 """
 STEPS = [
     "begun", "encoding photos", "encoding the vocabulary", "encoding normal", "calibration saved",
-    "held out", "classes noted", "threshold", "scoring", "before the report", "report",
+    "held out", "classes noted", "threshold", "scoring", "groups", "before the report",
+    "report",
 ]  # fmt: skip
 
 

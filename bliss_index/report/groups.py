@@ -341,7 +341,7 @@ def _write(
     out: str | Path, result: Groups, flagged: Flagged, numbers: npt.NDArray[np.int32]
 ) -> None:
     """Write the file, whole or not at all, with all groups in its metadata."""
-    facts = {"format_version": _FORMAT_VERSION, **result.to_json()}
+    facts = {"format_version": _FORMAT_VERSION, **replace(result, output=None).to_json()}
     schema = _SCHEMA.with_metadata({_METADATA: json.dumps(facts).encode()})
     names = pa.array([group.name for group in result.groups], pa.string())
     buffer = pa.BufferOutputStream()
@@ -386,7 +386,7 @@ def read_groups(path: str | Path, scores: ScoresDirectory | None = None) -> Grou
         raise CorruptStoreError(f"{path} was written by another version; make it again")
     try:
         listed = tuple(map(Group.from_json, facts.pop("groups")))
-        result = Groups(groups=listed, **facts)
+        result = Groups(groups=listed, **{**facts, "output": str(path)})
     except (KeyError, TypeError) as error:
         raise CorruptStoreError(f"{path} is damaged: {error!r}; make it again") from error
     if scores is not None:
