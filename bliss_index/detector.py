@@ -26,8 +26,10 @@ from bliss_index.errors import (
     not_fitted_error,
 )
 from bliss_index.report import ReportOptions, ReportSummary, make_report
+from bliss_index.report.groups import Groups, groups_of_arrays
 from bliss_index.scoring import ScoreSettings, run_job
 from bliss_index.scoring.explained import ExplainedScores
+from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.thresholds import held_out_scores
 from bliss_index.search import exact_search
@@ -310,6 +312,42 @@ class BlissDetector(_Estimator):
             contributions=self._scorer.contributions(scores),
             threshold=self.threshold_,
         )
+
+    @isolated
+    def groups(self, X: Embeddings) -> Groups:
+        """Gather the anomalies into groups that the vocabulary names; their number is found.
+
+        Parameters
+        ----------
+        X
+            (n, d) unit embeddings.
+
+        Returns
+        -------
+        Groups
+            ``examples`` are rows of X. See :func:`bliss_index.report.groups.groups`.
+
+        Raises
+        ------
+        InvalidInputError
+            As for :meth:`anomaly_score`.
+        """
+        images = self._checked(X)
+        rows: list[npt.NDArray[np.int64]] = []
+        found: list[Scores] = []
+        for start, some, good in images.batches():
+            scores = self._scorer.score(some[good])
+            above = scores.anomaly > self.threshold_
+            rows.append(start + np.flatnonzero(good)[above])
+            values = (getattr(scores, field.name)[above] for field in fields(scores))
+            found.append(Scores(*values))
+        vocabulary = self._vocabulary_source
+        return groups_of_arrays(
+            vocabulary.matrix(), vocabulary.names(), np.concatenate(rows),
+            np.concatenate([scores.anomaly for scores in found]),
+            np.concatenate([scores.ids for scores in found]),
+            np.concatenate([scores.similarities for scores in found]), self.threshold_,
+        )  # fmt: skip
 
     def report(
         self,

@@ -12,9 +12,12 @@ from bliss_reference import clip_like
 from bulk_fixtures import MODEL
 
 import bliss_index
-from bliss_index import BlissDetector, EmbeddingStore, StoreWriter
+from bliss_index import BlissDetector, EmbeddingStore, StoreWriter, exact_search
+from bliss_index.calibration import Calibration
 from bliss_index.devices import find_gpu
 from bliss_index.errors import BlissError, InvalidInputError, NotFittedError
+from bliss_index.report.groups import groups
+from bliss_index.scoring.scorer import BlissScorer
 
 CLASSES = ["cat", "dog", "<b>cow"]
 WORDS = [f"word {i}" for i in range(79)] + ["<script>"]
@@ -122,6 +125,26 @@ def test_a_report_of_a_store_names_its_bad_rows(data, fitted, tmp_path):
     summary = fitted.report(EmbeddingStore.open(tmp_path / "i"), tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
     assert summary.rows == 20 and "no_embedding: 1" in page and "k3" in page
+
+
+def test_groups_of_arrays_are_those_of_a_job(job_of_kinds):
+    calibration = Calibration.load(job_of_kinds.calibration)
+    store = EmbeddingStore.open(job_of_kinds.images)
+    corpus = EmbeddingStore.open(job_of_kinds.corpus)
+    detector = BlissDetector(
+        corpus, calibration.class_embeddings, k=5, threshold=float(np.nextafter(3.5, 0))
+    )
+    detector.fit(store, np.arange(90) % 3)
+    detector._scorer = BlissScorer(  # calibrated as the job was
+        exact_search(corpus.embeddings(), 5), corpus.embeddings(), calibration
+    )
+    found = detector.groups(store)
+    expected = groups(job_of_kinds.folder / "scores")
+    assert found.flagged == expected.flagged > 40
+    for one, other in zip(found.groups, expected.groups, strict=True):
+        assert (one.name, one.also, one.images) == (other.name, other.also, other.images)
+        assert one.examples == other.examples
+        assert one.typical_score == pytest.approx(other.typical_score)
 
 
 def test_tensors_and_tables(data, fitted):

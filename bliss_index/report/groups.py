@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class Groups:
         Parquet file with a row for every flagged image, if one was asked for: ``row`` of the
         scores, ``key``, ``anomaly_score`` and ``group``.
     scores_sha256 : str
-        Of the manifest of the scores.
+        Of the manifest of the scores; empty for groups of arrays.
     """
 
     threshold: float
@@ -186,6 +186,35 @@ def find_groups(flagged: Flagged) -> GroupedRows:
     place[[old for old, _ in listed]] = np.arange(len(listed))
     result = Groups(flagged.threshold, rows.size, tuple(group for _, group in listed), None, sha256)
     return GroupedRows(result, rows, place[numbers])
+
+
+def groups_of_arrays(
+    entries: npt.NDArray[Any],
+    texts: Sequence[str],
+    rows: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.floating],
+    ids: npt.NDArray[np.int64],
+    similarities: npt.NDArray[np.float32],
+    threshold: float,
+) -> Groups:
+    """As :func:`groups`, of arrays.
+
+    Parameters
+    ----------
+    entries, texts
+        (W, d) embeddings of the vocabulary, and its W entries.
+    rows, scores, ids, similarities
+        Of the n flagged images: row numbers, (n,) anomaly scores, and (n, k) entries.
+    threshold
+        From which they are flagged.
+    """
+    grouper = ImageGrouper(entries)
+    grouper.count(ids)
+    grouper.add(ids, similarities)
+    found = grouper.finish()
+    numbers = grouper.assign(found, ids, similarities).astype(np.int32)
+    listed = _describe(found, list(texts), rows, scores.astype(np.float32), numbers)
+    return Groups(threshold, rows.size, tuple(group for _, group in listed), None, "")
 
 
 @dataclass(frozen=True, eq=False)
