@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from bliss_index.search.isolation import isolated
 
-ALIKE = 0.75
-SMALL = 0.5
+ALIKE = 0.8
+SMALL = 1.0
 MOST_CELLS = 2048
 NAMES_SHOWN = 3
 _BLOCK_ROWS = 1024
