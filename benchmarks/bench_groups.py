@@ -15,8 +15,8 @@ ten most similar entries; the vocabulary is all distinct names. Their classes ar
 
 Baselines: k-means on the same directions and on image embeddings, both told the true number of
 groups and named by the same vote; every image called by its most similar entry. The bound ALIKE was
-chosen on Caltech101 together with SMALL, as those of the best mean NMI (`by_setting`), then
-ImageNet was run.
+chosen on Caltech101 together with SMALL, as those of the best mean NMI (`by_setting`);
+ImageNet had no say in them.
 """
 
 from __future__ import annotations
