@@ -149,13 +149,17 @@ def output(
     environment, uri = stack.enter_context(s3_server("bucket", given.s3))
     os.environ.update(environment)
 
+    prefix = f"{out.name}/"
+
     def stored() -> dict[str, Any]:
         from moto.s3.models import s3_backends
 
         (backend,) = (regions["aws"] for regions in s3_backends.values())
+        # One backend serves all servers of this process.
         return {
-            name.removeprefix("killed/"): key
+            name.removeprefix(prefix): key
             for name, key in list(backend.buckets["bucket"].keys.items())
+            if name.startswith(prefix)
         }
 
     def files() -> dict[str, bytes]:
@@ -166,7 +170,7 @@ def output(
         }
 
     return (
-        f"{uri}/killed",
+        f"{uri}/{out.name}",
         lambda _: sum(name.startswith("_records/") for name in stored()),
         files,
     )

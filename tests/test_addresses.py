@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import typer
+from click.testing import CliRunner
 from typer.models import ArgumentInfo
-from typer.testing import CliRunner
 
 from bliss_index.cli.app import app
 from bliss_index.cli.options import path, path_or_any_uri, path_or_uri, tag_or_file
@@ -63,6 +64,7 @@ def declared() -> list[Given]:
 
 
 ALL = declared()
+COMMANDS = typer.main.get_command(app)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_an_address_is_never_taken_for_a_path(given, tmp_path, monkeypatch):
         for other in ALL:
             if other.command == given.command and other.required and other is not given:
                 arguments += other.with_value(VALUES.get(other.name, "mine"))
-        done = CliRunner().invoke(app, [given.command, *arguments], env={"COLUMNS": "300"})
+        done = CliRunner().invoke(COMMANDS, [given.command, *arguments], env={"COLUMNS": "300"})
         assert done.exit_code == 2, done.output
         assert given.shown in done.output.lower() and address in done.output
         assert list(tmp_path.iterdir()) == []
@@ -84,7 +86,7 @@ def test_an_address_is_never_taken_for_a_path(given, tmp_path, monkeypatch):
 def test_a_data_set_is_local(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     protocol = ["--protocol", "cifar10-one-class", "--encoded", "e", "--corpus", "c"]
-    done = CliRunner().invoke(app, ["evaluate", "s3://bucket/x", *protocol])
+    done = CliRunner().invoke(COMMANDS, ["evaluate", "s3://bucket/x", *protocol])
     assert done.exit_code == 2 and "TARGET with --encoded" in done.output, done.output
     assert list(tmp_path.iterdir()) == []
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +12,8 @@ import pytest
 
 if find_spec("open_clip") is None:
     pytest.skip("open_clip is not installed", allow_module_level=True)
+
+from command import run
 
 import bliss_index.encode
 from bliss_index.demo.scenes import OBJECT_KINDS, draw_scene
@@ -66,11 +66,9 @@ def test_shorter_text_gives_the_same_embeddings(encoder):
 
 
 def test_the_demo(tmp_path):
-    command = [sys.executable, "-m", "bliss_index", "demo", "--out", str(tmp_path / "d")]
-    command += ["--images", "8", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    command = ["demo", "--out", tmp_path / "d", "--json", "--images"]
+    out, _ = run(*command, 8)
+    result = json.loads(out)
     assert result["images"] == 8 * 18
     assert set(result["auroc"]) == {
         "BLISS", "raw similarity to the nearest label", "label term alone",
@@ -83,8 +81,7 @@ def test_the_demo(tmp_path):
     assert all(Path(path).exists() for path in result["files"].values())
     if find_spec("jinja2") and find_spec("matplotlib"):
         assert "castle" in (tmp_path / "d" / "report.html").read_text()
-    other = subprocess.run([*command[:-2], "9"], capture_output=True, text=True, check=False)
-    assert other.returncode == 1
-    assert "'images_per_class': 8, 'seed': 0}, asked for is {'images_per_class': 9" in other.stderr
-    again = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert json.loads(again.stdout)["auroc"] == result["auroc"]
+    _, err = run(*command, 9, code=1)
+    assert "'images_per_class': 8, 'seed': 0}, asked for is {'images_per_class': 9" in err
+    again, _ = run(*command, 8)
+    assert json.loads(again)["auroc"] == result["auroc"]

@@ -122,6 +122,7 @@ def test_ray_writes_the_same(job, whole, tmp_path):
     assert outputs(tmp_path / "s") == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_over_its_whole_life(tmp_path, workers):
     """SIGKILL, several times from the start to near the end: the same bytes, nothing left over."""
@@ -173,10 +174,15 @@ def test_killed_over_its_whole_life_with_ray(tmp_path):
     assert verify_scores(tmp_path / "b").ok
 
 
-def test_workers_end_with_their_parent(tmp_path):
-    slow = make_job(tmp_path, shards=40, rows=4000, entries=4000, dim=64)
+@pytest.fixture(scope="module")
+def many_parts(tmp_path_factory):
+    """A job that takes seconds, to be interrupted."""
+    return make_job(tmp_path_factory.mktemp("many"), shards=40, rows=4000, entries=4000, dim=64)
+
+
+def test_workers_end_with_their_parent(many_parts, tmp_path):
     process = subprocess.Popen(
-        score_command(slow, tmp_path / "s", "--workers", 2), stderr=subprocess.DEVNULL
+        score_command(many_parts, tmp_path / "s", "--workers", 2), stderr=subprocess.DEVNULL
     )
     try:
         workers = wait_for(lambda: len(c := children_of(process.pid)) >= 2 and c)
@@ -205,31 +211,30 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path):
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_keep_what_is_done(tmp_path, number, code):
-    slow = make_job(tmp_path, shards=40, rows=4000, entries=4000, dim=64)
-    for workers in (1, 2):
-        out = tmp_path / f"s{workers}"
-        process = subprocess.Popen(
-            score_command(slow, out, "--workers", workers), stderr=subprocess.PIPE, text=True
-        )
-        wait_for(lambda out=out: list(out.glob("_records/part-*.json")))
-        began = time.monotonic()
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert time.monotonic() - began < 10
-        assert process.returncode == code
-        assert "interrupted; what is done is kept" in errors
-        done = len(list(out.glob("_records/*.json")))
-        assert 0 < done < 40
-        assert not list(out.glob(".*.tmp"))
-        summary = run_job(slow.images, out, slow.settings())
-        assert summary.complete
-        assert summary.parts_earlier == done
+def test_ctrl_c_and_sigterm_keep_what_is_done(many_parts, tmp_path, number, code, workers):
+    slow, out = many_parts, tmp_path / "s"
+    process = subprocess.Popen(
+        score_command(slow, out, "--workers", workers), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: list(out.glob("_records/part-*.json")))
+    began = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 10
+    assert process.returncode == code
+    assert "interrupted; what is done is kept" in errors
+    done = len(list(out.glob("_records/*.json")))
+    assert 0 < done < 40
+    assert not list(out.glob(".*.tmp"))
+    summary = run_job(slow.images, out, slow.settings())
+    assert summary.complete
+    assert summary.parts_earlier == done
 
 
-def test_a_second_job_is_refused_while_the_first_lives(tmp_path):
-    slow = make_job(tmp_path, shards=30, rows=4000, entries=4000, dim=64)
+def test_a_second_job_is_refused_while_the_first_lives(many_parts, tmp_path):
+    slow = many_parts
     process = subprocess.Popen(score_command(slow, tmp_path / "s"), stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: list((tmp_path / "s").glob("part-*.parquet")))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from bulk_fixtures import scored, shard
+from command import run
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.report.verification import verify_directory
@@ -131,22 +130,15 @@ def test_no_address_of_a_foreign_directory_is_contacted(job, tmp_path, monkeypat
 def test_the_command(moved):
     scores, before, now = moved
 
-    def verify(*more):
-        command = [sys.executable, "-m", "bliss_index", "verify", str(scores), *map(str, more)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    done = verify()
-    assert done.returncode == 0, done.stderr
-    assert "all is well, as far as it could be checked" in done.stdout
-    assert f"not checked: the input is not at {before} any more" in done.stderr
-    done = verify("--json")
-    assert (done.returncode, len(json.loads(done.stdout)["unchecked"])) == (0, 1)
-    done = verify("--images", now)
-    assert done.returncode == 0, done.stderr
-    assert "checked" not in done.stdout + done.stderr
-    done = verify("--images", before)
-    assert done.returncode == 1
-    assert "problem: the input cannot be read" in done.stderr
+    out, err = run("verify", scores)
+    assert "all is well, as far as it could be checked" in out
+    assert f"not checked: the input is not at {before} any more" in err
+    out, _ = run("verify", scores, "--json")
+    assert len(json.loads(out)["unchecked"]) == 1
+    out, err = run("verify", scores, "--images", now)
+    assert "checked" not in out + err
+    _, err = run("verify", scores, "--images", before, code=1)
+    assert "problem: the input cannot be read" in err
 
 
 def test_images_belong_to_scores(job):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bliss_index.calibration import Calibration, ClassMoments, calibrate
+from bliss_index.calibration.variances import similarity_sums
 from bliss_index.errors import (
     CalibrationError,
     CorruptStoreError,
@@ -19,6 +20,7 @@ from bliss_index.errors import (
     OutputError,
     StoreError,
 )
+from bliss_index.search.native.backend import load_native
 from bliss_index.store import ModelIdentity
 
 
@@ -72,6 +74,38 @@ def test_statistics_of_an_entry_do_not_depend_on_the_others(rng):
         some_mu, some_sigma = moments.statistics(entries[chosen])
         np.testing.assert_array_equal(some_mu, mu[chosen])
         np.testing.assert_array_equal(some_sigma, sigma[chosen])
+
+
+NATIVE = load_native()[0]
+KERNELS = [] if NATIVE is None else NATIVE.kernel_names()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dim", [3, 24, 67])
+def test_compiled_sums_equal_those_of_numpy(rng, kernel, dtype, dim):
+    """For classes of one image, of fewer and of more than there are coordinates."""
+    images, entries, _, _ = clip_like(rng, 400, 1100, 1, dim, np.float64)
+    counts = (1, 2, 31, 32, 33, dim - 1, dim, 300)
+    moments = [ClassMoments.of(images[: max(1, count)]) for count in counts]
+    texts = entries.astype(dtype)
+    sums = similarity_sums(moments, texts, threads=3, kernel=kernel)
+    for c, one in enumerate(moments):
+        kept = images[: one.count]
+        products = texts.astype(np.float64) @ kept.T
+        np.testing.assert_allclose(sums[0][:, c], products.mean(1), rtol=1e-12, atol=1e-14)
+        expected = ((products - products.mean(1)[:, None]) ** 2).sum(1)
+        np.testing.assert_allclose(sums[1][:, c], expected, rtol=1e-9, atol=1e-14)
+    by_numpy = similarity_sums(moments, texts, native=False)
+    for compiled, plain in zip(sums, by_numpy, strict=True):
+        np.testing.assert_allclose(compiled, plain, rtol=1e-9, atol=1e-14)
+    # Nothing depends on threads, the instructions, or the other texts and classes.
+    for others in ({"threads": 1}, {"kernel": KERNELS[-1]}):
+        for one, same in zip(sums, similarity_sums(moments, texts, **others), strict=True):
+            np.testing.assert_array_equal(one, same)
+    some = similarity_sums(moments[3:6], texts[[1099, 4]], threads=2, kernel=kernel)
+    for one, part in zip(sums, some, strict=True):
+        np.testing.assert_array_equal(part, one[[1099, 4], 3:6])
 
 
 def test_deviations_survive_a_large_common_mean(rng):

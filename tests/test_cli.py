@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like, reference_scores
 from bulk_fixtures import scored, shard
+from command import run, run_apart
 
 from bliss_index.calibration.labels import Labels
 from bliss_index.cli import console, options
@@ -21,18 +21,6 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 
 MODEL = ["--model", "ViT-B-32", "--pretrained", "openai"]
-
-
-def run(*arguments, cwd=None, code=0):
-    """Run a command in its own process; return (stdout, stderr)."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bliss_index", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=120, check=False,
-        env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -455,3 +443,21 @@ def test_a_refused_output_keeps_every_file(chain, tmp_path, hidden):
         _, err = run(*command, "--out", tmp_path, cwd=folder, code=1)
         assert "is not empty and not a" in err
         assert {p.name for p in tmp_path.iterdir()} == {hidden, "thesis.tex"}
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments"),
+    [
+        (0, ["info", "corpus", "--json"]),
+        (1, ["verify", "labels.txt"]),
+        (2, ["score", "test", "--corpus"]),
+        (3, ["verify", "holes"]),
+    ],
+)
+def test_a_command_in_its_own_process_says_the_same(chain, code, arguments):
+    """So that what the tests see of `run` is what people see."""
+    folder, _ = chain
+    out, err = run_apart(*arguments, cwd=folder, code=code)
+    assert (out, err.replace("python -m bliss_index", "bliss-index")) == run(
+        *arguments, cwd=folder, code=code
+    )

@@ -75,6 +75,7 @@ def test_values_stay_on_their_line(store):
 
 
 def test_a_table_is_folded_to_a_terminal_and_nowhere_else(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
     cell = "word " * 60
     console.print_table("title " * 30, ["entry", "adds"], [[cell, "+0.1234"]])
     out = capsys.readouterr().out

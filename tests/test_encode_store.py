@@ -217,6 +217,7 @@ def killed_after(more, command, store, random):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "image"])
 def test_killed_and_continued(pictures, tmp_path, kind):
     """SIGKILL at random moments: the finished store is the uninterrupted one, byte for byte."""

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from test_cli import run
+from command import run
 
 if not all(map(find_spec, ("open_clip", "PIL"))):
     pytest.skip("the extra 'clip' is not installed", allow_module_level=True)

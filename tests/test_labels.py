@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bliss_reference import clip_like
-from test_cli import run
+from command import run
 
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.class_texts import ClassTexts

@@ -21,8 +21,7 @@ from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.native.backend import NativeBackend, load_native, why_unfit
 
 native, found_kernel = load_native()
-NAMES = ("amx-int8", "avx512-vnni", "avx2")
-KERNELS = [name for name in NAMES if native is not None and native.has_kernel(name)]
+KERNELS = [] if native is None else native.kernel_names()
 Array = npt.NDArray[Any]
 
 
@@ -153,6 +152,33 @@ def test_candidates_that_do_not_fit(kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_queries_with_many_near_entries_are_searched_again(kernel: str, dtype: Any) -> None:
+    # Clusters that the integer pass cannot look into: more entries than the first room holds, as
+    # many as the second does.
+    clusters = np.repeat(rows(31, 30, 32, np.float64), 200, axis=0)
+    vocabulary = np.unique((clusters + 3e-3 * rows(32, 6000, 32)).astype(dtype), axis=0)
+    queries = (rows(33, 300, 32, np.float64) + clusters[::20]).astype(dtype)
+    queries[7] = 0
+    for k in (3, 5):
+        counted = assert_exact(kernel, vocabulary, queries, k, capacity=64)
+        assert len(queries) // 2 < counted.second_rows <= len(queries)
+        assert counted.full_rows == 0
+        assert assert_exact(kernel, vocabulary, queries, k, capacity=1024).second_rows == 0
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bad_rows_are_named_beside_rows_that_are_searched_again(kernel: str) -> None:
+    clusters = np.repeat(rows(31, 30, 32), 200, axis=0)
+    vocabulary = clusters + 3e-3 * rows(32, 6000, 32)
+    queries = rows(33, 300, 32) + clusters[::20]
+    queries[[3, 250]] = np.nan
+    backend = NativeBackend(vocabulary, 5, threads=2, kernel=kernel, capacity=64)
+    with pytest.raises(InvalidInputError, match=r"row\(s\) 1003, 1250"):
+        backend.search(queries, 1000)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_calls_at_the_same_time(kernel: str) -> None:
     vocabulary, queries = rows(25, 3000, 40), rows(26, 700, 40)
     backend = NativeBackend(vocabulary, 10, threads=2, kernel=kernel)
@@ -182,10 +208,10 @@ room = ctypes.create_string_buffer(8192)
 stack = Stack(ctypes.addressof(room), 0, len(room))
 assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
 from bliss_index.search import _native
-print(_native.kernel_name(), _native.has_kernel("amx-int8"))
+print(*_native.kernel_names())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["avx512-vnni", "False"]
+    assert done.stdout.split() == ["avx512-vnni", "avx2"]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

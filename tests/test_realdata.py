@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from bliss_reference import reference_scores, unit
+from command import run
 from detector_reference import EXPECTED, DetectorData, expected_neglabel
 
 from bliss_index.calibration import Calibration
-from bliss_index.cli.app import app
 from bliss_index.evaluation.detector import Reference, blocks
 from bliss_index.evaluation.paper.protocols import all_but_one, one_class, random_classes
 from bliss_index.evaluation.registry import DETECTORS, make_detectors
@@ -33,10 +33,6 @@ class Caltech:
     classes: list[str]
     texts: np.ndarray
     labels: dict[str, np.ndarray]
-
-
-def run(*arguments) -> None:
-    app([str(a) for a in arguments], standalone_mode=False)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +102,7 @@ def reference(caltech, normal):
 
 
 @pytest.mark.parametrize("kind", ["one-class", "6 normal", "all-but-one"])
-def test_scores_and_auroc_equal_the_formulas(caltech, kind, capsys):
+def test_scores_and_auroc_equal_the_formulas(caltech, kind):
     count = len(caltech.classes)
     assert count == 69
     protocol = {
@@ -124,11 +120,11 @@ def test_scores_and_auroc_equal_the_formulas(caltech, kind, capsys):
         assert table.column("nearest_class").to_pylist() == [
             names[c] for c in expected.nearest_class
         ]
-        capsys.readouterr()
-        run("evaluate", caltech.folder / f"{kind}-{number}" / "scores", "--json",
+        out, _ = run(
+            "evaluate", caltech.folder / f"{kind}-{number}" / "scores", "--json",
             "--resamples", "0", "--labels",
             caltech.folder / f"{kind}-{number}" / "anomaly.npy")  # fmt: skip
-        printed = json.loads(capsys.readouterr().out)["auroc"]
+        printed = json.loads(out)["auroc"]
         assert round(printed, 4) == round(auroc(expected.anomaly, anomaly), 4)
 
 
@@ -170,9 +166,9 @@ def test_every_detector_on_real_images(caltech, kind):
         found = np.concatenate(
             [fitted.score_runs(block, runs) for _, block in blocks(test, reference)], axis=1
         )
-        for row, run in zip(found, runs, strict=True):
+        for row, classes in zip(found, runs, strict=True):
             if name == "neglabel":
-                expected = expected_neglabel(known, run, fitted.groups(run))
+                expected = expected_neglabel(known, classes, fitted.groups(classes))
             else:
-                expected = EXPECTED[name](known, run)
+                expected = EXPECTED[name](known, classes)
             np.testing.assert_allclose(row, expected, atol=1e-4, rtol=1e-4, err_msg=name)

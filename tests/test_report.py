@@ -8,7 +8,6 @@ import html
 import io
 import json
 import re
-import subprocess
 import sys
 from collections import Counter
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ import pytest
 if not all(map(find_spec, ("jinja2", "matplotlib", "PIL"))):
     pytest.skip("the extra 'report' is not installed", allow_module_level=True)
 
+from command import run
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -365,11 +365,7 @@ def test_bad_input(tmp_path, monkeypatch):
 
 def test_the_command(tmp_path):
     scores = write_scores(tmp_path / "s", [[("k", 1.0, "a"), ("l", 2.0, "a")]], ("a",))
-    done = subprocess.run(
-        [sys.executable, "-m", "bliss_index", "report", str(scores), "--json"],
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+    out, _ = run("report", scores, "--json")
+    summary = json.loads(out)
     assert summary["rows"] == 2
     assert Path(summary["path"]) == scores / "_report.html"

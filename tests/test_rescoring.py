@@ -16,8 +16,7 @@ from bliss_index.search.torch.backend import TorchBackend
 from bliss_index.search.torch.rescoring import PairProducts
 
 native = load_native()[0]
-NAMES = ("amx-int8", "avx512-vnni", "avx2")
-KERNELS = [name for name in NAMES if native is not None and native.has_kernel(name)]
+KERNELS = [] if native is None else native.kernel_names()
 TYPES = [np.float16, np.float32, np.float64]
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command import run
 from job_fixtures import result
-from test_cli import run
 
 from bliss_index.calibration import Calibration
 from bliss_index.demo.scenes import draw_scene, scene_vocabulary

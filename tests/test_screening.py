@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from bliss_reference import reference_scores
 from bulk_fixtures import scored
-from test_cli import MODEL, SCORE, chain, run
+from command import run
+from test_cli import MODEL, SCORE, chain
 
 from bliss_index.calibration import Calibration
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError

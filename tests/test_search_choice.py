@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from bliss_reference import clip_like
@@ -55,3 +58,22 @@ def test_a_choice_changes_no_result(data):
         first = first or found
         np.testing.assert_array_equal(found[0], first[0])
         np.testing.assert_array_equal(found[1], first[1])
+
+
+def test_a_choice_for_few_images_loads_no_library():
+    """Importing torch takes longer than such a job."""
+    script = """
+import sys
+import subprocess
+import sys
+
+import numpy as np
+from bliss_index.search.choice import choose_search
+from bliss_index.search.native.backend import load_native
+choose_search(np.eye(20, dtype=np.float32), 3, rows=10)
+print(load_native()[0] is None or not {"torch", "faiss"} & set(sys.modules))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"

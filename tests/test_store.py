@@ -161,6 +161,7 @@ def test_an_interrupted_writer_continues(tmp_path):
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path):
     """SIGKILL at random moments; run again until done; the same bytes as without any."""
     script = textwrap.dedent(

@@ -117,7 +117,7 @@ def flat(entries: Any) -> Search:
 
 def native(entries: Any, kernel: str) -> Search:
     extension = load_native()[0]
-    if extension is None or not extension.has_kernel(kernel):
+    if extension is None or kernel not in extension.kernel_names():
         pytest.skip(f"no kernel {kernel!r} here")
     return directly(NativeBackend(entries, K, threads=2, kernel=kernel))
 
@@ -133,6 +133,8 @@ ENGINES: dict[str, Callable[[Any], Search]] = {
     "native avx2": lambda e: native(e, "avx2"),
     "native avx512": lambda e: native(e, "avx512-vnni"),
     "native amx": lambda e: native(e, "amx-int8"),
+    "native i8mm": lambda e: native(e, "neon-i8mm"),
+    "native dotprod": lambda e: native(e, "neon-dotprod"),
     "torch float32": lambda e: directly(TorchBackend(e, K, precision="float32")),
     "torch bfloat16": lambda e: directly(TorchBackend(e, K, precision="bfloat16")),
     "torch tiles": lambda e: directly(TorchBackend(e, K, precision="float32", tile=(20, 350))),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run, run_apart
 from job_fixtures import result
 from object_store import s3_server, upload
 
@@ -36,10 +37,10 @@ def chain(tmp_path_factory):
     (folder / "classes.txt").write_text("cat\ntree\n")
     rng = np.random.default_rng(0)
     np.save(folder / "e.npy", rng.normal(size=(140_000, 8)).astype(np.float32))
-    run(folder, *COMMANDS["text"], "corpus")
-    run(folder, *COMMANDS["images"], "images")
-    run(folder, "calibrate", "images", "--classes", "classes.txt", "--assign",
-        "--out", "calibration")  # fmt: skip
+    run(*COMMANDS["text"], "corpus", cwd=folder)
+    run(*COMMANDS["images"], "images", cwd=folder)
+    run("calibrate", "images", "--classes", "classes.txt", "--assign",
+        "--out", "calibration", cwd=folder)  # fmt: skip
     return folder
 
 
@@ -55,31 +56,21 @@ COMMANDS = {
 }  # fmt: skip
 
 
-def run(folder, *arguments, code=0, **environment):
-    done = subprocess.run(
-        [sys.executable, "-m", "bliss_index", *map(str, arguments)],
-        capture_output=True, text=True, cwd=folder, timeout=300, check=False,
-        env={**os.environ, **environment},
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout, done.stderr
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("work", COMMANDS)
 def test_processes_and_tasks_write_the_same(chain, tmp_path, work):
     command = COMMANDS[work]
-    run(chain, *command, tmp_path / "one", "--workers", 1)
+    run(*command, tmp_path / "one", "--workers", 1, cwd=chain)
     whole = result(tmp_path / "one")
     assert len([name for name in whole if name.startswith("part-")]) > 2
-    run(chain, *command, tmp_path / "three", "--workers", 3)
+    run_apart(*command, tmp_path / "three", "--workers", 3, cwd=chain)
     assert result(tmp_path / "three") == whole
-    for task in (2, 0, 1, 3):
-        run(chain, *command, tmp_path / "tasks", "--task", f"{task}/4", "--workers", 1)
-    run(chain, *command, tmp_path / "tasks")
+    for number in (2, 0, 1, 3):
+        task = ["--task", f"{number}/4", "--workers", 1]
+        run_apart(*command, tmp_path / "tasks", *task, cwd=chain)
+    run_apart(*command, tmp_path / "tasks", cwd=chain)
     assert result(tmp_path / "tasks") == whole
-    run(chain, "verify", tmp_path / "tasks")
+    run("verify", tmp_path / "tasks")
 
 
 @pytest.mark.slow
@@ -87,7 +78,7 @@ def test_processes_and_tasks_write_the_same(chain, tmp_path, work):
 def test_a_cluster_of_three_nodes_writes_the_same(chain, tmp_path, work):
     pytest.importorskip("ray")
     command = COMMANDS[work]
-    run(chain, *command, tmp_path / "one", "--workers", 1)
+    run(*command, tmp_path / "one", "--workers", 1, cwd=chain)
     script = textwrap.dedent(
         """
         import json, os, subprocess, sys
@@ -131,14 +122,14 @@ def bucket(chain):
 @pytest.mark.parametrize("work", COMMANDS)
 def test_an_object_store_gives_and_gets_the_same(chain, bucket, tmp_path, work):
     there = [f"{bucket}/{word}" if (chain / word).exists() else word for word in COMMANDS[work]]
-    run(chain, *COMMANDS[work], tmp_path / "one", "--workers", 1)
+    run(*COMMANDS[work], tmp_path / "one", "--workers", 1, cwd=chain)
     whole = {n: data for n, data in result(tmp_path / "one").items() if n.startswith("part-")}
     uri = f"{bucket}/made/{work}"
-    run(tmp_path, *there, uri, "--workers", 2)
+    run_apart(*there, uri, "--workers", 2, cwd=tmp_path)
     directory = open_directory(uri)
     files = (name for name in directory.names() if name.startswith("part-"))
     assert {name: directory.read(name) for name in files} == whole
-    run(tmp_path, "verify", uri)
+    run("verify", uri, cwd=tmp_path)
 
 
 def test_a_source_that_changed_is_named(chain, tmp_path):
@@ -147,10 +138,10 @@ def test_a_source_that_changed_is_named(chain, tmp_path):
     for path in sorted((chain / "pictures").iterdir())[:200]:
         os.link(path, pictures / path.name)
     command = ["encode-images", "p", *MODEL, "--decoders", "0", "--out", "s"]
-    run(tmp_path, *command)
+    run(*command, cwd=tmp_path)
     (pictures / "000.png").unlink()
     (pictures / "000.png").write_bytes((pictures / "001.png").read_bytes())
-    _, err = run(tmp_path, *command)
+    _, err = run(*command, cwd=tmp_path)
     assert "1 of what was planned have changed since, their rows stay as they were: 000.png" in err
 
 
@@ -161,8 +152,8 @@ def test_keys_that_occur_in_two_parts_are_counted(tmp_path):
         np.save(tmp_path / "in" / f"{name}.npy", rows)
     keys = [f"k{i}" for i in range(10)] + ["k3"] + [f"l{i}" for i in range(9)]
     (tmp_path / "k.txt").write_text("\n".join(keys) + "\n")
-    _, err = run(tmp_path, "import", "in", "--kind", "image", "--model", "m", "--keys", "k.txt",
-                 "--out", "s")  # fmt: skip
+    _, err = run("import", "in", "--kind", "image", "--model", "m", "--keys", "k.txt",
+                 "--out", "s", cwd=tmp_path)  # fmt: skip
     assert "1 keys occur in several parts" in err
     manifest = EmbeddingStore.open(tmp_path / "s").manifest
     assert manifest.repeated_keys == {"count": 1, "first": ["k3"]}

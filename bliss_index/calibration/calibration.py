@@ -25,7 +25,8 @@ from bliss_index.calibration.files import (
     read_calibration,
     write_calibration,
 )
-from bliss_index.calibration.moments import ClassMoments, second_moment
+from bliss_index.calibration.moments import SIGMA_FLOOR, ClassMoments, second_moment, shrunken
+from bliss_index.calibration.variances import similarity_sums
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.search.isolation import isolated
 from bliss_index.storage.cache import local_copy
@@ -148,7 +149,11 @@ class Calibration:
 
     @isolated
     def statistics(
-        self, entries: npt.NDArray[Any], prior: npt.NDArray[np.float64] | None = None
+        self,
+        entries: npt.NDArray[Any],
+        prior: npt.NDArray[np.float64] | None = None,
+        *,
+        threads: int | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and deviation of the similarities of every class's images to some texts.
 
@@ -158,6 +163,9 @@ class Calibration:
             Text embeddings.
         prior : (C,) array, default=None
             :meth:`mean_variances` of the whole vocabulary; needed where `shrinkage` is not 0.
+        threads : int, default=None
+            Threads of the compiled code; by default BLISS_INDEX_THREADS, else all usable
+            processors. They change no result.
 
         Returns
         -------
@@ -169,14 +177,10 @@ class Calibration:
             The prior is missing.
         """
         towards = self._towards(prior)
-        rows = np.asarray(entries, dtype=np.float64)  # once for all classes
-        mu = np.empty((rows.shape[0], len(self.classes)))
-        sigma = np.empty_like(mu)
-        for c, moments in enumerate(self.moments):
-            mu[:, c], sigma[:, c] = moments.statistics(
-                rows, shrinkage=self.shrinkage, prior_variance=towards[c]
-            )
-        return mu, sigma
+        mu, squares = similarity_sums(self.moments, entries, threads=threads)
+        counts = np.array([moments.count for moments in self.moments])
+        variance = shrunken(np.maximum(squares, 0.0) / counts, counts, self.shrinkage, towards)
+        return mu, np.sqrt(variance) + SIGMA_FLOOR
 
     @isolated
     def label_statistics(

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.calibration.variances import similarity_sums
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.isolation import isolated
 
 SIGMA_FLOOR = 1e-8
 _BLOCK_ROWS = 4096
-_ENTRY_BLOCK = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,25 +122,10 @@ class ClassMoments:
         -------
         mu (m,) and sigma (m,), float64. An entry's values do not depend on the others'.
         """
-        rows = np.asarray(entries, dtype=np.float64)
-        m = rows.shape[0]
-        mu, sigma = np.empty(m), np.empty(m)
-        few = self.images
-        spread = self.spread()
-        for start in range(0, m, _ENTRY_BLOCK):
-            # Blocks of one size: a matrix product's last bits may depend on its shape.
-            block = np.zeros((_ENTRY_BLOCK, self.dim))
-            part = rows[start : start + _ENTRY_BLOCK]
-            block[: part.shape[0]] = part
-            product = block @ spread
-            other = block if few is None else product
-            square = np.einsum("ij,ij->i", product, other)[: part.shape[0]]
-            mu[start : start + _ENTRY_BLOCK] = (block @ self.mean)[: part.shape[0]]
-            variance = np.maximum(square, 0.0) / self.count
-            sigma[start : start + _ENTRY_BLOCK] = np.sqrt(
-                shrunken(variance, self.count, shrinkage, prior_variance)
-            )
-        return mu, sigma + SIGMA_FLOOR
+        mu, squares = similarity_sums([self], entries)
+        variance = np.maximum(squares[:, 0], 0.0) / self.count
+        variance = shrunken(variance, self.count, shrinkage, prior_variance)
+        return mu[:, 0], np.sqrt(variance) + SIGMA_FLOOR
 
     def mean_variance(self, second_moment: npt.NDArray[np.float64]) -> float:
         """Return the variance of the similarities to a text, on average over many texts.
@@ -176,17 +161,19 @@ class ClassMoments:
         return _scatter(self.images - self.mean)
 
 
-def shrunken(variance: Any, count: int, shrinkage: float, prior_variance: float) -> Any:
+def shrunken(variance: Any, count: Any, shrinkage: float, prior_variance: Any) -> Any:
     """Return (n variance + N tau^2) / (n + N); the variance itself, bit for bit, where N is 0.
 
     Parameters
     ----------
     variance : array or tensor of float64
         Population variances over n images.
-    count : int
+    count : int or array of int
         n, at least 1.
-    shrinkage, prior_variance : float
-        N and tau^2.
+    shrinkage : float
+        N.
+    prior_variance : float or array of float64
+        tau^2.
     """
     if not shrinkage:
         return variance

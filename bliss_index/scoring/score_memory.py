@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
 from bliss_index.scoring.scorer import BLOCK_ROWS
+from bliss_index.scoring.tables import entries_at_once
 
 MOST_BATCH_ROWS = 8192
 MOST_BATCH_ROWS_ON_GPU = 65536
 LEAST_BATCH_ROWS = 64
-_THREAD_BYTES = 12 << 20
+_THREAD_BYTES = 20 << 20
 
 
 def plan_memory(
@@ -59,7 +60,8 @@ def plan_memory(
         "search": entries * (dim + 64) + threads * _THREAD_BYTES,
         "tables": 2 * 4 * entries * classes,
         "calibration": calibration,
-        "blocks": BLOCK_ROWS * (8 * dim + 5 * 8 * classes),
+        "blocks": BLOCK_ROWS * (8 * dim + 5 * 8 * classes)
+        + entries_at_once(classes) * (10 * dim + 7 * 8 * classes),
         **(images or {}),
     }
     return fit_memory(

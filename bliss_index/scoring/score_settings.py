@@ -187,10 +187,11 @@ class ScoringInputs:
         from bliss_index.search.choice import choose_search
 
         choice = choose_search(
-            self.corpus.embeddings(),
+            self.corpus.shard(0).embeddings,
             settings.k,
             queries=queries,
             rows=rows,
+            size=self.corpus.rows,
             threads=settings.threads,
         )
         return replace(settings, search=choice.name), choice.reason

@@ -100,7 +100,7 @@ class BlissScorer:
         self.search = search
         self.calibration = calibration
         self.lam = float(lam)
-        self.tables = ExternalTables(vocabulary, calibration)
+        self.tables = ExternalTables(vocabulary, calibration, threads)
         self._texts = calibration.class_embeddings.T.copy()
         self._mu, self._sigma = calibration.label_statistics(self.tables.prior)
         self._native = None

@@ -10,7 +10,14 @@ import numpy.typing as npt
 from bliss_index.calibration import Calibration
 from bliss_index.search.isolation import isolated
 
-_ENTRY_ROWS = 256
+_LEAST_ENTRIES = 256
+_MOST_ENTRIES = 2048
+_MOST_PAIRS = 1 << 19
+
+
+def entries_at_once(classes: int) -> int:
+    """How many entries' rows are computed in one call, which bounds the memory it takes."""
+    return max(_LEAST_ENTRIES, min(_MOST_ENTRIES, _MOST_PAIRS // classes))
 
 
 class ExternalTables:
@@ -26,6 +33,8 @@ class ExternalTables:
         (W, d) text embeddings.
     calibration
         The normal classes.
+    threads
+        Threads of the compiled code; by default BLISS_INDEX_THREADS, else all usable processors.
 
     Attributes
     ----------
@@ -33,8 +42,11 @@ class ExternalTables:
         Mean variances over the vocabulary, where the calibration shrinks towards them.
     """
 
-    def __init__(self, vocabulary: npt.NDArray[Any], calibration: Calibration) -> None:
+    def __init__(
+        self, vocabulary: npt.NDArray[Any], calibration: Calibration, threads: int | None = None
+    ) -> None:
         self._vocabulary = vocabulary
+        self._threads = threads
         self._calibration = calibration
         self.prior = calibration.prior_of(vocabulary)
         shape = (vocabulary.shape[0], len(calibration.classes))
@@ -52,18 +64,21 @@ class ExternalTables:
     def require(self, ids: npt.NDArray[np.int64]) -> None:
         """Compute the rows of these entries, of any shape, unless they are known already.
 
-        A block costs the same however few entries it has, so it is filled with others that are
-        not known yet. Otherwise the rare entries of a long job would each cost a block.
+        All images of the classes are read, however few entries there are, so these are joined by
+        others that are not known yet. Otherwise the rare entries of a long job would cost most.
         """
         wanted = np.zeros_like(self._known)
         wanted[ids.reshape(-1)] = True
         missing = np.flatnonzero(wanted & ~self._known)
-        if free := -missing.size % _ENTRY_ROWS:
+        if missing.size and (free := max(0, _LEAST_ENTRIES - missing.size)):
             others = np.flatnonzero(~wanted & ~self._known)[:free]
             missing = np.concatenate([missing, others])
-        for start in range(0, missing.size, _ENTRY_ROWS):
-            entries = missing[start : start + _ENTRY_ROWS]
-            mu, sigma = self._calibration.statistics(self._vocabulary[entries], self.prior)
+        at_once = entries_at_once(self.scale.shape[1])
+        for start in range(0, missing.size, at_once):
+            entries = missing[start : start + at_once]
+            mu, sigma = self._calibration.statistics(
+                self._vocabulary[entries], self.prior, threads=self._threads
+            )
             self.scale[entries] = 1.0 / sigma
             self.shift[entries] = mu / sigma
             self._known[entries] = True

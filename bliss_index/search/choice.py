@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import MissingDependencyError
-from bliss_index.search.exact import available_backends, exact_search
+from bliss_index.search.exact import exact_search
 from bliss_index.search.protocol import TopKSearch
-from bliss_index.search.registry import FAISS, UNAVAILABLE
+from bliss_index.search.registry import ENGINES, FAISS
 
 _SAMPLE_ENTRIES = 8192
 _SAMPLE_QUERIES = 512
@@ -49,9 +50,10 @@ def choose_search(
     *,
     queries: npt.NDArray[Any] | None = None,
     rows: int | None = None,
+    size: int | None = None,
     threads: int | None = None,
 ) -> SearchChoice:
-    """Measure the exact ways that are installed, and name the fastest.
+    """Measure the exact ways that are installed, on the processor, and name the fastest.
 
     The way that is fastest on most machines comes first. The others are measured where the images
     to come would keep that one busy for a minute or more.
@@ -59,7 +61,7 @@ def choose_search(
     Parameters
     ----------
     vocabulary
-        (W, d) entries; 8192 of them are used.
+        (n, d) entries, all or some thousand of them; 8192 are used.
     k
         Results per query.
     queries
@@ -67,28 +69,31 @@ def choose_search(
         none.
     rows
         How many queries are to come. Where they are few, nothing is measured.
+    size
+        How many entries there are in all; by default those of `vocabulary`.
     threads
         Threads of the search.
     """
-    usable = [
-        name for name, what in available_backends().items() if not what.startswith(UNAVAILABLE)
-    ]
-    if rows is not None and 2.0 * rows * vocabulary.size < _LEAST_PRODUCTS:
-        return SearchChoice(usable[0], {}, f"{usable[0]} search (too few images to measure others)")
+    # One after another: some take a second to load.
+    usable = (e.name for e in ENGINES if e.on_processor and e.load().availability()[0])
+    first = next(usable)
+    size = vocabulary.shape[0] if size is None else size
+    if rows is not None and 2.0 * rows * size * vocabulary.shape[1] < _LEAST_PRODUCTS:
+        return SearchChoice(first, {}, f"{first} search (too few images to measure others)")
     step = max(1, vocabulary.shape[0] // _SAMPLE_ENTRIES)
     entries = np.ascontiguousarray(vocabulary[::step][:_SAMPLE_ENTRIES])
     sample = entries if queries is None or not queries.size else queries
     sample = np.ascontiguousarray(sample[:_SAMPLE_QUERIES])
     top = min(k, entries.shape[0])
     rates = {}
-    for name in (*usable, FAISS):
+    for name in chain([first], usable, [FAISS]):
         try:
             search = make_exact(name, entries, top, threads=threads)
         except MissingDependencyError:
             continue
         rates[name] = sample.shape[0] / _seconds(search.search, sample)
         if rows is not None and len(rates) == 1:
-            seconds = rows / rates[name] * vocabulary.shape[0] / entries.shape[0]
+            seconds = rows / rates[name] * size / entries.shape[0]
             if seconds < _LEAST_SECONDS:
                 reason = f"{name} search (about {seconds:.0f} s: too few images to measure others)"
                 return SearchChoice(name, rates, reason)

@@ -114,9 +114,10 @@ def find_duplicates(matrix: npt.NDArray[Any]) -> Duplicates | None:
     """Find the sets of bytewise identical rows of a C-contiguous matrix; None if all differ."""
     size = matrix.shape[0]
     digests = _digests(matrix)
-    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
-    if first.size == size:
+    ordered = np.sort(digests)
+    if not (ordered[1:] == ordered[:-1]).any():
         return None
+    _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
     leader = first[inverse]
     suspects = np.flatnonzero(leader != np.arange(size))
     for start in range(0, suspects.size, _ROWS_AT_ONCE):
@@ -138,13 +139,16 @@ def _as_bytes(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 
 def _digests(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     """One number per row, equal for identical rows: a random linear form of its words."""
-    words = matrix.view(np.dtype(f"u{matrix.itemsize}"))
+    row_bytes = matrix.itemsize * matrix.shape[1]
+    wide = row_bytes % 8 == 0
+    words = matrix.view(np.uint64 if wide else f"u{matrix.itemsize}")
     factors = np.random.default_rng(20240717).integers(
-        1, 2**63, size=matrix.shape[1], dtype=np.uint64
+        1, 2**63, size=words.shape[1], dtype=np.uint64
     )
     factors |= np.uint64(1)
     digests = np.empty(matrix.shape[0], dtype=np.uint64)
     for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
-        part = words[start : start + _ROWS_AT_ONCE].astype(np.uint64)
-        digests[start : start + _ROWS_AT_ONCE] = part @ factors
+        part = words[start : start + _ROWS_AT_ONCE]
+        part = part.astype(np.uint64, copy=False)
+        digests[start : start + _ROWS_AT_ONCE] = np.einsum("ij,j->i", part, factors)
     return digests

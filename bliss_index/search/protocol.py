@@ -125,6 +125,8 @@ class SearchStatistics:
         could not decide the last bit of a float32 similarity.
     full_rows
         Query rows whose candidates overflowed, and that were searched again in full.
+    second_rows
+        Query rows whose candidates overflowed once, and that were searched again with more room.
     """
 
     queries: int = 0
@@ -132,6 +134,7 @@ class SearchStatistics:
     rescored: int = 0
     resolved: int = 0
     full_rows: int = 0
+    second_rows: int = 0
 
     def __add__(self, other: SearchStatistics) -> SearchStatistics:
         return SearchStatistics(
@@ -140,6 +143,7 @@ class SearchStatistics:
             self.rescored + other.rescored,
             self.resolved + other.resolved,
             self.full_rows + other.full_rows,
+            self.second_rows + other.second_rows,
         )
 
     @property

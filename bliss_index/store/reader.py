@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bliss_index.devices import thread_count
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.jobs.manifest import PartFile
 from bliss_index.storage import open_directory
@@ -313,8 +315,16 @@ class EmbeddingStore:
         if len(self.shards) == 1:
             return self.shard(0).embeddings.astype(target, copy=False)
         matrix = np.empty((self.rows, self.dim), dtype=target)
-        for shard in self.iter_shards():
+
+        def fill(index: int) -> None:
+            shard = self.shard(index)
             matrix[shard.start : shard.start + shard.rows] = shard.embeddings
+
+        # Hashing and copying release the interpreter's lock. Of an object store, one is held.
+        together = thread_count(None) if isinstance(self._directory, LocalDirectory) else 1
+        with ThreadPoolExecutor(max(1, min(together, len(self.shards)))) as pool:
+            for _ in pool.map(fill, range(len(self.shards))):
+                pass
         return matrix
 
     def good_embeddings(self) -> npt.NDArray[Any]:

@@ -1,1 +1,1 @@
-"""The native exact search: C++ kernels for x86-64, and their loading."""
+"""The native exact search: C++ kernels for x86-64 and Arm, and their loading."""

@@ -1,4 +1,4 @@
-"""Certified exact top-k with the package's own x86-64 kernels.
+"""Certified exact top-k with the package's own kernels for x86-64 and Arm.
 
 Both sides are centred and rotated, quantised to int8, and multiplied in integers; a rigorous bound
 decides which entries are rescored in float32, then in float64. ``docs/certificate.md`` derives it.
@@ -30,10 +30,12 @@ def load_native() -> tuple[ModuleType | None, str]:
         from bliss_index.search import _native
     except ImportError as error:
         return None, f"extension not built or not loadable ({error})"
-    kernel = _native.kernel_name()
-    if not kernel:
-        return None, "this processor has neither AVX-512 VNNI nor AVX2 with FMA"
-    return _native, kernel
+    kernels = _native.kernel_names()
+    if not kernels:
+        return None, (
+            "this processor has neither AVX-512 VNNI nor AVX2 with FMA, nor Arm's dot products"
+        )
+    return _native, kernels[0]
 
 
 def why_unfit(vocabulary: npt.NDArray[Any]) -> str:
@@ -90,11 +92,12 @@ class NativeBackend:
         reason = why_unfit(vocabulary)
         if reason:
             raise InvalidInputError(f"backend 'native' cannot be used: {reason}; use 'torch'")
-        if not native.has_kernel(kernel):
+        if kernel and kernel not in native.kernel_names():
             raise InvalidInputError(f"kernel {kernel!r} cannot run here, {found!r} can")
-        largest = largest_magnitude(vocabulary)
-        if vocabulary.dtype == np.float32 and not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:
-            vocabulary = vocabulary.astype(np.float64)  # float32 products could leave their range
+        if vocabulary.dtype == np.float32:
+            largest = largest_magnitude(vocabulary)
+            if not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:  # products may leave it
+                vocabulary = vocabulary.astype(np.float64)
         self._vocabulary = vocabulary  # the engine reads it for as long as it lives
         self._k = k
         self._threads = threads

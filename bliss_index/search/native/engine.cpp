@@ -11,6 +11,10 @@
 namespace bliss {
 namespace {
 
+constexpr std::size_t kManyEntries = 65536;  // of which many are near each other
+constexpr std::size_t kCapacity = 512, kCapacityForMany = 2048;
+constexpr std::size_t kNumbers = (std::size_t(8) << 20) / 12;  // of candidates of a thread: 8 MiB
+
 float above(double value) { return float(value * (1 + 1e-6)) + 0x1p-100f; }
 
 template <class Body>
@@ -47,6 +51,7 @@ void Counts::add(const Counts& other) {
   rescored += other.rescored;
   resolved += other.resolved;
   full_rows += other.full_rows;
+  second_rows += other.second_rows;
 }
 
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
@@ -54,13 +59,8 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
     : entries_(entries), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
       padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
       panels_((entries.count + layout_.panel - 1) / layout_.panel),
-      panel_bytes_(layout_.panel * layout_.depth * steps_), capacity_(tuning.capacity + 8 * k),
-      first_trigger_(std::min(std::max(tuning.first_trigger, 2 * k), capacity_)) {
-  // Large k: fewer queries at a time, so that a thread's workspace stays within about 8 MiB.
-  const std::size_t fitting = (std::size_t(8) << 20) / (12 * capacity_);
-  query_block_ = tuning.query_block ? tuning.query_block : kernel.block;
-  query_block_ = std::min(query_block_, std::max(fitting, layout_.group));
-  query_block_ = std::max(layout_.group, query_block_ / layout_.group * layout_.group);
+      panel_bytes_(layout_.panel * layout_.depth * steps_) {
+  make_rooms(tuning);
   // Panels are visited with a stride near the golden ratio: a sorted vocabulary is then no worse.
   stride_ = std::max<std::size_t>(1, std::size_t(double(panels_) * 0.6180339887));
   const auto common = [](std::size_t a, std::size_t b) {
@@ -77,28 +77,32 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
 
 Engine::~Engine() = default;
 
-void Engine::read_entry(std::size_t id, double* out) const {
-  read_row(entries_, id, out);
-  for (std::size_t i = 0; i < dim_; ++i) out[i] *= inverse_scale_;
+void Engine::make_rooms(const Tuning& tuning) {
+  const std::size_t group = layout_.group;
+  // The more candidates a query may have, the fewer queries share out a thread's room.
+  const auto room = [&](std::size_t capacity, std::size_t numbers) {
+    const std::size_t stride = capacity + layout_.panel + 16;
+    return Room{std::max(group, numbers / stride / group * group), capacity, stride, true};
+  };
+  const bool many = entries_.count >= kManyEntries;
+  const std::size_t capacity =
+      (tuning.capacity ? tuning.capacity : many ? kCapacityForMany : kCapacity) + 8 * k_;
+  const std::size_t most = tuning.query_block ? tuning.query_block : kernel_.block;
+  const std::size_t all = most * (capacity + layout_.panel + 16);
+  rooms_ = {room(capacity, std::min(all, many ? 2 * kNumbers : kNumbers))};
+  const Room& first = rooms_.front();
+  first_trigger_ = std::min(std::max(tuning.first_trigger, 2 * k_), capacity);
+  const std::size_t more = std::min(8 * capacity, entries_.count / 2);
+  if (more < 2 * capacity) return;
+  const Room second = room(more, first.queries * first.stride);
+  rooms_.front().last = false;
+  rooms_.push_back(second);
 }
 
-void Engine::rotate(double* v) const {
-  const std::size_t size = rotation_.block;
-  const auto transform = [size](double* part, const float* signs) {
-    for (std::size_t i = 0; i < size; ++i) part[i] *= double(signs[i]);
-    for (std::size_t half = 1; half < size; half *= 2)
-      for (std::size_t start = 0; start < size; start += 2 * half)
-        for (std::size_t i = start; i < start + half; ++i) {
-          const double a = part[i], b = part[i + half];
-          part[i] = a + b;
-          part[i + half] = a - b;
-        }
-    const double scale = 1.0 / std::sqrt(double(size));
-    for (std::size_t i = 0; i < size; ++i) part[i] *= scale;
-  };
-  if (!size) return;
-  transform(v, rotation_.signs_first);
-  if (rotation_.signs_last) transform(v + (dim_ - size), rotation_.signs_last);
+std::size_t Engine::most_candidates() const {
+  std::size_t most = 0;
+  for (const Room& room : rooms_) most = std::max(most, room.queries * room.stride);
+  return most;
 }
 
 void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
@@ -118,15 +122,8 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   const std::size_t pieces = (entries_.count + piece - 1) / piece;
   std::vector<double> largest(pieces, 0.0), sums(pieces * dim_, 0.0);
   const bool measured = for_each_index(pieces, threads, idle, [&](std::size_t p, std::size_t) {
-    std::vector<double> row(dim_);
-    const std::size_t stop = std::min(entries_.count, (p + 1) * piece);
-    for (std::size_t id = p * piece; id < stop; ++id) {
-      read_row(entries_, id, row.data());
-      for (std::size_t i = 0; i < dim_; ++i) {
-        largest[p] = std::max(largest[p], std::fabs(row[i]));
-        sums[p * dim_ + i] += row[i] / double(entries_.count);
-      }
-    }
+    const std::size_t first = p * piece, count = std::min(piece, entries_.count - first);
+    kernel_.measure(entries_.row(first), entries_.type, count, dim_, &largest[p], &sums[p * dim_]);
   });
   if (!measured) throw Interrupted();
   const double top = *std::max_element(largest.begin(), largest.end());
@@ -135,11 +132,12 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   mean_.assign(dim_, 0.0);
   for (std::size_t p = 0; p < pieces; ++p)
     for (std::size_t i = 0; i < dim_; ++i)
-      mean_[i] += std::ldexp(sums[p * dim_ + i], -exponent_);
+      mean_[i] += std::ldexp(sums[p * dim_ + i] / double(entries_.count), -exponent_);
   double square = 0;
   for (double m : mean_) square += m * m;
   mean_norm_ = std::sqrt(square) * (1 + 1e-9);
-  mean32_.assign(mean_.begin(), mean_.end());
+  mean32_.assign(padded_, 0.0f);
+  std::copy(mean_.begin(), mean_.end(), mean32_.begin());
 
   const std::size_t slots = panels_ * layout_.panel, bytes = panels_ * panel_bytes_;
   codes_ = make_large_array<std::int8_t>(bytes);
@@ -149,9 +147,12 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   residual_.assign(slots, 0.0f);
   panel_bounds_.assign(panels_, Bound{0, 0});
   norms_.assign(entries_.count, 0.0f);
-  std::vector<std::vector<double>> work(threads);
+  std::vector<AlignedVector<float>> work(threads);
+  std::vector<AlignedVector<std::int8_t>> codes(threads);
   const bool packed = for_each_index(panels_, threads, idle, [&](std::size_t p, std::size_t worker) {
-    pack_panel(p, work[worker]);
+    work[worker].resize(padded_);
+    codes[worker].resize(padded_);
+    pack_panel(p, work[worker].data(), codes[worker].data());
   });
   if (!packed) throw Interrupted();
   for (const Bound& b : panel_bounds_) {
@@ -160,42 +161,24 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   }
 }
 
-void Engine::pack_panel(std::size_t p, std::vector<double>& work) {
-  work.resize(dim_);
-  std::int8_t* out = codes_.get() + p * panel_bytes_;
+void Engine::pack_panel(std::size_t p, float* work, std::int8_t* codes) {
+  std::int8_t* const out = codes_.get() + p * panel_bytes_;
   std::memset(out, 0, panel_bytes_);
   const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
   for (std::size_t id = p * layout_.panel; id < stop; ++id) {
+    const PreparedEntry entry =
+        kernel_.prepare_entry(entries_.row(id), entries_.type, inverse_scale_, mean_.data(),
+                              rotation_, work, codes);
     const std::size_t lane = id - p * layout_.panel;
-    read_entry(id, work.data());
-    double raw = 0, centred = 0, largest = 0, left = 0;
-    for (std::size_t i = 0; i < dim_; ++i) {
-      raw += work[i] * work[i];
-      work[i] -= mean_[i];
-      centred += work[i] * work[i];
-    }
-    rotate(work.data());
-    for (std::size_t i = 0; i < dim_; ++i) largest = std::max(largest, std::fabs(work[i]));
-    const float step = float(largest / 127.0);
-    const double inverse = step > 0x1p-100f ? 1.0 / double(step) : 0.0;
-    step_[id] = inverse > 0 ? step : 0.0f;
-    std::int32_t sum = 0;
-    for (std::size_t i = 0; i < dim_; ++i) {
-      const double scaled = work[i] * inverse;
-      const int code = std::max(-127, std::min(127, int(scaled + std::copysign(0.5, scaled))));
-      sum += code;
-      out[layout_.entry_offset(lane, i)] = std::int8_t(code);
-      const double rest = work[i] - double(step_[id]) * code;
-      left += rest * rest;
-    }
-    correction_[id] = -kernel_.query_offset * sum;
-    norms_[id] = above(std::sqrt(raw));
-    // The rotation runs in float64: 2^-45 of all that goes in covers its rounding many times.
-    const double rounding = 0x1p-45 * (std::sqrt(raw) + mean_norm_ + std::sqrt(centred));
-    centred_norm_[id] = above(std::sqrt(centred) + rounding);
-    residual_[id] = above(std::sqrt(left) + rounding);
-    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, centred_norm_[id]);
-    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, residual_[id]);
+    for (std::size_t i = 0; i < dim_; i += layout_.unit)
+      std::memcpy(out + layout_.entry_offset(lane, i), codes + i, layout_.unit);
+    step_[id] = entry.step;
+    correction_[id] = -kernel_.query_offset * entry.sum;
+    norms_[id] = entry.norm;
+    centred_norm_[id] = entry.centred_norm;
+    residual_[id] = entry.residual;
+    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, entry.centred_norm);
+    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, entry.residual);
   }
 }
 
@@ -263,7 +246,7 @@ std::unique_ptr<Workspace> Engine::take_workspace() {
   return std::unique_ptr<Workspace>(new Workspace(*this));
 }
 
-void Engine::give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most) {
+void Engine::give_back(Workspaces& workspaces, std::size_t most) {
   const std::lock_guard<std::mutex> lock(workspaces_mutex_);
   for (auto& workspace : workspaces)
     if (workspace && workspaces_.size() < most) workspaces_.push_back(std::move(workspace));
@@ -272,45 +255,93 @@ void Engine::give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std:
 bool Engine::search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
                     double* values, std::int64_t* ids, Counts& counts,
                     std::vector<std::int64_t>& bad) {
-  // As many blocks for every thread, as large as they may be.
-  const std::size_t turns = (queries.count + threads * query_block_ - 1) / (threads * query_block_);
-  const std::size_t share = std::max<std::size_t>(1, turns * threads);
-  const std::size_t group = layout_.group;
-  const std::size_t block =
-      std::max(group, ((queries.count + share - 1) / share + group - 1) / group * group);
-  const std::size_t blocks = (queries.count + block - 1) / block;
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
-  std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
-  const bool done = for_each_index(blocks, threads, idle, [&](std::size_t b, std::size_t worker) {
-    if (!workspaces[worker]) workspaces[worker] = take_workspace();
-    workspaces[worker]->search(*centre, queries, b * block,
-                               std::min(queries.count, (b + 1) * block), values, ids);
-  });
+  Workspaces workspaces(threads);
+  bool done = search_blocks(rooms_.front(), *centre, queries, nullptr, idle, workspaces, values, ids);
+  std::vector<Unsettled> left;
   for (const auto& workspace : workspaces)
-    if (workspace) workspace->report(counts, bad);
+    if (workspace) workspace->report(counts, bad, left);
+  if (done && !left.empty()) {
+    counts.second_rows += left.size();
+    done = search_again(*centre, queries, left, idle, workspaces, values, ids);
+    for (const auto& workspace : workspaces)
+      if (workspace) workspace->report(counts, bad, left);
+  }
   give_back(workspaces, threads);
   std::sort(bad.begin(), bad.end());
   return done;
 }
 
+bool Engine::search_blocks(const Room& room, const Centre& centre, const Rows& queries,
+                           const float* thresholds, const std::function<bool()>& idle,
+                           Workspaces& workspaces, double* values, std::int64_t* ids) {
+  // As many blocks for every thread, as large as they may be.
+  const std::size_t threads = workspaces.size(), group = layout_.group;
+  const std::size_t turns =
+      (queries.count + threads * room.queries - 1) / (threads * room.queries);
+  const std::size_t share = std::max<std::size_t>(1, turns * threads);
+  const std::size_t block =
+      std::max(group, ((queries.count + share - 1) / share + group - 1) / group * group);
+  const std::size_t blocks = (queries.count + block - 1) / block;
+  return for_each_index(blocks, threads, idle, [&](std::size_t b, std::size_t worker) {
+    if (!workspaces[worker]) workspaces[worker] = take_workspace();
+    workspaces[worker]->search(room, centre, queries, thresholds, b * block,
+                               std::min(queries.count, (b + 1) * block), values, ids);
+  });
+}
+
+// The queries that are left, side by side, in the second room: as many at a time as all threads have
+// room for.
+bool Engine::search_again(const Centre& centre, const Rows& queries, std::vector<Unsettled>& left,
+                          const std::function<bool()>& idle, Workspaces& workspaces,
+                          double* values, std::int64_t* ids) {
+  std::sort(left.begin(), left.end(),
+            [](const Unsettled& a, const Unsettled& b) { return a.row < b.row; });
+  const std::size_t most = std::min(left.size(), workspaces.size() * rooms_.back().queries);
+  const std::size_t bytes = queries.dim * type_bytes(queries.type);
+  std::vector<char> rows(most * bytes);
+  std::vector<float> thresholds(most);
+  std::vector<double> found_values(most * k_);
+  std::vector<std::int64_t> found_ids(most * k_);
+  for (std::size_t first = 0; first < left.size(); first += most) {
+    const std::size_t count = std::min(most, left.size() - first);
+    for (std::size_t i = 0; i < count; ++i) {
+      std::memcpy(rows.data() + i * bytes, queries.row(left[first + i].row), bytes);
+      thresholds[i] = left[first + i].threshold;
+    }
+    if (!search_blocks(rooms_.back(), centre, {rows.data(), queries.type, count, queries.dim},
+                       thresholds.data(), idle, workspaces, found_values.data(), found_ids.data()))
+      return false;
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::size_t row = left[first + i].row;
+      std::copy_n(found_values.begin() + i * k_, k_, values + row * k_);
+      std::copy_n(found_ids.begin() + i * k_, k_, ids + row * k_);
+    }
+  }
+  left.clear();
+  return true;
+}
+
 bool Engine::intervals(const Rows& queries, double* lower, double* upper) {
-  if (capacity_ < entries_.count) return false;
+  const Room& room = rooms_.front();
+  if (room.capacity < entries_.count) return false;
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   Workspace workspace(*this);
-  for (std::size_t first = 0; first < queries.count; first += query_block_)
-    workspace.intervals(*centre, queries, first, std::min(queries.count, first + query_block_),
-                        lower, upper);
+  for (std::size_t first = 0; first < queries.count; first += room.queries)
+    workspace.intervals(room, *centre, queries, first,
+                        std::min(queries.count, first + room.queries), lower, upper);
   return true;
 }
 
 double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
-  const std::size_t blocks = (count + query_block_ - 1) / query_block_;
-  std::vector<std::unique_ptr<Workspace>> workspaces(std::min(threads, blocks));
+  const Room& room = rooms_.front();
+  const std::size_t blocks = (count + room.queries - 1) / room.queries;
+  Workspaces workspaces(std::min(threads, blocks));
   for (auto& workspace : workspaces) workspace = take_workspace();
   const auto start = std::chrono::steady_clock::now();
   for_each_index(blocks, threads, never_stop, [&](std::size_t, std::size_t worker) {
-    workspaces[worker]->score_only(*centre);
+    workspaces[worker]->score_only(room, *centre);
   });
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
   give_back(workspaces, threads);
@@ -321,10 +352,12 @@ std::size_t Engine::memory_bytes(std::size_t threads) const {
   const std::size_t slots = panels_ * layout_.panel;
   const std::size_t packed = panels_ * panel_bytes_ + slots * sizeof(float) * 5 +
                              entries_.count * sizeof(float);
-  const std::size_t per_query = row_stride() * 12 + steps_ * layout_.depth + 192;
+  const std::size_t per_query = steps_ * layout_.depth + 192;
   const std::size_t pairs = most_pairs() * (2 * sizeof(Pair) + sizeof(Candidate));
-  // A row searched in full keeps a candidate per entry.
-  return packed + threads * (query_block_ * per_query + pairs + most_grouped() * sizeof(std::uint32_t) +
+  // A row searched in full keeps a candidate per entry; one searched again is copied before.
+  const std::size_t again = rooms_.size() > 1 ? rooms_.back().queries * (8 * dim_ + 16 * k_) : 0;
+  return packed + threads * (rooms_.front().queries * per_query + most_candidates() * 12 + pairs + again +
+                             most_grouped() * sizeof(std::uint32_t) +
                              entries_.count * sizeof(Candidate));
 }
 

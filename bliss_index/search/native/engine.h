@@ -21,6 +21,7 @@ struct Counts {
   std::uint64_t rescored = 0;    // evaluated in float64
   std::uint64_t resolved = 0;    // evaluated exactly
   std::uint64_t full_rows = 0;   // searched in full
+  std::uint64_t second_rows = 0;  // searched a second time, with more room
   void add(const Counts& other);
 };
 
@@ -37,7 +38,7 @@ struct Rows {
 
 struct Tuning {
   std::size_t query_block = 0;     // queries that one thread works on at a time; 0: the kernel's
-  std::size_t capacity = 512;     // candidates kept per query, and 8 k more
+  std::size_t capacity = 0;       // candidates kept per query, and 8 k more; 0: by the vocabulary
   std::size_t first_trigger = 64;  // candidates before the first selection; 2 k at least
 };
 
@@ -48,6 +49,20 @@ bool for_each_index(std::size_t count, std::size_t threads, const std::function<
 
 // An engine that was not finished, because `idle` asked to stop.
 struct Interrupted {};
+
+// The room that a thread has for candidates, shared out among the queries of a block.
+struct Room {
+  std::size_t queries;   // of a block
+  std::size_t capacity;  // candidates of a query
+  std::size_t stride;    // with room for one panel's and for a full vector after the last
+  bool last;             // a query that needs more is searched in full, at once
+};
+
+// A query that had too little room, and a lower end that k entries reach.
+struct Unsettled {
+  std::size_t row;
+  float threshold;
+};
 
 class Workspace;
 
@@ -79,7 +94,7 @@ class Engine {
 
   // Of the packed entries, and of the workspaces of one call. Calls at the same time have their own.
   std::size_t memory_bytes(std::size_t threads) const;
-  std::size_t query_block() const { return query_block_; }
+  std::size_t query_block() const { return rooms_.front().queries; }
   const Kernel& kernel() const { return kernel_; }
 
  private:
@@ -91,19 +106,25 @@ class Engine {
     float largest_bias = 0;
   };
 
+  using Workspaces = std::vector<std::unique_ptr<Workspace>>;
   std::unique_ptr<Workspace> take_workspace();
-  void give_back(std::vector<std::unique_ptr<Workspace>>& workspaces, std::size_t most);
+  void give_back(Workspaces& workspaces, std::size_t most);
+  void make_rooms(const Tuning& tuning);
+  // Search blocks of the queries; thresholds, where there are any, say what k entries reach.
+  bool search_blocks(const Room& room, const Centre& centre, const Rows& queries,
+                     const float* thresholds, const std::function<bool()>& idle,
+                     Workspaces& workspaces, double* values, std::int64_t* ids);
+  bool search_again(const Centre& centre, const Rows& queries, std::vector<Unsettled>& left,
+                    const std::function<bool()>& idle, Workspaces& workspaces, double* values,
+                    std::int64_t* ids);
   void pack(std::size_t threads, const std::function<bool()>& idle);
-  void pack_panel(std::size_t panel, std::vector<double>& work);
-  void read_entry(std::size_t id, double* out) const;  // scaled by 2^-exponent_
+  void pack_panel(std::size_t panel, float* work, std::int8_t* codes);
   Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;
-  // Candidates of a query, with room for one panel's and for a full vector after the last.
-  std::size_t row_stride() const { return capacity_ + layout_.panel + 16; }
+  // Candidates of all queries of a block, in any room.
+  std::size_t most_candidates() const;
   // Pairs of queries and entries that are rescored together; entries that such pairs are grouped by.
-  std::size_t most_pairs() const { return std::max<std::size_t>(32768, capacity_); }
+  std::size_t most_pairs() const { return std::max<std::size_t>(32768, rooms_.back().capacity); }
   std::size_t most_grouped() const { return std::min(entries_.count, most_pairs()); }
-  void rotate(double* v) const;
-
   const std::int8_t* codes_of(std::size_t panel) const { return codes_.get() + panel * panel_bytes_; }
 
   Rows entries_;
@@ -113,7 +134,8 @@ class Engine {
   std::size_t padded_;       // dim in whole vectors
   std::size_t steps_;        // of the kernel
   std::size_t panels_, panel_bytes_, stride_;
-  std::size_t query_block_, capacity_, first_trigger_;
+  std::vector<Room> rooms_;  // one, or a second with more room for fewer queries
+  std::size_t first_trigger_;
   int exponent_ = 0;
   double inverse_scale_ = 1;  // 2^-exponent_
   double mean_norm_ = 0;

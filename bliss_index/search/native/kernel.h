@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "ordering.h"
 
@@ -22,18 +23,19 @@ inline std::size_t type_bytes(Type type) {
 }
 
 // How codes lie in memory. Entries come in panels, queries in groups, coordinates in steps; inside a
-// step of a panel, tiles of entries follow each other, four coordinates of an entry stay together.
+// step of a panel, tiles of entries follow each other, a unit of coordinates of an entry stays together.
 struct Layout {
   std::size_t panel;  // entries
   std::size_t tile;   // entries that lie side by side; divides `panel`
   std::size_t group;  // queries
-  std::size_t depth;  // coordinates in a step, a multiple of 4
+  std::size_t depth;  // coordinates in a step, a multiple of the unit
+  std::size_t unit = 4;
 
   std::size_t steps(std::size_t dim) const { return (dim + depth - 1) / depth; }
   // From the start of a panel, and of a group.
   std::size_t entry_offset(std::size_t lane, std::size_t i) const {
     return i / depth * (depth * panel) + lane / tile * (depth * tile) +
-           i % depth / 4 * (4 * tile) + lane % tile * 4 + i % 4;
+           i % depth / unit * (unit * tile) + lane % tile * unit + i % unit;
   }
   std::size_t query_offset(std::size_t lane, std::size_t i) const {
     return i / depth * (depth * group) + lane * depth + i % depth;
@@ -109,6 +111,15 @@ struct Prepared {
   float deviation;  // |rotated query - quantised query|, all rounding included
 };
 
+// An entry made ready for it. Norms are upper bounds.
+struct PreparedEntry {
+  float step;
+  std::int32_t sum;    // of the codes
+  float norm;          // |entry|
+  float centred_norm;  // |entry - mean|
+  float residual;      // |rotated centred entry - quantised entry|, all rounding included
+};
+
 struct Rotation {
   std::size_t dim;
   std::size_t block;         // power of two; 0: no rotation
@@ -149,16 +160,23 @@ struct Kernel {
   // Codes have query_offset added.
   Prepared (*prepare)(const float* x32, bool rounded, const float* centre, float centre_square,
                       const Rotation&, float* work, std::uint8_t* codes);
+  // Raise `largest` to the largest magnitude of rows of finite numbers, and add them to `sums`.
+  void (*measure)(const void* rows, Type type, std::size_t count, std::size_t dim, double* largest,
+                  double* sums);
+  // Quantise row * scale - mean. Codes are signed, and zero from dim on; `work` has room for padded.
+  PreparedEntry (*prepare_entry)(const void* row, Type type, double scale, const double* mean,
+                                 const Rotation&, float* work, std::int8_t* codes);
   float (*dot32_f16)(const float*, const std::uint16_t*, std::size_t);
   float (*dot32_f32)(const float*, const float*, std::size_t);
   double (*dot64_f16)(const double*, const std::uint16_t*, std::size_t);
   double (*dot64_f32)(const double*, const float*, std::size_t);
   double (*dot64_f64)(const double*, const double*, std::size_t);
-  // Rows (rows x dim) with class texts, a multiple of kClassUnit of them: (rows x classes).
-  void (*class_products64)(const double* x, std::size_t rows, std::size_t dim, const double* texts,
-                           std::size_t classes, double* out);
-  void (*class_products32)(const float* x, std::size_t rows, std::size_t dim, const float* texts,
-                           std::size_t classes, float* out);
+  // The first `dim` coordinates of rows, `apart` from each other, with class texts, a multiple of
+  // kClassUnit of them: (rows x classes).
+  void (*class_products64)(const double* x, std::size_t rows, std::size_t apart, std::size_t dim,
+                           const double* texts, std::size_t classes, double* out);
+  void (*class_products32)(const float* x, std::size_t rows, std::size_t apart, std::size_t dim,
+                           const float* texts, std::size_t classes, float* out);
   // Products of `count` pairs of vectors, with the bits of class_products64.
   void (*pair_products)(const double* const* x, const double* const* texts, std::size_t count,
                         std::size_t dim, double* out);
@@ -171,12 +189,20 @@ struct Kernel {
   Rank rank;
 };
 
+#ifdef __aarch64__
+extern const Kernel neon_i8mm_kernel;
+extern const Kernel neon_dotprod_kernel;
+#else
 #ifdef BLISS_HAS_AMX
 extern const Kernel amx_kernel;
 bool amx_is_usable();  // the processor has it, and the system lets this process use it
 #endif
 extern const Kernel avx512_kernel;
 extern const Kernel avx2_kernel;
+#endif
+
+// Those that this machine can run, the fastest first.
+std::vector<const Kernel*> usable_kernels();
 
 // The kernel called `name`, or the best one where it is empty; null where this machine has none.
 const Kernel* find_kernel(const char* name);

@@ -154,7 +154,7 @@ bool amx_is_usable() {
 
 const Kernel amx_kernel = {
     "amx-int8", {kPanel, kTile, kGroup, kDepth}, 512, 127, 0, score, enter, leave,
-    load_query, widen_query, prepare_query<127, 0>,
+    load_query, widen_query, prepare_query<127, 0>, measure, prepare_entry,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
     class_products<double>, class_products<float>, pair_products, smallest, kLanes, select, rank,
 };

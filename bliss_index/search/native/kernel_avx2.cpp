@@ -78,7 +78,7 @@ void score(const Panel& panel, Block& block, std::size_t steps) {
 
 const Kernel avx2_kernel = {
     "avx2", {kPanel, kPanel, kGroup, 4}, 128, 63, 64, score, nothing, nothing,
-    load_query, widen_query, prepare_query<63, 64>,
+    load_query, widen_query, prepare_query<63, 64>, measure, prepare_entry,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
     class_products<double>, class_products<float>, pair_products, smallest, kLanes, select, rank,
 };

@@ -102,7 +102,7 @@ void score(const Panel& panel, Block& block, std::size_t steps) {
 
 const Kernel avx512_kernel = {
     "avx512-vnni", {kPanel, kPanel, kGroup, 4}, 512, 127, 128, score, nothing, nothing,
-    load_query, widen_query, prepare_query<127, 128>,
+    load_query, widen_query, prepare_query<127, 128>, measure, prepare_entry,
     dot32<std::uint16_t>, dot32<float>, dot64<std::uint16_t>, dot64<float>, dot64<double>,
     class_products<double>, class_products<float>, pair_products, smallest, kLanes, select, rank,
 };

@@ -13,6 +13,7 @@
 #include "engine.h"
 #include "floating_point.h"
 #include "score_kernel.h"
+#include "variances.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -70,7 +71,7 @@ bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count,
   return engine.release();
 }
 
-using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
+using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
 
 std::tuple<Counters, std::vector<std::int64_t>> search(
     bliss::Engine& engine, std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
@@ -81,7 +82,7 @@ std::tuple<Counters, std::vector<std::int64_t>> search(
     return engine.search(rows_at(address, bytes, count, dim), threads, idle, at<double>(values),
                          at<std::int64_t>(ids), counts, bad);
   });
-  return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows}, bad};
+  return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows, counts.second_rows}, bad};
 }
 
 bliss::ScoreKernel* make_score_kernel(std::uintptr_t texts, std::uintptr_t mu, std::uintptr_t sigma,
@@ -116,17 +117,30 @@ void internal_scores(const bliss::ScoreKernel& kernel, std::uintptr_t images, in
   });
 }
 
+void class_variances(std::uintptr_t texts, int bytes, std::size_t count, std::size_t dim,
+                     const std::vector<std::uintptr_t>& rows, const std::vector<std::size_t>& images,
+                     std::uintptr_t means, const std::string& name, std::size_t threads,
+                     std::uintptr_t mu, std::uintptr_t squares) {
+  const bliss::Kernel* kernel = bliss::find_kernel(name.c_str());
+  if (!kernel) throw nb::value_error("this processor lacks what every kernel needs");
+  std::vector<bliss::ClassImages> classes;
+  for (std::size_t c = 0; c < rows.size(); ++c)
+    classes.push_back({at<const double>(rows[c]), images[c], at<const double>(means) + c * dim});
+  run_interruptible([&](const std::function<bool()>& idle) {
+    return bliss::class_variances(rows_at(texts, bytes, count, dim), classes, *kernel, threads, idle,
+                                  at<double>(mu), at<double>(squares));
+  });
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
   m.doc() = "Integer kernels and rescoring of the certified exact search.";
-  m.def("kernel_name", [] {
-    const bliss::Kernel* kernel = bliss::find_kernel("");
-    return std::string(kernel ? kernel->name : "");
-  }, "Name of the best kernel this processor can run; empty where there is none.");
-  m.def("has_kernel", [](const std::string& name) {
-    return bliss::find_kernel(name.c_str()) != nullptr;
-  });
+  m.def("kernel_names", [] {
+    std::vector<std::string> names;
+    for (const bliss::Kernel* kernel : bliss::usable_kernels()) names.push_back(kernel->name);
+    return names;
+  }, "Names of the kernels that this processor can run, the fastest first.");
   nb::class_<bliss::Engine>(m, "Engine")
       .def_prop_ro("kernel", [](const bliss::Engine& e) { return std::string(e.kernel().name); })
       .def_prop_ro("query_block", &bliss::Engine::query_block)
@@ -146,5 +160,6 @@ NB_MODULE(_native, m) {
       .def("search", &search);
   nb::class_<bliss::ScoreKernel>(m, "ScoreKernel").def("score", &score_images).def("internal", &internal_scores);
   m.def("make_score_kernel", &make_score_kernel, nb::rv_policy::take_ownership);
+  m.def("class_variances", &class_variances);
   m.def("make_engine", &make_engine, nb::rv_policy::take_ownership);
 }

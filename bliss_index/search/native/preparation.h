@@ -99,52 +99,150 @@ inline void transform(float* v, std::size_t size, const float* signs) {
     }
 }
 
+// Rotate v, whose rest up to a whole vector is zero; returns how many roundings of a coordinate that
+// takes, at most, in units of the vector's norm.
+inline double rotate(float* v, const Rotation& rotation) {
+  if (!rotation.block) return 0;
+  transform(v, rotation.block, rotation.signs_first);
+  if (rotation.signs_last)
+    transform(v + (rotation.dim - rotation.block), rotation.block, rotation.signs_last);
+  int stages = 0;
+  while ((std::size_t(1) << stages) < rotation.block) ++stages;
+  return (stages + 3) * (rotation.signs_last ? 2 : 1);
+}
+
+// What a vector becomes. Norms are upper bounds.
+struct Quantised {
+  float step;
+  float norm;       // of the vector
+  float code_norm;  // of the codes, not times the step
+  float residual;   // |vector - codes * step|
+};
+
+// The square root of a sum of `padded` squares, from above.
+inline float norm_above(Floats squares, std::size_t padded) {
+  // Sums of squares in float32 are right to within the roundings of one lane and the rest.
+  const double margin = 1 + 1e-5 + double(padded / kLanes) * double(kUnit32);
+  return float(std::sqrt(double(total(squares))) * margin) + 0x1p-60f;
+}
+
+template <int kLevels, int kOffset>
+Quantised quantise(const float* v, std::size_t padded, std::uint8_t* codes) {
+  Floats largest{};
+  for (std::size_t i = 0; i < padded; i += kLanes) {
+    const Floats value = load(v + i);
+    largest = larger(largest, larger(value, -value));
+  }
+  const float top = largest_lane(largest);
+  const float inverse = top > 0x1p-100f ? float(kLevels) / top : 0.0f;
+  Quantised out{};
+  out.step = inverse > 0 ? top / float(kLevels) : 0.0f;
+  Floats squares{}, code_squares{}, left_squares{};
+  for (std::size_t i = 0; i < padded; i += kLanes) {
+    const Floats value = load(v + i);
+    const Floats code = store_codes<kOffset>(codes + i, value * spread(inverse));
+    const Floats left = fma(spread(-out.step), code, value);
+    squares = fma(value, value, squares);
+    code_squares = fma(code, code, code_squares);
+    left_squares = fma(left, left, left_squares);
+  }
+  out.norm = norm_above(squares, padded);
+  out.code_norm = norm_above(code_squares, padded);
+  out.residual = norm_above(left_squares, padded);
+  return out;
+}
+
 template <int kLevels, int kOffset>
 Prepared prepare_query(const float* x32, bool rounded, const float* centre, float centre_square,
                        const Rotation& rotation, float* work, std::uint8_t* codes) {
   const std::size_t dim = rotation.dim, padded = (dim + 15) / 16 * 16;
-  // Sums of squares in float32 are right to within the roundings of one lane and the rest.
-  const double margin = 1 + 1e-5 + double(padded / kLanes) * double(kUnit32);
-  const auto norm_above = [margin](Floats squares) {
-    return float(std::sqrt(double(total(squares))) * margin) + 0x1p-60f;
-  };
   Prepared out{};
   if (centre_square > 0) out.alpha = dot32(x32, centre, dim) / centre_square;
   const float minus = -out.alpha;
   for (std::size_t i = 0; i < dim; ++i) work[i] = std::fma(minus, centre[i], x32[i]);
   for (std::size_t i = dim; i < padded; ++i) work[i] = 0;
-  double roundings = 3;
-  if (rotation.block) {
-    transform(work, rotation.block, rotation.signs_first);
-    if (rotation.signs_last)
-      transform(work + (dim - rotation.block), rotation.block, rotation.signs_last);
-    int stages = 0;
-    while ((std::size_t(1) << stages) < rotation.block) ++stages;
-    roundings += (stages + 3) * (rotation.signs_last ? 2 : 1);
-  }
-  Floats largest{}, input{};
-  for (std::size_t i = 0; i < padded; i += kLanes) {
-    const Floats v = load(work + i), x = load(x32 + i);
-    largest = larger(largest, larger(v, -v));
-    input = fma(x, x, input);
-  }
-  out.norm = norm_above(input);
-  const float top = largest_lane(largest);
-  const float inverse = top > 0x1p-100f ? float(kLevels) / top : 0.0f;
-  out.step = inverse > 0 ? top / float(kLevels) : 0.0f;
-  Floats squares{}, code_squares{}, left_squares{};
-  for (std::size_t i = 0; i < padded; i += kLanes) {
-    const Floats v = load(work + i);
-    const Floats code = store_codes<kOffset>(codes + i, v * spread(inverse));
-    const Floats left = fma(spread(-out.step), code, v);
-    squares = fma(v, v, squares);
-    code_squares = fma(code, code, code_squares);
-    left_squares = fma(left, left, left_squares);
-  }
-  out.code_norm = float(double(norm_above(code_squares)) * out.step * (1 + 1e-6)) + 0x1p-60f;
+  const double roundings = 3 + rotate(work, rotation);
+  Floats input{};
+  for (std::size_t i = 0; i < padded; i += kLanes) input = fma(load(x32 + i), load(x32 + i), input);
+  out.norm = norm_above(input, padded);
+  const Quantised codes_of = quantise<kLevels, kOffset>(work, padded, codes);
+  out.step = codes_of.step;
+  out.code_norm = float(double(codes_of.code_norm) * out.step * (1 + 1e-6)) + 0x1p-60f;
   const double rounding =
-      double(kUnit32) * 1.01 * (roundings * norm_above(squares) + (rounded ? out.norm : 0.0f));
-  out.deviation = float((norm_above(left_squares) + rounding) * (1 + 1e-6));
+      double(kUnit32) * 1.01 * (roundings * codes_of.norm + (rounded ? out.norm : 0.0f));
+  out.deviation = float((codes_of.residual + rounding) * (1 + 1e-6));
+  return out;
+}
+
+template <class T>
+void measure_typed(const T* row, std::size_t count, std::size_t dim, double* largest, double* sums) {
+  constexpr std::size_t lanes = kLanes / 2;
+  Doubles top = spread_wide(*largest);
+  for (std::size_t r = 0; r < count; ++r, row += dim) {
+    std::size_t i = 0;
+    for (; i + lanes <= dim; i += lanes) {
+      const Doubles value = load_wide(row + i);
+      top = larger(top, magnitude(value));
+      store_wide(sums + i, load_wide(sums + i) + value);
+    }
+    for (; i < dim; ++i) {
+      const double value = double(widen(row[i]));
+      *largest = std::max(*largest, std::fabs(value));
+      sums[i] += value;
+    }
+  }
+  double lane[lanes];
+  store_wide(lane, top);
+  for (const double value : lane) *largest = std::max(*largest, value);
+}
+
+void measure(const void* rows, Type type, std::size_t count, std::size_t dim, double* largest,
+             double* sums) {
+  if (type == Type::float16) measure_typed(static_cast<const std::uint16_t*>(rows), count, dim, largest, sums);
+  else if (type == Type::float32) measure_typed(static_cast<const float*>(rows), count, dim, largest, sums);
+  else measure_typed(static_cast<const double*>(rows), count, dim, largest, sums);
+}
+
+// Write row * scale - mean, rounded once; returns the square of |row * scale|.
+template <class T>
+double centre_entry(const T* row, std::size_t dim, double scale, const double* mean, float* out) {
+  constexpr std::size_t lanes = kLanes / 2;
+  Doubles squares{};
+  std::size_t i = 0;
+  for (; i + lanes <= dim; i += lanes) {
+    const Doubles value = load_wide(row + i) * spread_wide(scale);
+    squares = fma(value, value, squares);
+    store_narrow(out + i, value - load_wide(mean + i));
+  }
+  double rest = 0;
+  for (; i < dim; ++i) {
+    const double value = double(widen(row[i])) * scale;
+    rest += value * value;
+    out[i] = float(value - mean[i]);
+  }
+  return total(squares) + rest;
+}
+
+PreparedEntry prepare_entry(const void* row, Type type, double scale, const double* mean,
+                            const Rotation& rotation, float* work, std::int8_t* codes) {
+  const std::size_t dim = rotation.dim, padded = (dim + 15) / 16 * 16;
+  const double square =
+      type == Type::float16   ? centre_entry(static_cast<const std::uint16_t*>(row), dim, scale, mean, work)
+      : type == Type::float32 ? centre_entry(static_cast<const float*>(row), dim, scale, mean, work)
+                              : centre_entry(static_cast<const double*>(row), dim, scale, mean, work);
+  for (std::size_t i = dim; i < padded; ++i) work[i] = 0;
+  const double roundings = 3 + rotate(work, rotation);
+  const Quantised codes_of =
+      quantise<127, 0>(work, padded, reinterpret_cast<std::uint8_t*>(codes));
+  PreparedEntry out{};
+  out.step = codes_of.step;
+  for (std::size_t i = 0; i < dim; ++i) out.sum += codes[i];
+  // Sums in float64, and differences from a mean that float64 holds to about 2^-50.
+  const double norm = std::sqrt(square) * (1 + 1e-6);
+  out.norm = float(norm) + 0x1p-100f;
+  const double rounding = double(kUnit32) * 1.01 * roundings * codes_of.norm + 0x1p-45 * (norm + 1);
+  out.centred_norm = float((codes_of.norm + rounding) * (1 + 1e-6));
+  out.residual = float((codes_of.residual + rounding) * (1 + 1e-6));
   return out;
 }
 

@@ -40,11 +40,11 @@ double dot64(const double* x, const T* t, std::size_t dim) {
   return total((a + b) + (c + d)) + tail;
 }
 
-// Products of kRows rows with kUnits units of classes. Every product is a sum in the order of the
+// Products of kRows rows, `apart` from each other, with kUnits units of classes. Every product is a sum in the order of the
 // coordinates, a lane per class: the same bits for any number of rows, and for any instruction set.
 template <std::size_t kRows, std::size_t kUnits, class T>
-void multiply_classes(const T* x, std::size_t dim, const T* texts, std::size_t width, T* out,
-                      std::size_t stride) {
+void multiply_classes(const T* x, std::size_t apart, std::size_t dim, const T* texts,
+                      std::size_t width, T* out, std::size_t stride) {
   using Vector = decltype(load_same(texts));
   constexpr std::size_t lanes = sizeof(Vector) / sizeof(T);
   constexpr std::size_t vectors = kUnits * kClassUnit<T> / lanes;
@@ -57,7 +57,7 @@ void multiply_classes(const T* x, std::size_t dim, const T* texts, std::size_t w
     for (std::size_t v = 0; v < vectors; ++v) text[v] = load_same(texts + v * lanes);
 #pragma GCC unroll 8
     for (std::size_t r = 0; r < kRows; ++r) {
-      const Vector value = spread_same(x[r * dim + i]);
+      const Vector value = spread_same(x[r * apart + i]);
 #pragma GCC unroll 8
       for (std::size_t v = 0; v < vectors; ++v) sums[r][v] = fma(value, text[v], sums[r][v]);
     }
@@ -68,33 +68,34 @@ void multiply_classes(const T* x, std::size_t dim, const T* texts, std::size_t w
 }
 
 template <std::size_t kUnits, class T>
-void multiply_rows(const T* x, std::size_t rows, std::size_t dim, const T* texts, std::size_t width,
-                   T* out, std::size_t stride) {
+void multiply_rows(const T* x, std::size_t rows, std::size_t apart, std::size_t dim, const T* texts,
+                   std::size_t width, T* out, std::size_t stride) {
   constexpr std::size_t together = 6;
   std::size_t r = 0;
   for (; r + together <= rows; r += together)
-    multiply_classes<together, kUnits>(x + r * dim, dim, texts, width, out + r * stride, stride);
+    multiply_classes<together, kUnits>(x + r * apart, apart, dim, texts, width, out + r * stride,
+                                       stride);
   for (; r < rows; ++r)
-    multiply_classes<1, kUnits>(x + r * dim, dim, texts, width, out + r * stride, stride);
+    multiply_classes<1, kUnits>(x + r * apart, apart, dim, texts, width, out + r * stride, stride);
 }
 
 // Texts lie in strips of up to kClassStrip classes, coordinate by coordinate.
 template <class T>
-void class_products(const T* x, std::size_t rows, std::size_t dim, const T* texts,
-                    std::size_t classes, T* out) {
+void class_products(const T* x, std::size_t rows, std::size_t apart, std::size_t dim,
+                    const T* texts, std::size_t classes, T* out) {
   for (std::size_t first = 0; first < classes; first += kClassStrip<T>) {
     const std::size_t width = std::min(kClassStrip<T>, classes - first);
     const T* const strip = texts + first * dim;
     if constexpr (kWholeStrips) {
       switch (width / kClassUnit<T>) {
-        case 4: multiply_rows<4>(x, rows, dim, strip, width, out + first, classes); break;
-        case 3: multiply_rows<3>(x, rows, dim, strip, width, out + first, classes); break;
-        case 2: multiply_rows<2>(x, rows, dim, strip, width, out + first, classes); break;
-        default: multiply_rows<1>(x, rows, dim, strip, width, out + first, classes);
+        case 4: multiply_rows<4>(x, rows, apart, dim, strip, width, out + first, classes); break;
+        case 3: multiply_rows<3>(x, rows, apart, dim, strip, width, out + first, classes); break;
+        case 2: multiply_rows<2>(x, rows, apart, dim, strip, width, out + first, classes); break;
+        default: multiply_rows<1>(x, rows, apart, dim, strip, width, out + first, classes);
       }
     } else {
       for (std::size_t at = 0; at < width; at += kClassUnit<T>)
-        multiply_rows<1>(x, rows, dim, strip + at, width, out + first + at, classes);
+        multiply_rows<1>(x, rows, apart, dim, strip + at, width, out + first + at, classes);
     }
   }
 }

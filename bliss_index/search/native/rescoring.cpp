@@ -57,6 +57,7 @@ void Workspace::finish(const Rows& queries, double* values, std::int64_t* ids) {
       }
       Candidate* found = found_.get() + starts_[slot - from];
       std::size_t count = candidates_[slot];
+      if (state == State::overflowed && !room_->last) continue;
       if (state == State::overflowed) {
         search_all(queries, slot);
         found = all_.data();

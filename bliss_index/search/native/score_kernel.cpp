@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstring>
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define BLISS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define BLISS_CLONES
@@ -146,7 +146,7 @@ void ScoreKernel::load_block(const Rows& images, std::size_t first, std::size_t 
 // Into `work.internal`, for the first images of `work.wide`.
 void ScoreKernel::internal_rows(std::size_t rows, Work& work) const {
   work.internal.resize(kRowsAtOnce * padded_);
-  kernel_.class_products64(work.wide.data(), rows, dim_, texts_.data(), padded_,
+  kernel_.class_products64(work.wide.data(), rows, dim_, dim_, texts_.data(), padded_,
                            work.internal.data());
   for (std::size_t i = 0; i < rows; ++i)
     to_internal(work.internal.data() + i * padded_, mu_.data(), sigma_.data(), classes_);
@@ -188,7 +188,7 @@ void ScoreKernel::screen_block(const Found& found, std::size_t first, const Winn
   work.lower.resize(padded);
   work.left.resize(classes_);
   narrow_row(work.wide.data(), work.narrow.data(), rows * dim_);
-  kernel_.class_products32(work.narrow.data(), rows, dim_, screen_.texts.data(), padded,
+  kernel_.class_products32(work.narrow.data(), rows, dim_, dim_, screen_.texts.data(), padded,
                            work.products32.data());
   work.rows.clear();
   work.doubtful.clear();

@@ -2,7 +2,11 @@
 // Everything lies in an unnamed namespace: each file has its own copy.
 #pragma once
 
+#ifdef __aarch64__
+#include <arm_neon.h>
+#else
 #include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <cstring>
@@ -55,6 +59,8 @@ Floats store_codes(std::uint8_t* out, Floats scaled) {
   return _mm512_cvtepi32_ps(code);
 }
 inline Doubles magnitude(Doubles v) { return _mm512_abs_pd(v); }
+inline Doubles larger(Doubles a, Doubles b) { return _mm512_max_pd(a, b); }
+inline void store_narrow(float* p, Doubles v) { _mm256_storeu_ps(p, _mm512_cvtpd_ps(v)); }
 // The second operand where one is NaN.
 inline Doubles smaller(Doubles a, Doubles b) { return _mm512_min_pd(a, b); }
 inline unsigned not_above_mask(Doubles a, Doubles b) {
@@ -78,6 +84,77 @@ inline void count_larger(const double* numbers, std::size_t count, Doubles own, 
     counts = _mm512_mask_add_epi64(counts, more, counts, _mm512_set1_epi64(1));
   }
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi64_epi32(counts));
+}
+#elif defined(__aarch64__)
+constexpr std::size_t kLanes = 4;
+using Floats = float32x4_t;
+using Doubles = float64x2_t;
+inline Floats load(const float* p) { return vld1q_f32(p); }
+inline Floats load(const std::uint16_t* p) {
+  return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+inline void store(float* p, Floats v) { vst1q_f32(p, v); }
+inline Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+inline Floats spread(float v) { return vdupq_n_f32(v); }
+inline Doubles load_wide(const double* p) { return vld1q_f64(p); }
+inline Doubles spread_wide(double v) { return vdupq_n_f64(v); }
+inline Doubles load_wide(const float* p) { return vcvt_f64_f32(vld1_f32(p)); }
+inline Doubles load_wide(const std::uint16_t* p) {
+  std::uint32_t two;
+  std::memcpy(&two, p, sizeof two);
+  return vcvt_f64_f32(vget_low_f32(vcvt_f32_f16(vreinterpret_f16_u32(vdup_n_u32(two)))));
+}
+inline Doubles fma(Doubles a, Doubles b, Doubles c) { return vfmaq_f64(c, a, b); }
+constexpr bool kWholeStrips = false;
+inline Floats larger(Floats a, Floats b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
+inline Floats smaller(Floats a, Floats b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
+inline unsigned mask_of(uint32x4_t lanes) {
+  const uint32x4_t bits = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(lanes, bits));
+}
+inline unsigned reaching_mask(Floats a, Floats b) { return mask_of(vcgeq_f32(a, b)); }
+inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
+                                unsigned mask) {
+  for (; mask; mask &= mask - 1, ++kept) {
+    const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
+    s.ids[kept] = s.ids[from];
+    s.lower[kept] = s.lower[from];
+    s.upper[kept] = s.upper[from];
+  }
+  return kept;
+}
+template <int kOffset>
+Floats store_codes(std::uint8_t* out, Floats scaled) {
+  const int32x4_t code = vcvtnq_s32_f32(scaled);
+  const int16x4_t narrow = vmovn_s32(vaddq_s32(code, vdupq_n_s32(kOffset)));
+  const uint32x2_t bytes = vreinterpret_u32_s8(vmovn_s16(vcombine_s16(narrow, narrow)));
+  const std::uint32_t four = vget_lane_u32(bytes, 0);
+  std::memcpy(out, &four, sizeof four);
+  return vcvtq_f32_s32(code);
+}
+inline Doubles magnitude(Doubles v) { return vabsq_f64(v); }
+inline Doubles larger(Doubles a, Doubles b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
+inline void store_narrow(float* p, Doubles v) { vst1_f32(p, vcvt_f32_f64(v)); }
+// The second operand where one is NaN.
+inline Doubles smaller(Doubles a, Doubles b) { return vbslq_f64(vcltq_f64(a, b), a, b); }
+inline unsigned not_above_mask(Doubles a, Doubles b) {
+  const uint64x2_t above = vcgtq_f64(a, b);
+  return (vgetq_lane_u64(above, 0) ? 0 : 1) | (vgetq_lane_u64(above, 1) ? 0 : 2);
+}
+// The stages of a Walsh-Hadamard transform that stay inside a vector.
+inline Floats transform_lanes(Floats v) {
+  const uint32x4_t odd = {0, ~0u, 0, ~0u}, upper = {0, 0, ~0u, ~0u};
+  Floats other = vrev64q_f32(v);
+  v = vbslq_f32(odd, other - v, other + v);
+  other = vextq_f32(v, v, 2);
+  return vbslq_f32(upper, other - v, other + v);
+}
+// How many of the numbers are larger than each of `own`.
+inline void count_larger(const double* numbers, std::size_t count, Doubles own, std::uint32_t* out) {
+  uint64x2_t counts = vdupq_n_u64(0);
+  for (std::size_t i = 0; i < count; ++i)
+    counts = vsubq_u64(counts, vcgtq_f64(spread_wide(numbers[i]), own));
+  vst1_u32(out, vmovn_u64(counts));
 }
 #else
 constexpr std::size_t kLanes = 8;
@@ -122,6 +199,8 @@ Floats store_codes(std::uint8_t* out, Floats scaled) {
   return _mm256_cvtepi32_ps(code);
 }
 inline Doubles magnitude(Doubles v) { return _mm256_andnot_pd(_mm256_set1_pd(-0.0), v); }
+inline Doubles larger(Doubles a, Doubles b) { return _mm256_max_pd(a, b); }
+inline void store_narrow(float* p, Doubles v) { _mm_storeu_ps(p, _mm256_cvtpd_ps(v)); }
 inline Doubles smaller(Doubles a, Doubles b) { return _mm256_min_pd(a, b); }
 inline unsigned not_above_mask(Doubles a, Doubles b) {
   return unsigned(_mm256_movemask_pd(_mm256_cmp_pd(a, b, _CMP_NGT_UQ)));
@@ -167,7 +246,15 @@ inline float largest_lane(Floats v) {
 }
 
 inline float widen(float v) { return v; }
-inline float widen(std::uint16_t v) { return _cvtsh_ss(v); }
+inline float widen(std::uint16_t v) {
+#ifdef __aarch64__
+  __fp16 half;
+  std::memcpy(&half, &v, sizeof half);
+  return float(half);
+#else
+  return _cvtsh_ss(v);
+#endif
+}
 inline double widen(double v) { return v; }
 
 inline float total(Floats v) {

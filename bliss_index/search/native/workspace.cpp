@@ -25,26 +25,29 @@ std::uint8_t* aligned(std::uint8_t* p) {
 }  // namespace
 
 Workspace::Workspace(const Engine& engine)
-    : engine_(engine), queries_(engine.query_block_),
+    : engine_(engine), room_(&engine.rooms_.front()), queries_(room_->queries),
       code_storage_(queries_.size() * engine.steps_ * engine.layout_.depth + 63),
       step_(queries_.size()), alpha_(step_.size()), threshold_(step_.size(), kInfinity),
       per_norm_(step_.size()), per_residual_(step_.size()), slack_(step_.size()),
       candidates_(step_.size()), trigger_(step_.size()), due_(step_.size() + 1),
-      rows_(make_large_array<std::uint32_t>(3 * step_.size() * engine.row_stride())),
+      rows_(make_large_array<std::uint32_t>(3 * engine.most_candidates())),
       x32_(engine.padded_), work_(engine.padded_), code_(engine.padded_), wide_(engine.padded_),
       x64_(engine.padded_), t64_(engine.dim_), least_(step_.size()), starts_(step_.size() + 1),
       pairs_(make_large_array<Pair>(2 * engine.most_pairs())),
       found_(make_large_array<Candidate>(engine.most_pairs())),
       places_(engine.most_grouped() + 1) {
   codes_ = aligned(code_storage_.data());
-  const std::size_t numbers = step_.size() * engine.row_stride();
-  ids_ = rows_.get();
-  lower_ = reinterpret_cast<float*>(rows_.get() + numbers);
-  upper_ = reinterpret_cast<float*>(rows_.get() + 2 * numbers);
-  block_ = {step_.size(),         codes_,          step_.data(),       alpha_.data(),
-            threshold_.data(),    per_norm_.data(), per_residual_.data(), slack_.data(),
-            candidates_.data(),   trigger_.data(), ids_,         lower_,
-            upper_,         engine.row_stride(), due_.data(),    0};
+  block_.codes = codes_;
+  block_.step = step_.data();
+  block_.alpha = alpha_.data();
+  block_.threshold = threshold_.data();
+  block_.per_norm = per_norm_.data();
+  block_.per_residual = per_residual_.data();
+  block_.slack = slack_.data();
+  block_.candidates = candidates_.data();
+  block_.trigger = trigger_.data();
+  block_.due = due_.data();
+  enter(engine.rooms_.front());
   exact_ = [this](std::uint32_t id) {
     engine_.kernel_.widen(exact_query_, exact_type_, engine_.dim_, x64_.data());
     read_row(engine_.entries_, id, t64_.data());
@@ -53,27 +56,42 @@ Workspace::Workspace(const Engine& engine)
   };
 }
 
-void Workspace::search(const Engine::Centre& centre, const Rows& queries, std::size_t first,
-                       std::size_t last, double* values, std::int64_t* ids) {
+// Share out the candidates among the queries of a block.
+void Workspace::enter(const Room& room) {
+  room_ = &room;
+  const std::size_t numbers = engine_.most_candidates();
+  block_.ids = ids_ = rows_.get();
+  block_.lower = lower_ = reinterpret_cast<float*>(rows_.get() + numbers);
+  block_.upper = upper_ = reinterpret_cast<float*>(rows_.get() + 2 * numbers);
+  block_.stride = room.stride;
+}
+
+void Workspace::search(const Room& room, const Engine::Centre& centre, const Rows& queries,
+                       const float* thresholds, std::size_t first, std::size_t last,
+                       double* values, std::int64_t* ids) {
   rounded_ = queries.type == Type::float64;
   error32_ = (dot32_roundings(engine_.kernel_, engine_.dim_) + (rounded_ ? 1.01 : 0.0)) *
              double(kUnit32) * 1.001;
-  begin(centre, queries, first, last);
+  enter(room);
+  begin(centre, queries, thresholds, first, last);
   scan(centre);
-  for (std::size_t slot = 0; slot < last - first; ++slot) arrange(slot);
+  for (std::size_t slot = 0; slot < last - first; ++slot) arrange(slot, first + slot);
   finish({queries.row(first), queries.type, last - first, queries.dim}, values + first * engine_.k_,
          ids + first * engine_.k_);
 }
 
-void Workspace::report(Counts& counts, std::vector<std::int64_t>& bad) {
+void Workspace::report(Counts& counts, std::vector<std::int64_t>& bad,
+                       std::vector<Unsettled>& left) {
   counts.add(counts_);
   bad.insert(bad.end(), bad_.begin(), bad_.end());
+  left.insert(left.end(), left_.begin(), left_.end());
   counts_ = Counts();
   bad_.clear();
+  left_.clear();
 }
 
-void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::size_t first,
-                      std::size_t last) {
+void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const float* thresholds,
+                      std::size_t first, std::size_t last) {
   const Layout& layout = engine_.layout_;
   const std::size_t width = layout.depth * engine_.steps_;
   block_.count = (last - first + layout.group - 1) / layout.group * layout.group;
@@ -116,12 +134,13 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, std::si
     const float wider = 1 + 0x1p-20f;
     per_norm_[slot] = prepared.deviation * wider;
     per_residual_[slot] = prepared.code_norm * wider;
-    threshold_[slot] = -kInfinity;
     // Scores are a few float32 operations on numbers below `largest`.
     const double largest =
         double(prepared.code_norm) * (double(engine_.largest_.norm) + engine_.largest_.residual) +
         std::fabs(double(prepared.alpha)) * centre.largest_bias;
     slack_[slot] = float(32 * double(kUnit32) * largest + 0x1p-89);
+    if (thresholds) query.threshold = thresholds[row];
+    threshold_[slot] = query.threshold - 2 * slack_[slot];
   }
 }
 
@@ -139,10 +158,11 @@ void Workspace::scan(const Engine::Centre& centre) {
   engine_.kernel_.leave();
 }
 
-void Workspace::intervals(const Engine::Centre& centre, const Rows& queries, std::size_t first,
-                          std::size_t last, double* lower, double* upper) {
+void Workspace::intervals(const Room& room, const Engine::Centre& centre, const Rows& queries,
+                          std::size_t first, std::size_t last, double* lower, double* upper) {
   rounded_ = queries.type == Type::float64;
-  begin(centre, queries, first, last);
+  enter(room);
+  begin(centre, queries, nullptr, first, last);
   std::fill(trigger_.begin(), trigger_.end(), ~std::uint32_t(0));  // nothing is ever dropped
   scan(centre);
   for (std::size_t slot = 0; slot < last - first; ++slot) {
@@ -155,7 +175,8 @@ void Workspace::intervals(const Engine::Centre& centre, const Rows& queries, std
   }
 }
 
-void Workspace::score_only(const Engine::Centre& centre) {
+void Workspace::score_only(const Room& room, const Engine::Centre& centre) {
+  enter(room);
   block_.count = queries_.size();
   std::fill(threshold_.begin(), threshold_.end(), kInfinity);
   engine_.kernel_.enter();
@@ -177,33 +198,53 @@ void Workspace::select(std::size_t slot) {
     // The test adds a bound without the slack, and rounds.
     if (query.threshold > before) threshold_[slot] = query.threshold - 2 * slack_[slot];
   }
-  const std::size_t limit = engine_.capacity_, kept = candidates_[slot];
-  if (kept > limit / 4 * 3) {
-    query.state = State::overflowed;
-    candidates_[slot] = 0;
-    threshold_[slot] = kInfinity;
-    return;
-  }
+  const std::size_t limit = room_->capacity, kept = candidates_[slot];
+  if (query.state == State::overflowed || kept > limit / 4 * 3) return overflow(slot);
   trigger_[slot] = std::uint32_t(std::min(limit, std::max(2 * kept, engine_.first_trigger_)));
 }
 
-// Select a last time, and put the k largest lower ends first, the other candidates behind them.
-void Workspace::arrange(std::size_t slot) {
-  if (queries_[slot].state == State::searched) select(slot);
-  const std::size_t k = engine_.k_, count = candidates_[slot];
-  if (queries_[slot].state != State::searched || count <= k) return;
+// Too many candidates. Where the query will be searched again, only those go on that can raise its
+// threshold, for it to start there with.
+void Workspace::overflow(std::size_t slot) {
+  Query& query = queries_[slot];
+  query.state = State::overflowed;
+  candidates_[slot] = 0;
+  threshold_[slot] = kInfinity;
+  if (room_->last) return;
+  const std::size_t k = engine_.k_, at = slot * block_.stride;
+  best_first(slot);
+  float least = kInfinity;
+  for (std::size_t i = at; i < at + k; ++i) least = std::min(least, upper_[i] - lower_[i]);
+  candidates_[slot] = std::uint32_t(k);
+  threshold_[slot] = query.threshold + least;
+  trigger_[slot] = std::uint32_t(engine_.first_trigger_);
+}
+
+// Put k candidates first whose lower ends reach the threshold; there are as many.
+void Workspace::best_first(std::size_t slot) {
   std::uint32_t* const ids = ids_ + slot * block_.stride;
   float* const lower = lower_ + slot * block_.stride;
   float* const upper = upper_ + slot * block_.stride;
   const float kth = queries_[slot].threshold;
   std::size_t best = 0;
-  for (std::size_t i = 0; best < k; ++i) {
+  for (std::size_t i = 0; best < engine_.k_; ++i) {
     const bool first = lower[i] >= kth;
     std::swap(ids[i], ids[best]);
     std::swap(lower[i], lower[best]);
     std::swap(upper[i], upper[best]);
     best += first;
   }
+}
+
+// Select a last time, and put the k largest lower ends first, the other candidates behind them.
+void Workspace::arrange(std::size_t slot, std::size_t row) {
+  Query& query = queries_[slot];
+  if (query.state == State::searched || candidates_[slot]) select(slot);
+  if (query.state == State::overflowed) {
+    if (!room_->last) left_.push_back({row, query.threshold});
+    candidates_[slot] = 0;
+  }
+  if (candidates_[slot] > engine_.k_) best_first(slot);
 }
 
 }  // namespace bliss

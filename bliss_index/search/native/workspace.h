@@ -28,16 +28,18 @@ class Workspace {
   Workspace(const Workspace&) = delete;
   Workspace& operator=(const Workspace&) = delete;
 
-  // Search the queries first .. last - 1, at most the engine's block of them.
-  void search(const Engine::Centre& centre, const Rows& queries, std::size_t first,
-              std::size_t last, double* values, std::int64_t* ids);
+  // Search the queries first .. last - 1, at most as many as the room is for. Of every query k entries
+  // are known to reach its threshold, where thresholds are given.
+  void search(const Room& room, const Engine::Centre& centre, const Rows& queries,
+              const float* thresholds, std::size_t first, std::size_t last, double* values,
+              std::int64_t* ids);
   // The intervals of all pairs with the queries first .. last - 1, (last - first) x entries; they
   // hold <x, t - mean of the entries>. Of queries without a direction nothing is written.
-  void intervals(const Engine::Centre& centre, const Rows& queries, std::size_t first,
-                 std::size_t last, double* lower, double* upper);
-  void score_only(const Engine::Centre& centre);
-  // Hand over what was counted, and the rows that hold NaN or infinity.
-  void report(Counts& counts, std::vector<std::int64_t>& bad);
+  void intervals(const Room& room, const Engine::Centre& centre, const Rows& queries,
+                 std::size_t first, std::size_t last, double* lower, double* upper);
+  void score_only(const Room& room, const Engine::Centre& centre);
+  // Hand over what was counted, the rows that hold NaN or infinity, and those that need more room.
+  void report(Counts& counts, std::vector<std::int64_t>& bad, std::vector<Unsettled>& left);
 
  private:
   enum class State { searched, overflowed, zero, bad };
@@ -51,11 +53,14 @@ class Workspace {
     float threshold;  // k-th best lower end so far, without the test's margin
   };
 
-  void begin(const Engine::Centre& centre, const Rows& queries, std::size_t first,
-             std::size_t last);
+  void enter(const Room& room);
+  void begin(const Engine::Centre& centre, const Rows& queries, const float* thresholds,
+             std::size_t first, std::size_t last);
   void scan(const Engine::Centre& centre);
   void select(std::size_t slot);
-  void arrange(std::size_t slot);
+  void overflow(std::size_t slot);
+  void best_first(std::size_t slot);
+  void arrange(std::size_t slot, std::size_t row);
   // The rest, of all queries of a block, in rescoring.cpp.
   void finish(const Rows& queries, double* values, std::int64_t* ids);
   void rescore(const Rows& queries, std::size_t from, std::size_t to);
@@ -69,6 +74,7 @@ class Workspace {
   void keep_reachable(std::vector<Candidate>& all);
 
   const Engine& engine_;
+  const Room* room_;
   Block block_{};
   std::vector<Query> queries_;
   std::vector<std::uint8_t> code_storage_;
@@ -101,6 +107,7 @@ class Workspace {
   std::function<double(std::uint32_t)> exact_;
   Counts counts_;
   std::vector<std::int64_t> bad_;
+  std::vector<Unsettled> left_;
 };
 
 }  // namespace bliss
