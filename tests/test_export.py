@@ -13,9 +13,9 @@ from pathlib import Path
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from command import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import run
 from test_report import HOSTILE, write_scores
 from typer.testing import CliRunner
 
