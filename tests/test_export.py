@@ -151,6 +151,10 @@ def test_groups_are_a_column_and_a_choice(job_of_kinds, tmp_path):
         key: name for key, name in grouped.items() if name != one.name
     }
     assert export(at, tmp_path / "all", Choice(groups_file=file)).dropped == found.flagged
+    scores = [row["anomaly_score"] for row in written["drop"]]
+    middle = sorted(scores)[len(scores) // 2]
+    both = Choice(threshold=middle, groups=(one.name,), groups_file=file)
+    assert 0 < export(at, tmp_path / "both", both).dropped == sum(s >= middle for s in scores)
     with pytest.raises(InvalidInputError, match="has no group 'nothing'"):
         export(at, tmp_path / "no", Choice(groups=("nothing",), groups_file=file))
     with pytest.raises(InvalidInputError, match="made by 'bliss-index groups"):
@@ -272,6 +276,18 @@ def test_nothing_is_replaced(photos, tmp_path):
     with pytest.raises(OutputError, match="are others now: 1/photo 1.png"):
         undo_moves(out)
     assert content(folder)["1/photo 1.png"] == b"new" and len(content(out)) == 5
+
+
+def test_a_file_that_comes_into_being_meanwhile_stops_a_move(photos, tmp_path, monkeypatch):
+    scores, folder = photos
+    before, out = content(folder), tmp_path / "out"
+    (out / "1").mkdir(parents=True)
+    (out / "1" / "photo 1.png").write_bytes(b"mine")
+    monkeypatch.setattr(files_module, "_check_places", lambda *arguments: None)
+    with pytest.raises(OutputError, match="came into being meanwhile"):
+        transfer_files(scores, folder, out, "move")
+    assert content(out)["1/photo 1.png"] == b"mine"
+    assert content(folder)["1/photo 1.png"] == before["1/photo 1.png"]
 
 
 def test_missing_files_links_and_keys_that_lead_out(photos, tmp_path):

@@ -114,8 +114,9 @@ def decide(directory: ScoresDirectory, choice: Choice) -> Iterator[DecidedRows]:
             if highest is not None:
                 dropped = highest[first : first + table.num_rows]
             elif choice.threshold is not None:
-                score = table.column("anomaly_score").cast("float64")
-                above = pc.greater_equal(score, choice.threshold)
+                # As float32, as scores are kept: one that is read off a list includes its row.
+                limit = pa.scalar(choice.threshold, pa.float32())
+                above = pc.greater_equal(table.column("anomaly_score"), limit)
                 dropped = pc.fill_null(above, False).to_numpy()
             elif choice.groups:
                 dropped = scored

@@ -225,12 +225,11 @@ def join_cells(sums: Floats, sizes: Ids) -> Ids:
         table[first], table[:, first] = row, row
         table[second], table[:, second] = -np.inf, -np.inf
         value[second] = -np.inf
+        # To no other group is the joined one closer than the closer of the two was.
         again = np.flatnonzero(alive & ((best == first) | (best == second)))
         again = np.union1d(again, [first])
         best[again] = table[again].argmax(axis=1)
         value[again] = table[again, best[again]]
-        closer = alive & (row > value)
-        best[closer], value[closer] = first, row[closer]
     return np.unique(group, return_inverse=True)[1].astype(np.int64).ravel()
 
 

@@ -273,11 +273,11 @@ class Flagged:
         for table in self.directory.iter_tables(columns):
             for offset in range(0, table.num_rows, _BATCH_ROWS):
                 some = table.slice(offset, _BATCH_ROWS)
-                mask = (
-                    pc.greater_equal(some.column("anomaly_score").cast("float64"), self.threshold)
-                    if self.given
-                    else some.column("flag")
-                )
+                if self.given:  # as float32, as scores are kept
+                    limit = pa.scalar(self.threshold, pa.float32())
+                    mask = pc.greater_equal(some.column("anomaly_score"), limit)
+                else:
+                    mask = some.column("flag")
                 mask = pc.fill_null(mask, False)
                 rows = np.flatnonzero(mask.to_numpy())
                 if rows.size:
