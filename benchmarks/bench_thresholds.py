@@ -151,7 +151,7 @@ def contamination(caltech: RealData, imagenet: RealData, splits: int) -> dict[st
                     detector.fit(images, labels)
                 scores = detector.anomaly_score(new)
                 own = np.quantile(detector.anomaly_score(images), 1 - detector.contamination)
-                flagged.append(float((scores > detector.offset_).mean()))
+                flagged.append(float((scores > detector.threshold_).mean()))
                 known.append(float((scores > own).mean()))
             result[f"{title}, {count} images a class, shrinkage {shrinkage:g}"] = {
                 "held_out": round(float(np.mean(flagged)), 4),

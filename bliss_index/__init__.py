@@ -22,15 +22,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BlissDetector": "bliss_index.scoring.detector",
+    "BlissDetector": "bliss_index.detector",
     "BlissError": "bliss_index.errors",
     "Calibration": "bliss_index.calibration",
     "EmbeddingStore": "bliss_index.store",
     "ExactSearch": "bliss_index.search",
     "StoreWriter": "bliss_index.store",
+    "calibrate": "bliss_index.steps",
+    "evaluate": "bliss_index.steps",
     "exact_search": "bliss_index.search",
+    "groups": "bliss_index.steps",
     "load_encoder": "bliss_index.encode",
     "load_vocabulary": "bliss_index.vocabulary",
+    "read_scores": "bliss_index.steps",
+    "score": "bliss_index.steps",
+    "screen": "bliss_index.steps",
 }
 
 __all__ = [
@@ -41,17 +47,24 @@ __all__ = [
     "ExactSearch",
     "StoreWriter",
     "__version__",
+    "calibrate",
+    "evaluate",
     "exact_search",
+    "groups",
     "load_encoder",
     "load_vocabulary",
+    "read_scores",
+    "score",
+    "screen",
 ]
 
 if TYPE_CHECKING:
     from bliss_index.calibration import Calibration
+    from bliss_index.detector import BlissDetector
     from bliss_index.encode import load_encoder
     from bliss_index.errors import BlissError
-    from bliss_index.scoring.detector import BlissDetector
     from bliss_index.search import ExactSearch, exact_search
+    from bliss_index.steps import calibrate, evaluate, groups, read_scores, score, screen
     from bliss_index.store import EmbeddingStore, StoreWriter
     from bliss_index.vocabulary import load_vocabulary
 

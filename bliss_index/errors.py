@@ -20,6 +20,10 @@ class InvalidInputError(BlissError, ValueError):
     """An argument, array or input file does not meet the stated contract."""
 
 
+class NotFittedError(InvalidInputError, AttributeError):
+    """A detector was asked before it was fitted."""
+
+
 class StoreError(BlissError):
     """An embedding store, corpus or calibration cannot be read or used as asked."""
 
@@ -71,3 +75,13 @@ def listed(values: Collection[object]) -> str:
     text = ", ".join(str(value) for value in islice(values, _MOST_LISTED))
     rest = len(values) - _MOST_LISTED
     return f"{text} and {rest} more" if rest > 0 else text
+
+
+def not_fitted_error(message: str) -> NotFittedError:
+    """Make the error; where scikit-learn is installed it is one of its own, too."""
+    try:
+        from sklearn.exceptions import NotFittedError as TheirError
+    except ImportError:
+        return NotFittedError(message)
+    both = type("NotFittedError", (NotFittedError, TheirError), {"__module__": __name__})
+    return both(message)  # type: ignore[no-any-return]

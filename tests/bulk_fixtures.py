@@ -14,7 +14,7 @@ import numpy as np
 from bliss_reference import clip_like
 
 from bliss_index.calibration import calibrate
-from bliss_index.scoring import ScoreSettings
+from bliss_index.scoring import ScoreSettings, run_job
 from bliss_index.search.native.backend import load_native
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 
@@ -183,3 +183,41 @@ def children_of(pid: int) -> list[int]:
             if int(fields[1]) == pid:
                 found.append(int(entry))
     return found
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def make_job_of_kinds(folder: Path) -> Job:
+    """Scores of 90 images in three parts: 25 normal ones, five other kinds, and two bad rows.
+
+    Of every kind the vocabulary has three near synonyms. ``scores`` have flags and entries,
+    ``plain`` no entries, ``flagless`` no flags.
+    """
+    rng = np.random.default_rng(3)
+    centres = unit(rng.normal(size=(8, DIM)))
+    synonyms = unit(centres[:, None] + 0.05 * rng.normal(size=(8, 3, DIM))).reshape(24, DIM)
+    others = unit(rng.normal(size=(40, DIM)))
+    write_text(folder / "corpus", np.concatenate([others, synonyms]).astype(np.float32))
+
+    def images(kinds: np.ndarray) -> np.ndarray:
+        return unit(centres[kinds] + 0.12 * rng.normal(size=(kinds.size, DIM))).astype(np.float32)
+
+    labels = np.arange(200) % 3
+    calibrate(
+        [(images(labels), labels)], centres[:3].astype(np.float32), ["cat", "dog", "cow"],
+        model=MODEL,
+    ).save(folder / "calibration")  # fmt: skip
+    kinds = rng.permutation(np.repeat([0, 1, 3, 4, 5, 6, 7], [15, 10, 20, 18, 14, 10, 3]))
+    status = np.where(np.isin(np.arange(90), (31, 45)), "decode_error", "ok").tolist()
+    reasons = [None if code == "ok" else "broken" for code in status]
+    write_images(folder / "images", images(kinds), 30, status=status, error=reasons)
+    job = Job(folder, folder / "corpus", folder / "calibration", folder / "images")
+    for name, more in (
+        ("scores", {"explain": True, "threshold": 3.5}),
+        ("plain", {"threshold": 3.5}),
+        ("flagless", {"explain": True}),
+    ):
+        run_job(job.images, folder / name, job.settings(**more))
+    return job

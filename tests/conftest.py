@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bulk_fixtures import Job, make_job, outputs
+from bulk_fixtures import Job, make_job, make_job_of_kinds, outputs
 
 from bliss_index.devices import find_gpu
 from bliss_index.scoring import run_job
@@ -52,3 +52,9 @@ def whole(job: Job) -> dict[str, bytes]:
     summary = run_job(job.images, job.folder / "whole", job.settings())
     assert summary.complete
     return outputs(job.folder / "whole")
+
+
+@pytest.fixture(scope="session")
+def job_of_kinds(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Scores of images of several kinds; not to be changed."""
+    return make_job_of_kinds(tmp_path_factory.mktemp("kinds"))

@@ -95,9 +95,9 @@ def test_of_the_scores_of_held_out_images(scene: Scene, trim: float) -> None:
 
 def test_of_a_detectors_threshold(scene: Scene) -> None:
     detector = BlissDetector(scene.vocabulary, scene.texts, k=5)
-    expected = detector.fit(scene.only_good, scene.labels).offset_
+    expected = detector.fit(scene.only_good, scene.labels).threshold_
     assert np.isfinite(expected)
-    assert detector.fit(scene.all, scene.all_labels).offset_ == pytest.approx(expected, rel=1e-6)
+    assert detector.fit(scene.all, scene.all_labels).threshold_ == pytest.approx(expected, rel=1e-6)
 
 
 def test_of_a_detectors_threshold_from_images_that_it_knows(
@@ -110,7 +110,7 @@ def test_of_a_detectors_threshold_from_images_that_it_knows(
     thresholds = []
     for store, labels in ((scene.only_good, scene.labels), (scene.all, scene.all_labels)):
         with pytest.warns(CalibrationWarning) as caught:
-            thresholds.append(detector.fit(store, labels).offset_)
+            thresholds.append(detector.fit(store, labels).threshold_)
         assert "no class has three images" in str(caught[-1].message)
     assert np.isfinite(thresholds).all()
     assert thresholds[1] == pytest.approx(thresholds[0], rel=1e-6)

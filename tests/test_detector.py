@@ -45,7 +45,8 @@ def test_scores_and_predictions(data):
     np.testing.assert_allclose(scores, expected.anomaly, atol=1e-5, rtol=1e-5)
     np.testing.assert_array_equal(detector.score_samples(images[200:]), -scores)
     decision = detector.decision_function(images[200:])
-    np.testing.assert_array_equal(decision, detector.offset_ - scores)
+    np.testing.assert_array_equal(decision, -scores - detector.offset_)
+    assert detector.offset_ == -detector.threshold_
     np.testing.assert_array_equal(detector.predict(images[200:]), np.where(decision >= 0, 1, -1))
     assert detector.classes_.tolist() == ["0", "1", "2"]
 
@@ -55,10 +56,10 @@ def test_contamination_and_threshold(data):
     detector = BlissDetector(vocabulary, texts, k=5, contamination=0.1)
     detector.fit(images, labels)
     held = held_out_scores(images, labels, texts, vocabulary, exact_search(vocabulary, 5))
-    assert (held > detector.offset_).sum() == 29  # of 300; 30 of 301 with a new one
-    assert np.isin(detector.offset_, held)
+    assert (held > detector.threshold_).sum() == 29  # of 300; 30 of 301 with a new one
+    assert np.isin(detector.threshold_, held)
     detector.set_params(threshold=1e9).fit(images, labels)
-    assert detector.offset_ == 1e9
+    assert detector.threshold_ == 1e9
     assert (detector.predict(images) == 1).all()
 
 
@@ -134,7 +135,7 @@ def test_predict_flags_no_more_new_images_than_it_says():
         images, labels = draw(36)
         detector = BlissDetector(vocabulary, texts, k=5, contamination=0.1).fit(images, labels)
         scores = detector.anomaly_score(draw(600)[0])
-        flagged.append((scores > detector.offset_).mean())
+        flagged.append((scores > detector.threshold_).mean())
         own.append((scores > np.quantile(detector.anomaly_score(images), 0.9)).mean())
     assert np.mean(flagged) <= 0.1 < np.mean(own)
 
@@ -148,7 +149,7 @@ def test_thresholds_of_few_images(data):
     search = exact_search(vocabulary, 5)
     held = labels[rows] == 2
     scores = held_out_scores(images[rows], labels[rows], texts, vocabulary, search, held=held)
-    assert detector.offset_ == np.sort(scores[held])[19]  # 21 x 0.95, rounded up
+    assert detector.threshold_ == np.sort(scores[held])[19]  # 21 x 0.95, rounded up
     rows = rows[:4]
     with pytest.warns(CalibrationWarning) as caught:
         BlissDetector(vocabulary, texts[:2], k=5).fit(images[rows], labels[rows])

@@ -10,6 +10,8 @@ from statistics import median
 
 import pytest
 
+from bliss_index.report import grouping
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -355,3 +357,28 @@ def test_what_a_part_of_a_job_costs():
             f"{job['finish_s']:.1f} s | {job['run_again_s']:.1f} s | {max(job['peak_mib'])} |"
         ) in text
     assert jobs[-1]["ms_a_part"] < 1.2 * jobs[0]["ms_a_part"]
+
+
+def test_the_table_of_outliers_by_name():
+    found = result("groups")
+    ways = {
+        "found": "groups", "k-means, entries": "k-means of entries, true number",
+        "k-means, images": "k-means of images, true number",
+        "most similar entry": "most similar entry",
+    }  # fmt: skip
+    text = section("Outliers by name")
+    lines = text[text.index("| data") :].split("\n\n")[0].splitlines()[2:]
+    assert len(lines) == 16
+    for line in lines:
+        data, way, count, *values = (cell.strip() for cell in line.strip("|").split("|"))
+        title, normal = data.split(", ")
+        of = found[title][normal][ways[way]]
+        assert count == f"{of['found']:.0f} ({of['true']:.0f})"
+        assert values == [
+            f"{of['nmi']['mean']:.3f}", f"{of['ami']:.3f}", f"{100 * of['images']:.0f} %",
+            f"{100 * of['groups']:.0f} %",
+        ]  # fmt: skip
+    assert (found["alike"], found["small"]) == (grouping.ALIKE, grouping.SMALL)
+    settings = found["by_setting"]
+    best = max(settings, key=lambda name: settings[name]["nmi"]["mean"])
+    assert best == f"SMALL {grouping.SMALL:g}, ALIKE {grouping.ALIKE:g}"

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from bliss_index.encode import load_encoder
+from bliss_index.encode.encode_work import OPENAI_MODELS, EncoderSpec
 from bliss_index.errors import EncoderError, InvalidInputError, MissingDependencyError
 
 TEXTS = [
@@ -302,3 +303,13 @@ def test_a_tag_is_recorded_in_one_spelling(clip_dir, monkeypatch):
     for spelling in ("laion400m-e32", "laion400m_e32", "LAION400M_E32"):
         source = resolve_model("ViT-B-32-quickgelu", spelling)
         assert (source.name, source.pretrained) == ("ViT-B-32-quickgelu", "laion400m_e32")
+
+
+def test_models_of_openai_have_its_weights_unless_others_are_named():
+    open_clip = pytest.importorskip("open_clip")
+    for name in OPENAI_MODELS:
+        assert EncoderSpec.of(name).pretrained == "openai"
+        assert "openai" in open_clip.list_pretrained_tags_by_model(name)
+        assert EncoderSpec.of(name, "laion400m_e32").pretrained == "laion400m_e32"
+    assert EncoderSpec.of("ViT-H-14").pretrained is None
+    assert EncoderSpec.of("bliss-tiny").pretrained is None

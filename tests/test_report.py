@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import json
 import re
 import sys
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +23,9 @@ if not all(map(find_spec, ("jinja2", "matplotlib", "PIL"))):
 
 from command import run
 from PIL import Image
+from typer.testing import CliRunner
 
+from bliss_index.cli.app import app
 from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
 from bliss_index.evaluation.from_scores import KnownAnomalies
 from bliss_index.jobs import Part, Plan
@@ -32,7 +36,9 @@ from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.figures import score_histogram
 from bliss_index.report.gallery import PictureFolder
-from bliss_index.report.make import percent
+from bliss_index.report.groups import groups
+from bliss_index.report.histogram import make_histogram
+from bliss_index.report.make import in_words, percent
 from bliss_index.scoring.score_table import scores_schema
 from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.scores_directory import ScoresDirectory
@@ -47,7 +53,9 @@ def write_scores(
     """Write a scores directory of the rows given: lists of (key, score or None, class)."""
     directory = open_directory(path)
     directory.make()
-    settings = {"k": 2, "lam": 0.5, "search": "exact", "threshold": threshold}
+    settings = {
+        "k": 2, "lam": 0.5, "search": "exact", "threshold": threshold, "explain": explain,
+    }  # fmt: skip
     plan = Plan.of(Part(i, f"part-{i}", len(rows), "x") for i, rows in enumerate(parts))
     plan.files[0].write(directory)
     facts = {"images": "images", "corpus": "c", "calibration": "n", "classes": list(classes)}
@@ -138,7 +146,10 @@ def test_hostile_names_are_shown_not_run(tmp_path):
     scores = write_scores(tmp_path / HOSTILE.replace("/", "|").replace("\x00", ""), [rows], classes)
     summary = make_report(scores)
     page = Path(summary.path).read_text(encoding="utf-8")
-    assert "<script" not in page
+    script = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert len(script) == 1 and page.count("<script") == 1  # the page's own, named by its hash
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
     assert "alert('x')" not in page
     assert "&lt;script&gt;alert(&#39;x&#39;)" in page
     assert "\u202e" not in page
@@ -167,6 +178,9 @@ def test_pictures(tmp_path):
     assert found.find("x" * 5000)[1] == "its key is not a path"
     linked = PictureFolder(folder, link=True).find("sub/a.png")[0]
     assert linked == f"file://{folder}/sub/a.png"
+    beside = PictureFolder(folder, link=True, page=tmp_path)
+    assert beside.find("sub/a.png")[0] == beside.href("sub/a.png") == "images/sub/a.png"
+    assert beside.href("link.png") == beside.href("gone.png") == ""
     rows = [("sub/a.png", 2.0, "a"), ("gone.png", 1.0, "a"), ("sub/a.png", 0.5, "a")]
     scores = write_scores(tmp_path / "s", [rows], ("a",))
     summary = make_report(scores, tmp_path / "r.html", ReportOptions(images=folder, gallery=2))
@@ -174,6 +188,7 @@ def test_pictures(tmp_path):
     assert (summary.pictures, summary.missing_pictures) == (2, 1)
     page = (tmp_path / "r.html").read_text()
     assert "no such file in the folder of images" in page
+    assert page.count('<a href="images/sub/a.png">') == 2
     assert page.index("-0.125") > page.index("+0.250")  # the largest pull first
 
 
@@ -234,6 +249,75 @@ def test_the_histogram_holds_every_image(rng, tmp_path, threshold):
     given = KnownAnomalies(anomaly, np.ones(131, dtype=bool))
     both = score_histogram(found, given).axes[0].patches
     assert sum(bar.get_height() for bar in both) == 131
+
+
+def test_the_slider_knows_how_many_lie_above_every_edge(rng, tmp_path):
+    scores = np.append(rng.normal(size=300), [9.0, -7.0]).astype(np.float32)
+    rows = [(f"{at}.png", float(score), "cat") for at, score in enumerate(scores)]
+    write_scores(tmp_path, [rows], ["cat"], threshold=0.75)
+    found = aggregate(ScoresDirectory.open(tmp_path), 0)
+    drawn = make_histogram(found)
+    edges = np.array(drawn.edges)
+    assert edges[drawn.start] == 0.75 and 60 < len(edges) < 100
+    assert sum(drawn.total.bars) == 302 == drawn.total.above[0]
+    for edge, above in zip(edges[1:], drawn.total.above[1:], strict=True):
+        assert above == (scores.astype(np.float64) >= edge).sum()
+    assert drawn.total.above[drawn.start] == found.flagged
+    anomaly, known = scores > 0, np.arange(302) % 3 > 0
+    both = make_histogram(found, KnownAnomalies(anomaly, known))
+    assert [s.images for s in both.series] == [(known & ~anomaly).sum(), (known & anomaly).sum()]
+    assert both.counts()["known"]["anomalies"][drawn.start] == (known & (scores >= 0.75)).sum()
+    page = html.unescape(Path(make_report(tmp_path).path).read_text())
+    assert json.dumps(drawn.counts()) in page
+
+
+def test_flags_are_those_of_the_scores_even_where_float32_rounds_up(tmp_path):
+    threshold = 1 + 1e-9  # as float32 it is 1, which is not flagged
+    write_scores(tmp_path, [[("a", 1.0, "cat"), ("b", 2.0, "cat")]], ["cat"], threshold=threshold)
+    found = aggregate(ScoresDirectory.open(tmp_path), 0)
+    assert found.flagged == 1 == found.classes[0].flagged == ScoresDirectory.open(tmp_path).flagged
+
+
+def test_groups_come_first_and_galleries_show_different_kinds(job_of_kinds, tmp_path):
+    found = groups(job_of_kinds.folder / "scores", out=tmp_path / "g.parquet")
+    for options in (ReportOptions(gallery=40), ReportOptions(groups=str(tmp_path / "g.parquet"))):
+        make_report(job_of_kinds.folder / "scores", tmp_path / "r.html", options)
+        page = html.unescape((tmp_path / "r.html").read_text())
+        for one in found.groups:
+            assert f"<bdi>{one.name}</bdi></h3> \N{EN DASH} {one.images} image" in page
+        assert page.index("What the flagged images show") < page.index("<h2>Scores")
+        gallery = page.split("<h2>Most anomalous")[1].split("<h2>Borderline")[0]
+        shown = Counter(re.findall(r'data-group="([^"]+)"', gallery))
+        assert max(shown.values()) <= 3 and len(shown) > 2
+        assert set(re.findall(r"<option>(.*?)</option>", page)) > set(shown) | {"flagged"}
+    at = job_of_kinds.folder / "flagless"
+    make_report(at, tmp_path / "r.html")
+    page = (tmp_path / "r.html").read_text()
+    assert "What the highest scores show" in page
+    lost = write_scores(tmp_path / "lost", [[("k", 1.0, "a")]], ("a",))
+    assert "Not grouped: " in Path(make_report(lost).path).read_text()
+    with pytest.raises(StoreError):
+        make_report(lost, options=ReportOptions(corpus=str(tmp_path / "gone")))
+
+
+def test_intervals_are_those_of_evaluate(rng, tmp_path):
+    rows = [(str(i), float(v), "a") for i, v in enumerate(rng.normal(size=60))]
+    scores = write_scores(tmp_path / "s", [rows], ("a",))
+    (tmp_path / "l.txt").write_text(
+        "".join(f"{int(v > 0.3)}\n" for _, v, _ in rows[:-5]) + "0\n" * 5
+    )
+    done = CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, ["evaluate", str(scores), "--labels", str(tmp_path / "l.txt")]
+    )
+    options = ReportOptions(labels=tmp_path / "l.txt")
+    page = Path(make_report(scores, tmp_path / "r.html", options).path).read_text()
+    intervals = re.findall(r"\d\.\d{4} to \d\.\d{4}", page)
+    assert len(intervals) > 2 and all(interval in done.output for interval in intervals)
+
+
+def test_settings_are_words():
+    assert in_words({"a": True, "b": [1, {"c": None}]}) == "a: yes, b: 1, c: none"
+    assert in_words({}) == in_words(()) == "none" and in_words(0.5) == "0.5"
 
 
 def test_small_shares_are_not_nothing():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from command import run
 from job_fixtures import result
@@ -125,6 +128,11 @@ def test_what_it_says(place, whole):
     assert "24 normal images allow no rate of false alarms below 4.0%" in err
     assert found["threshold"] == normal.threshold(1 / 25).value
     assert found["flagged"] == sum(filter(None, table.column("flag").to_pylist()))
+    assert found["flagged"] == sum(group["images"] for group in found["groups"])
+    grouped = pq.read_table(folder / "groups.parquet").to_pylist()
+    assert [one["row"] for one in grouped] == [
+        row for row, flag in enumerate(table.column("flag").to_pylist()) if flag
+    ]
     rows = sorted(filter(lambda r: r["anomaly_score"] is not None, table.to_pylist()),
                   key=lambda r: -r["anomaly_score"])[:10]  # fmt: skip
     assert [one["key"] for one in found["most_anomalous"]] == [row["key"] for row in rows]
@@ -228,6 +236,8 @@ KILLED = """
         dies_after(screening, "write_json")
     elif where == "threshold":
         dies_after(screening.NormalScores, "write")
+    elif where == "groups":
+        dies_after(screening, "groups")
     elif where == "before the report":
         screening.make_report = die
     elif where == "report":
@@ -239,7 +249,8 @@ KILLED = """
 """
 STEPS = [
     "begun", "encoding photos", "encoding the vocabulary", "encoding normal", "calibration saved",
-    "held out", "classes noted", "threshold", "scoring", "before the report", "report",
+    "held out", "classes noted", "threshold", "scoring", "groups", "before the report",
+    "report",
 ]  # fmt: skip
 
 
@@ -423,6 +434,24 @@ def test_another_setting_is_refused(place, whole):
         screened(place, folder, dtype="float32")
     with pytest.raises(JobError, match="begun with k 10, now it is 5"):
         screened(place, folder, k=5)
+
+
+def test_other_settings_are_tried_as_the_refusal_says(place, whole):
+    """Without encoding again: the embeddings of the first run are screened."""
+    folder, _, _ = whole
+    with pytest.raises(JobError) as refused:
+        screened(place, folder, k=5)
+    advice = re.search(r"bliss-index (screen .*), with these settings", str(refused.value))
+    words = shlex.split(advice.group(1))
+    given = {name: words[words.index(name) + 1] for name in ("--normal", "--images", "--out")}
+    found = screened(
+        place, given["--out"], photos=(words[1],), normal=given["--normal"], k=5, model=None,
+        images=Path(given["--images"]),
+    )  # fmt: skip
+    assert given["--out"] == f"{folder}-2" and found.rows == 12 and found.report is not None
+    assert {p.name for p in Path(given["--out"]).iterdir()} & {"photos", "normal"} == set()
+    page = Path(found.report).read_text()
+    assert "data:image/jpeg" in page and len(found.groups) == page.count('<section class="group">')
 
 
 @pytest.mark.parametrize(

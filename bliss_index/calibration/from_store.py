@@ -135,6 +135,7 @@ def calibrate_store(
     CalibrationError
         A class has too few images.
     """
+    shrinkage = float(shrinkage)  # 10 and 10.0 are one setting, and one content hash
     require_same_model(
         images.model, texts.model, f"images {images.path}", f"classes {texts.source}"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 
@@ -15,6 +16,8 @@ from bliss_index.cli import (
     encode,
     evaluate,
     explain,
+    export,
+    groups,
     importing,
     inspect,
     report,
@@ -28,16 +31,34 @@ from bliss_index.cli.console import (
     EXIT_TERMINATED,
     drop_output,
     say,
+    write,
 )
 from bliss_index.cli.interrupt import INTERRUPTED, end_when_interrupted
 
 app = typer.Typer(
     name="bliss-index",
-    help="Bias-corrected language-image anomaly scores (BLISS) at dataset scale.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from bliss_index import __version__
+
+        write(f"bliss-index {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Bias-corrected language-image anomaly scores (BLISS) at dataset scale."""
 
 
 app.command("demo")(demo.demo)
@@ -51,6 +72,8 @@ app.command("threshold")(threshold.threshold)
 app.command("score")(score.score)
 app.command("evaluate")(evaluate.evaluate)
 app.command("explain")(explain.explain)
+app.command("groups")(groups.groups)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("verify")(inspect.verify)
 app.command("info")(inspect.info)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, progress_line, say
+from bliss_index.cli.jobs import make_listener
 from bliss_index.cli.options import DeviceOption, JsonOption, path_or_uri
 
 
@@ -69,41 +70,21 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Learn what images of the normal classes look like. Needs no vocabulary."""
-    from bliss_index.calibration.class_texts import ClassTexts
-    from bliss_index.calibration.from_store import calibrate_store
-    from bliss_index.calibration.labels import FOLDERS, Labels
-    from bliss_index.errors import InvalidInputError
-    from bliss_index.store import EmbeddingStore
+    from bliss_index.steps import calibrate as run_calibration
 
-    store = EmbeddingStore.open(images, kind="image")
-    given = Labels.open(labels, store)
-    if classes is not None:
-        texts = ClassTexts.open(classes, store.model, template=template, device=device)
-    elif labels == FOLDERS and given is not None:
-        texts = ClassTexts.of_names(
-            given.names,
-            store.model,
-            template=template,
-            device=device,
-            source=f"folders of {images}",
-        )
-    else:
-        raise InvalidInputError(
-            "the normal classes need names: --classes FILE, or --labels folders where keys such as "
-            "'cat/0001.jpg' say them"
-        )
-    with progress_line("calibrating", store.rows) as progress:
-        summary = calibrate_store(
-            store, given, texts, progress, assign=assign, trim=trim, shrinkage=shrinkage
-        )
-    summary.calibration.save(out)
+    with progress_line("calibrating") as progress:
+        summary = run_calibration(
+            images, out, labels=labels, classes=classes, template=template, assign=assign,
+            trim=trim, shrinkage=shrinkage, device=device,
+            listener=make_listener(progress, "read"),
+        )  # fmt: skip
     for notice in summary.notices:
         say(notice)
     if as_json:
         print_json(summary.to_json())
         return
     counts = [moments.count for moments in summary.calibration.moments]
-    names = summary.names
+    names, model = summary.names, summary.calibration.model
     right = {} if names is None else {"zero-shot accuracy": f"{names.overall:.1%} (of the names)"}
     print_facts(
         str(out),
@@ -112,7 +93,7 @@ def calibrate(
             "images": f"{sum(counts)} ({min(counts)} to {max(counts)} a class)",
             "shrinkage": f"{shrinkage:g}",
             **right,
-            "model": texts.model.describe(),
+            "model": "none" if model is None else model.describe(),
             "content hash": summary.calibration.content_hash,
         },
     )

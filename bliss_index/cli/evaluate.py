@@ -38,7 +38,8 @@ def evaluate(
         typer.Option(
             "--labels",
             help="1 = anomaly, 0 = normal; with --protocol, classes. A file .npy, .txt, .csv or "
-            ".parquet, in row order or with a column 'key'.",
+            ".parquet, in row order or with a column 'key'. Or 'folders': those named as a normal "
+            "class hold normal images, all others anomalies.",
             parser=path_or_uri,
         ),
     ] = None,

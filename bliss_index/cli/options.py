@@ -94,6 +94,7 @@ PretrainedOption = Annotated[
     typer.Option(
         "--pretrained",
         help="Tag of the weights, or a checkpoint file (safetensors, pt).",
+        show_default="'openai' for OpenAI's models, such as ViT-B-16; others need it",
         parser=tag_or_file,
     ),
 ]

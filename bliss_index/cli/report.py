@@ -48,12 +48,23 @@ def report(
         str | None,
         typer.Option("--plots", help="Directory for the plots as PNG.", parser=path_or_uri),
     ] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(
+            "--corpus",
+            help="Where the vocabulary is now, to group the flagged images.",
+            show_default="where it was",
+            parser=path_or_uri,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a page to read: scores, classes, the images that stand out and why."""
     from bliss_index.report import ReportOptions, make_report
 
-    options = ReportOptions(images=images, link=link, labels=labels, gallery=gallery, plots=plots)
+    options = ReportOptions(
+        images=images, link=link, labels=labels, gallery=gallery, plots=plots, corpus=corpus
+    )
     summary = make_report(scores, out, options)
     if images is not None and summary.missing_pictures:
         say(f"{summary.missing_pictures} of the images to show are missing or cannot be decoded")

@@ -101,7 +101,7 @@ def score(
     as_json: JsonOption = False,
 ) -> None:
     """Score every image. Run again after an interruption, it continues where it stopped."""
-    from bliss_index.scoring import ScoreSettings, run_job
+    from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
     from bliss_index.store.source_part import ColumnNames
 
     listed = device_names(devices)
@@ -124,10 +124,11 @@ def score(
         summary = run_job(
             images, out, settings, options, make_listener(progress, "scored"), columns
         )
+    flagged = ScoresDirectory.open(out).flagged if summary.complete else None
     if as_json:
-        print_json(summary.to_json())
+        print_json({**summary.to_json(), "flagged": flagged})
     else:
-        _print_summary(summary)
+        _print_summary(summary, flagged)
     if repeated := summary.facts.get("repeated_keys"):
         say(f"{repeated} keys occur in several parts; the manifest names the first")
     bad, rows = summary.bad_rows, summary.rows
@@ -135,7 +136,9 @@ def score(
     end(summary.failed, summary.complete, bad, message)
 
 
-def _print_summary(summary: JobSummary) -> None:
+def _print_summary(summary: JobSummary, flagged: int | None) -> None:
+    scored = summary.rows - summary.bad_rows
+    share = f" ({flagged / scored:.2%})" if flagged and scored else ""
     status = f" ({counts(summary.status)})" if summary.status else ""
     print_facts(
         summary.output,
@@ -145,6 +148,7 @@ def _print_summary(summary: JobSummary) -> None:
             + (f", {summary.parts_earlier} by earlier runs" if summary.parts_earlier else ""),
             "this run": f"{summary.rows_now} rows in {summary.seconds:.1f} s, "
             f"{summary.rows_per_second:,.0f} rows/s",
+            **({} if flagged is None else {"flagged": f"{flagged} of {scored}{share}"}),
             "files": f"{summary.output}/part-*.parquet",
         },
     )

@@ -17,6 +17,7 @@ from bliss_index.cli.console import (
     progress_line,
     say,
 )
+from bliss_index.cli.groups import print_groups
 from bliss_index.cli.jobs import (
     DevicesOption,
     EngineOption,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from bliss_index.screening import ScreenResult
 
 _REASONS = 3
+_GROUPS = 10
 
 
 def screen(
@@ -212,6 +214,7 @@ def _watch(step: str, done: str) -> Iterator[Any]:
 
 
 def _print(result: ScreenResult) -> None:
+    print_groups(result.groups, _GROUPS)
     if result.most_anomalous:
         print_table(
             "The most anomalous photos",
@@ -237,6 +240,7 @@ def _print(result: ScreenResult) -> None:
             f"at most {result.rate_kept:.1%}, with 95%)",
             "flagged": f"{result.flagged} of {result.scored}{share}",
             "scores": f"{result.scores}/part-*.parquet",
+            "groups": f"{len(result.groups)} in {result.groups_file}",
             "look at": result.report,
         },
     )

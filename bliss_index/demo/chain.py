@@ -21,7 +21,7 @@ from bliss_index.evaluation.metrics import evaluate_scores
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.scoring import ScoresDirectory
 from bliss_index.scoring.formulas import label_scores, raw_scores
-from bliss_index.screening import ScreenSettings, screen
+from bliss_index.screening import ScreenResult, ScreenSettings, screen
 from bliss_index.storage.files import atomic_file, make_directory, read_json, write_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary
@@ -111,7 +111,7 @@ def run_demo(
     _write_labels(folder / "test-anomalies.csv", anomaly_of)
     auroc = _compare(scores, test, calibration, anomaly_of)
     write_json(folder / "auroc.json", auroc)
-    report = _write_report(folder, scores, say)
+    report = _write_report(folder, found, say)
     files = {
         **({} if report is None else {"the report, to open in a browser": str(report)}),
         "the images": str(folder / "images" / "test"),
@@ -170,12 +170,17 @@ def _compare(
     return {name: evaluate_scores(values, anomaly).auroc for name, values in compared.items()}
 
 
-def _write_report(folder: Path, scores: Path, say: Callable[[str], None]) -> Path | None:
+def _write_report(folder: Path, found: ScreenResult, say: Callable[[str], None]) -> Path | None:
     """Write the report, unless what draws it is not installed."""
     report = folder / "report.html"
-    options = ReportOptions(images=folder / "images" / "test", labels=folder / "test-anomalies.csv")
+    options = ReportOptions(
+        images=folder / "images" / "test",
+        labels=folder / "test-anomalies.csv",
+        title="drawn scenes",
+        groups=found.groups_file,
+    )
     try:
-        make_report(scores, report, options)
+        make_report(found.scores, report, options)
     except MissingDependencyError as error:
         say(f"no report.html: {error}")
         return None

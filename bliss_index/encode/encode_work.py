@@ -28,6 +28,11 @@ _TORCH_BYTES = 192 << 20  # with open_clip and torchvision, beyond what other co
 
 DEFAULT_MODEL = "ViT-B-16"
 DEFAULT_WEIGHTS = "openai"
+OPENAI_MODELS = (
+    "RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
+    "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336",
+)  # fmt: skip
+"""Models that OpenAI released; of these `DEFAULT_WEIGHTS` are taken unless others are named."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +53,14 @@ class EncoderSpec:
 
     @classmethod
     def of(cls, name: str, pretrained: str | None = None, **more: Any) -> EncoderSpec:
-        """Name a model; the paper's comes with the paper's weights, unless others are named.
+        """Name a model; one of OpenAI's comes with OpenAI's weights, unless others are named.
 
         Parameters
         ----------
         name, pretrained, more
             The attributes.
         """
-        if name == DEFAULT_MODEL and pretrained is None:
+        if name in OPENAI_MODELS and pretrained is None:
             pretrained = DEFAULT_WEIGHTS
         return cls(name, pretrained, **more)
 

@@ -9,10 +9,19 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.calibration.labels import ANOMALY_COLUMNS, Labels
-from bliss_index.errors import InvalidInputError
+from bliss_index.calibration.labels import (
+    ANOMALY_COLUMNS,
+    FOLDERS,
+    ClassNames,
+    Labels,
+    folder_names,
+)
+from bliss_index.errors import InvalidInputError, listed
 from bliss_index.evaluation.metrics import Metrics, evaluate_scores
 from bliss_index.scoring.scores_directory import ScoresDirectory
+
+DEFAULT_RESAMPLES = 1000
+"""Bootstrap resamples of the intervals that ``evaluate`` and ``report`` show."""
 
 _KINDS = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
 
@@ -43,16 +52,17 @@ def evaluate_directory(path: str | Path, labels: str | Path, *, resamples: int =
     labels
         1 or true for anomalies, 0 or false for normal images, in a table in its column 'anomaly'
         if it has one; a file that
-        :meth:`bliss_index.calibration.labels.Labels.read` takes. Images without a label are left
-        out, and counted in the result.
+        :meth:`bliss_index.calibration.labels.Labels.read` takes. Or "folders": an image is normal
+        if the first folder of its key is named as one of the normal classes, and an anomaly in any
+        other folder. Images without a label are left out, and counted in the result.
     resamples
         Bootstrap resamples for intervals.
 
     Raises
     ------
     InvalidInputError
-        There is not one label for every row in row order, a key is not among the rows, or a label
-        is neither 0 nor 1.
+        There is not one label for every row in row order, a key is not among the rows, a label
+        is neither 0 nor 1, or no folder is a normal class.
     """
     directory = ScoresDirectory.open(path)
     return evaluate_known(directory, read_anomalies(directory, labels), resamples=resamples)
@@ -78,6 +88,8 @@ def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> KnownAnoma
     InvalidInputError
         As for :func:`evaluate_directory`.
     """
+    if labels == FOLDERS:
+        return _anomalies_of_folders(directory)
     given = Labels.read(labels, ANOMALY_COLUMNS)
     keys = (table.column("key").to_pylist() for table in directory.iter_tables(["key"]))
     listed = given.of_rows(keys, directory.rows)
@@ -91,6 +103,27 @@ def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> KnownAnoma
                 f"{labels}: label {label!r} of row {row} is neither 0 (normal) nor 1 (anomaly)"
             )
         anomaly[row], known[row] = _KINDS[kind], True
+    return KnownAnomalies(anomaly, known)
+
+
+def _anomalies_of_folders(directory: ScoresDirectory) -> KnownAnomalies:
+    """Folders named as a normal class hold normal images, all others anomalies."""
+    classes = ClassNames(directory.classes)
+    anomaly, known = np.zeros((2, directory.rows), dtype=bool)
+    start, normal, folders = 0, 0, set[str]()
+    for table in directory.iter_tables(["key"]):
+        for row, folder in enumerate(folder_names(table.column("key").to_pylist()), start):
+            if folder is not None:
+                folders.add(folder)
+                known[row], anomaly[row] = True, classes.position(folder) is None
+                normal += not anomaly[row]
+        start += table.num_rows
+    if not normal:
+        found = f"its folders are {listed(sorted(folders))}" if folders else "no key has a folder"
+        raise InvalidInputError(
+            f"no key of {directory.path} is in a folder named as one of the normal classes "
+            f"({listed(list(directory.classes))}): {found}; give a file of labels"
+        )
     return KnownAnomalies(anomaly, known)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bliss_index.errors import CorruptStoreError
 from bliss_index.scoring.scores_directory import SCORE_COLUMNS, ScoresDirectory
@@ -53,7 +54,7 @@ class BadRow:
 
 @dataclass(frozen=True, eq=False)
 class Aggregate:
-    """All rows of a scores directory, in 8 bytes a row and what is worth listing.
+    """All rows of a scores directory, in 9 bytes a row and what is worth listing.
 
     Attributes
     ----------
@@ -97,14 +98,14 @@ class Aggregate:
 
     def most_anomalous(self, count: int) -> list[int]:
         """Rows with the highest scores, highest first; of equal ones the first rows."""
-        return _first(np.where(np.isnan(self.scores), np.inf, -self.scores), count, self.scored)
+        return first_of(np.where(np.isnan(self.scores), np.inf, -self.scores), count, self.scored)
 
     def borderline(self, count: int) -> list[int]:
         """Rows whose scores are nearest to the border, nearest first."""
         if self.border is None:
             return []
         distance = np.abs(self.scores.astype(np.float64) - self.border)
-        return _first(np.where(np.isnan(distance), np.inf, distance), count, self.scored)
+        return first_of(np.where(np.isnan(distance), np.inf, distance), count, self.scored)
 
 
 def aggregate(directory: ScoresDirectory, most_bad: int) -> Aggregate:
@@ -124,12 +125,15 @@ def aggregate(directory: ScoresDirectory, most_bad: int) -> Aggregate:
     status: Counter[str] = Counter()
     parts = np.zeros((2, len(position)))
     bad: list[BadRow] = []
+    flags = None if threshold is None else np.zeros(directory.rows, dtype=bool)
     start = 0
-    for table in directory.iter_tables(SCORE_COLUMNS):
+    for table in directory.iter_tables((*SCORE_COLUMNS, *([] if flags is None else ["flag"]))):
         rows = slice(start, start + table.num_rows)
         start += table.num_rows
         scores[rows] = _floats(table, "anomaly_score")
         nearest[rows] = _positions(table, position, directory)
+        if flags is not None:
+            flags[rows] = pc.fill_null(table.column("flag"), False).to_numpy()
         good = nearest[rows] >= 0
         for number, name in enumerate(("internal_score", "external_score")):
             values = _floats(table, name)[good]
@@ -144,11 +148,10 @@ def aggregate(directory: ScoresDirectory, most_bad: int) -> Aggregate:
     border = threshold
     if border is None and known.size:
         border = float(np.quantile(known, _BORDER_QUANTILE))
-    flagged = None if threshold is None else int((known >= threshold).sum())
     return Aggregate(
         directory.rows, dict(sorted(status.items())), scores, nearest,
-        _classes(directory.classes, scores, nearest, parts, threshold), tuple(bad), threshold,
-        border, flagged,
+        _classes(directory.classes, scores, nearest, parts, flags), tuple(bad), threshold,
+        border, None if flags is None else int(flags.sum()),
     )  # fmt: skip
 
 
@@ -166,7 +169,7 @@ def read_rows(directory: ScoresDirectory, rows: list[int]) -> list[dict[str, Any
     return [found[row] for row in rows]
 
 
-def _first(keys: npt.NDArray[Any], count: int, most: int) -> list[int]:
+def first_of(keys: npt.NDArray[Any], count: int, most: int) -> list[int]:
     """Positions of the smallest keys, smallest first, equal ones in order."""
     count = min(count, most)
     if count < 1:
@@ -181,17 +184,18 @@ def _classes(
     scores: npt.NDArray[np.float32],
     nearest: npt.NDArray[np.int32],
     parts: npt.NDArray[np.float64],
-    threshold: float | None,
+    flags: npt.NDArray[np.bool_] | None,
 ) -> tuple[ClassSummary, ...]:
     order = np.argsort(nearest, kind="stable")
     bounds = np.searchsorted(nearest[order], np.arange(len(names) + 1))
     found = []
     for c, name in enumerate(names):
-        own = scores[order[bounds[c] : bounds[c + 1]]]
+        rows = order[bounds[c] : bounds[c + 1]]
+        own = scores[rows]
         if not own.size:
             continue
         low, median, high = (float(q) for q in np.quantile(own, _QUANTILES))
-        flagged = 0 if threshold is None else int((own >= threshold).sum())
+        flagged = 0 if flags is None else int(flags[rows].sum())
         internal, external = (parts[:, c] / own.size).tolist()
         found.append(ClassSummary(name, own.size, flagged, low, median, high, internal, external))
     return tuple(sorted(found, key=lambda summary: -summary.images))

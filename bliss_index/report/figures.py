@@ -11,12 +11,11 @@ import numpy as np
 from bliss_index.errors import MissingDependencyError
 from bliss_index.evaluation.from_scores import KnownAnomalies
 from bliss_index.report.aggregate import Aggregate
+from bliss_index.report.histogram import histogram_edges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BINS = 80
-_SHOWN = (0.001, 0.999)  # quantiles; few images far off would squeeze all others into one bar
 _MOST_CLASSES = 30
 _NAME_LENGTH = 28
 _DPI = 200
@@ -40,25 +39,31 @@ def score_histogram(found: Aggregate, given: KnownAnomalies | None = None) -> Fi
         Which images are known to be anomalies or normal.
     """
     figure, axes = _subplots(7.0, 3.2)
-    known = found.known.astype(np.float64)  # in float32, clipping can leave the last bin
-    low, high = (float(q) for q in np.quantile(known, _SHOWN))
-    if found.threshold is not None:  # with a bin on either side, for the images beyond
-        room = (max(high, found.threshold) - min(low, found.threshold)) / (_BINS - 2)
-        low, high = min(low, found.threshold - room), max(high, found.threshold + room)
-    edges = np.linspace(low, high, _BINS + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    known = found.known.astype(np.float64)
+    edges, _ = histogram_edges(found)
+    low, high = float(edges[0]), float(edges[-1])
     if given is None:
         axes.hist(np.clip(known, low, high), edges, color=_NORMAL)
     else:
         normal, anomalies = given.known & ~given.anomaly, given.known & given.anomaly
-        for rows, name, colour in ((normal, "normal", _NORMAL), (anomalies, "anomalies", _ANOMALY)):
+        for rows, name, colour, hatch in (
+            (normal, "normal", _NORMAL, None), (anomalies, "anomalies", _ANOMALY, "///"),
+        ):  # fmt: skip
             values = found.scores[rows].astype(np.float64)
             values = np.clip(values[~np.isnan(values)], low, high)
-            axes.hist(values, edges, color=colour, alpha=0.6, label=f"{name} ({values.size:,})")
+            axes.hist(
+                values,
+                edges,
+                color=colour,
+                alpha=0.6,
+                hatch=hatch,
+                label=f"{name} ({values.size:,})",
+            )
     if found.threshold is not None:
         label = f"threshold {found.threshold:.4g}"
         axes.axvline(found.threshold, color=_BORDER, linestyle="--", linewidth=1, label=label)
     if given is not None or found.threshold is not None:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")  # 'best' warns of many bars
     axes.set_xlabel("anomaly score (outermost bars hold all images beyond)")
     axes.set_ylabel("images")
     axes.yaxis.set_major_formatter("{x:,.0f}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,12 @@ class Picture:
         Why there is none; empty where there is.
     entries
         Text and contribution of the entries that pulled most, where the scores have them.
+    status
+        "flagged" or "not flagged"; "scored" where the scores have no flags.
+    group
+        Group of a flagged image; empty where it is in none.
+    href
+        Where its file is, from the page; empty where that is not known.
     """
 
     key: str
@@ -41,6 +49,9 @@ class Picture:
     source: str
     missing: str
     entries: tuple[tuple[str, float], ...]
+    status: str = "scored"
+    group: str = ""
+    href: str = ""
 
 
 class PictureFolder:
@@ -52,31 +63,52 @@ class PictureFolder:
         The folder that was encoded; keys are paths relative to it. None for no pictures.
     link
         Refer to the files instead of embedding thumbnails: small, but the files must stay.
+    page
+        Folder of the page, from which files are named; None to name them from the root.
     """
 
-    def __init__(self, folder: Path | None, *, link: bool = False) -> None:
+    def __init__(
+        self, folder: Path | None, *, link: bool = False, page: Path | None = None
+    ) -> None:
+        self._page = None if page is None else page.resolve()
         self._folder = None if folder is None else folder.resolve()
         self._link = link
         self._bytes = 0
 
     def find(self, key: str) -> tuple[str, str]:
         """Return a URI and an empty reason, or no URI and the reason."""
+        path, missing = self._path(key)
+        if path is None:
+            return "", missing
+        if self._link:
+            return self._address(path), ""
+        if self._bytes > _MOST_BYTES:
+            return "", "left out: the report is large enough"
+        return self._thumbnail(path)
+
+    def href(self, key: str) -> str:
+        """Return where the file of a key is; empty where there is none."""
+        path, _ = self._path(key)
+        return "" if path is None else self._address(path)
+
+    def _path(self, key: str) -> tuple[Path | None, str]:
         if self._folder is None:
-            return "", "no folder of images was given"
+            return None, "no folder of images was given"
         try:
             path = (self._folder / key).resolve()
             inside = path.is_relative_to(self._folder) and path != self._folder
             if not inside:
-                return "", "its key leads out of the folder of images"
+                return None, "its key leads out of the folder of images"
             if not path.is_file():
-                return "", "no such file in the folder of images"
+                return None, "no such file in the folder of images"
         except (OSError, ValueError):
-            return "", "its key is not a path"
-        if self._link:
-            return "file://" + quote(str(path)), ""
-        if self._bytes > _MOST_BYTES:
-            return "", "left out: the report is large enough"
-        return self._thumbnail(path)
+            return None, "its key is not a path"
+        return path, ""
+
+    def _address(self, path: Path) -> str:
+        if self._page is None:
+            return "file://" + quote(str(path))
+        return quote(os.path.relpath(path, self._page))
 
     def _thumbnail(self, path: Path) -> tuple[str, str]:
         from bliss_index.encode.decode import DecodeError, decode_image
@@ -93,13 +125,28 @@ class PictureFolder:
         return "data:image/jpeg;base64," + base64.b64encode(content).decode("ascii"), ""
 
 
-def make_pictures(rows: list[dict[str, Any]], folder: PictureFolder) -> tuple[Picture, ...]:
-    """Make pictures of rows of scores."""
+def make_pictures(
+    rows: Sequence[dict[str, Any]],
+    folder: PictureFolder,
+    groups: Sequence[str] = (),
+) -> tuple[Picture, ...]:
+    """Make pictures of rows of scores.
+
+    Parameters
+    ----------
+    rows
+        Their columns.
+    folder
+        Where their files are.
+    groups
+        Names of their groups; empty for a row that is in none.
+    """
     pictures = []
-    for row in rows:
+    for place, row in enumerate(rows):
         source, missing = folder.find(row["key"])
         pairs = zip(row.get("entries") or (), row.get("contributions") or (), strict=True)
         pulled = sorted(pairs, key=lambda pair: -abs(pair[1]))[:_ENTRIES]
+        flag = row.get("flag")
         pictures.append(
             Picture(
                 row["key"],
@@ -111,6 +158,9 @@ def make_pictures(rows: list[dict[str, Any]], folder: PictureFolder) -> tuple[Pi
                 source,
                 missing,
                 tuple(pulled),
+                "scored" if flag is None else "flagged" if flag else "not flagged",
+                groups[place] if groups else "",
+                folder.href(row["key"]),
             )
         )
     return tuple(pictures)

@@ -1,4 +1,4 @@
-"""BLISS scores: formulas and tables, the detector, thresholds, and scoring as a work.
+"""BLISS scores: formulas and tables, thresholds, and scoring as a work.
 
 Names are imported when first used, so that importing this package stays cheap.
 """

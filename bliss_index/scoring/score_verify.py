@@ -14,7 +14,7 @@ from bliss_index.jobs.part import Part, Plan
 from bliss_index.jobs.record import Record
 from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input
 from bliss_index.scoring.score_work import MANIFEST_NAME
-from bliss_index.scoring.scores_directory import read_job, read_plan, read_scores
+from bliss_index.scoring.scores_directory import read_job, read_plan, read_scores_file
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.directory import content_sha256
 from bliss_index.store.keys import KeyRegistry
@@ -155,7 +155,7 @@ def _check_part(
         )
     if part.rows >= 0 and record.rows != part.rows:
         raise CorruptStoreError(f"{record.rows} rows are scored, the input has {part.rows}")
-    table = read_scores(directory, output, record.rows, ["key", "anomaly_score", "status"])
+    table = read_scores_file(directory, output, record.rows, ["key", "anomaly_score", "status"])
     good = pc.equal(table.column("status"), OK)
     if not good.equals(pc.is_valid(table.column("anomaly_score"))):
         raise CorruptStoreError(f"{output}: rows with a score are not those of status 'ok'")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bliss_index.errors import CorruptStoreError, StoreError
@@ -104,6 +105,14 @@ class ScoresDirectory:
         """Rows without a score."""
         return sum(file.bad_rows for file in self.files)
 
+    @cached_property
+    def flagged(self) -> int | None:
+        """Images at or above the threshold, counted by reading all; None without one."""
+        if self.job.settings.get("threshold") is None:
+            return None
+        tables = self.iter_tables(["flag"])
+        return sum(pc.sum(table.column("flag")).as_py() or 0 for table in tables)
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the normal classes."""
@@ -122,7 +131,7 @@ class ScoresDirectory:
 
     def read(self, file: PartFile, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part, as :meth:`iter_tables` does."""
-        return read_scores(self.directory, file.file, file.rows, columns)
+        return read_scores_file(self.directory, file.file, file.rows, columns)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read all parts into memory."""
@@ -164,7 +173,7 @@ def read_plan(directory: Directory, job: JobDescription) -> Plan:
     return Plan.read(directory, job.plan)
 
 
-def read_scores(
+def read_scores_file(
     directory: Directory, file: str, rows: int, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """Read one Parquet file of scores and check its number of rows."""
@@ -182,3 +191,34 @@ def read_scores(
     if missing:
         raise CorruptStoreError(f"{path} has no column {sorted(missing)[0]!r}; it has {names}")
     return table
+
+
+def read_scores(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read the scores of a complete job, or of a whole screen, into memory.
+
+    Parameters
+    ----------
+    path : str or Path
+        Scores directory, or the directory of a screen; local or a URI.
+    columns : sequence of str, default=None
+        Which columns; None for all.
+
+    Returns
+    -------
+    pyarrow.Table
+        A row for every image, in the order of the input; ``.to_pandas()`` makes a DataFrame.
+
+    Raises
+    ------
+    StoreError
+        It holds no scores, or its job is not complete.
+    CorruptStoreError
+        A file is missing or damaged, or has no such column.
+    """
+    directory = open_directory(path)
+    try:
+        kind = JobDescription.read(directory).kind
+    except FileNotFoundError:
+        kind = ""
+    where = f"{directory.uri}/scores" if kind == SCREEN_KIND else path
+    return ScoresDirectory.open(where).table(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,7 @@ from bliss_index.jobs.job import find_job
 from bliss_index.report import ReportOptions, make_report
 from bliss_index.report.aggregate import aggregate, read_rows
 from bliss_index.report.gallery import PictureFolder, make_pictures
+from bliss_index.report.groups import Group, groups
 from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
 from bliss_index.scoring.normal_scores import NormalScores, score_held_out
 from bliss_index.scoring.score_work import MANIFEST_NAME
@@ -54,6 +56,7 @@ MOST_ANOMALOUS = 10
 _KEPT_WITH = 0.95
 _CALIBRATED = "calibrated.json"
 _NORMAL_SCORES = "normal-scores.parquet"
+_GROUPS = "groups.parquet"
 _REPORT = "report.html"
 _SUMMARY = "summary.json"
 
@@ -92,10 +95,13 @@ class ScreenResult:
         False-alarm rate that the threshold keeps with 95 % probability.
     flagged : int
         Photos at or above the threshold.
+    groups : tuple of Group
+        What the flagged photos show, the largest group first.
     most_anomalous : tuple of Anomaly
         The ten highest scores, highest first.
-    scores, report : str
-        Directory of the scores, and the page; the page is None where what draws it is missing.
+    scores, groups_file, report : str
+        Directory of the scores; a Parquet file with the group of every flagged photo; and the
+        page, which is None where what draws it is missing.
     scored_now : int
         Photos that this call scored: the others were scored before.
     """
@@ -109,8 +115,10 @@ class ScreenResult:
     false_alarm_rate: float
     rate_kept: float
     flagged: int
+    groups: tuple[Group, ...]
     most_anomalous: tuple[Anomaly, ...]
     scores: str
+    groups_file: str
     report: str | None
     scored_now: int
 
@@ -145,7 +153,7 @@ def screen(
         What to screen.
     output : str or Path
         Directory of the run: ``photos/`` and ``normal/`` (embeddings), ``calibration/``,
-        ``normal-scores.parquet``, ``scores/``, ``report.html``.
+        ``normal-scores.parquet``, ``scores/``, ``groups.parquet``, ``report.html``.
     devices : sequence of str, default=("auto",)
         For encoding and scoring.
     threads : int, default=None
@@ -209,7 +217,10 @@ class _Run:
             require_same(found.settings, begun, self.directory.uri)
         if self.is_calibrated:
             before = self._read(_CALIBRATED)["settings"]
-            require_same(before, inputs.calibration_settings(), self.directory.uri)
+            try:
+                require_same(before, inputs.calibration_settings(), self.directory.uri)
+            except JobError as error:
+                raise JobError(f"{error}: {self._advice()}") from None
         else:
             inputs.require_images()
         inputs.require_entries()
@@ -220,6 +231,23 @@ class _Run:
             self.directory.make()
             job = JobDescription(SCREEN_KIND, begun, None, {}, library_versions(), begun_in())
             job.create(self.directory)
+
+    def _advice(self) -> str:
+        """How to try other settings without encoding again."""
+        known, photos = self.inputs.known, self.inputs.photos
+        places = [str(self.output + "/photos" if photos.store is None else photos.location)]
+        if known is not None:
+            where = f"{self.output}/normal" if known.store is None else known.location
+            places.append(f"--normal {shlex.quote(where)}")
+        folder = self._images()
+        if folder is not None:
+            places.append(f"--images {shlex.quote(str(folder))}")
+        places[0] = shlex.quote(places[0])
+        return (
+            "to try others without encoding again, screen the embeddings of this run: "
+            f"bliss-index screen {' '.join(places)} --out {shlex.quote(self.output + '-2')}, with "
+            "these settings"
+        )
 
     def embeddings_of(self, images: ScreenImages, name: str) -> EmbeddingStore:
         """Encode images, or import embeddings; a store is taken as it is."""
@@ -393,12 +421,18 @@ class _Run:
             )
         _require_whole(done.failed, scores)
         manifest = content_sha256(open_directory(scores), MANIFEST_NAME)
-        report = f"{self.output}/{_REPORT}"
+        report, grouped = f"{self.output}/{_REPORT}", f"{self.output}/{_GROUPS}"
         names = self.directory.names()
         found = self._read(_SUMMARY) if _SUMMARY in names else {}
-        if found.get("scores_sha256") != manifest or _REPORT not in names:
-            report_there = self._report(scores, report)
-            found = {"scores_sha256": manifest, **self._found(scores, normal, rate)}
+        there = {_REPORT, _GROUPS} <= names.keys()
+        if found.get("scores_sha256") != manifest or not there:
+            listed = groups(scores, corpus.path, out=grouped).groups
+            report_there = self._report(scores, report, grouped)
+            found = {
+                "scores_sha256": manifest,
+                "groups": [asdict(group) for group in listed],
+                **self._found(scores, normal, rate),
+            }
             write_json(self.directory, _SUMMARY, found)
         else:
             report_there = True
@@ -413,24 +447,31 @@ class _Run:
             false_alarm_rate=rate,
             rate_kept=found["rate_kept"],
             flagged=found["flagged"],
+            groups=tuple(map(Group.from_json, found["groups"])),
             most_anomalous=tuple(
                 Anomaly(**{**one, "entries": tuple(map(tuple, one["entries"]))})
                 for one in found["most_anomalous"]
             ),
             scores=scores,
+            groups_file=grouped,
             report=report if report_there else None,
             scored_now=done.rows_now,
         )
 
-    def _report(self, scores: str, report: str) -> bool:
+    def _images(self) -> Path | None:
+        """Folder of the photos, where they are in one."""
         settings = self.settings
-        images = settings.images
-        if images is None and self.inputs.photos.source is not None and len(settings.photos) == 1:
-            folder = Path(settings.photos[0])
-            images = folder if folder.is_dir() else None
+        if settings.images is not None or len(settings.photos) != 1:
+            return settings.images
+        folder = Path(settings.photos[0])
+        return folder if self.inputs.photos.source is not None and folder.is_dir() else None
+
+    def _report(self, scores: str, report: str, grouped: str) -> bool:
+        images = self._images()
         try:
             title = Path(self.output).name
-            make_report(scores, report, ReportOptions(images=images, title=title))
+            options = ReportOptions(images=images, title=title, groups=grouped)
+            make_report(scores, report, options)
         except MissingDependencyError as error:
             self.say(f"no report.html: {error}")
             return False

@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,16 @@ import numpy.typing as npt
 from bliss_index.calibration import calibrate
 from bliss_index.calibration.advice import few_images_warning
 from bliss_index.calibration.labels import NO_CLASS, ClassNames
-from bliss_index.errors import CalibrationWarning, InvalidInputError, listed
+from bliss_index.errors import (
+    CalibrationWarning,
+    InvalidInputError,
+    listed,
+    not_fitted_error,
+)
+from bliss_index.report import ReportOptions, ReportSummary, make_report
+from bliss_index.report.groups import Groups, groups_of_arrays
+from bliss_index.scoring import ScoreSettings, run_job
+from bliss_index.scoring.explained import ExplainedScores
 from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.thresholds import held_out_scores
@@ -30,18 +41,41 @@ from bliss_index.search.inputs import (
     require_same_order,
 )
 from bliss_index.search.isolation import isolated
-from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
+from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter, require_same_model
 from bliss_index.store.normalise import norm_defects
+from bliss_index.store.schema import OK
+
+if TYPE_CHECKING:
+
+    class _Estimator:
+        """scikit-learn's bases, where it is installed."""
+
+else:
+    try:
+        from sklearn.base import BaseEstimator, OutlierMixin
+
+        class _Estimator(OutlierMixin, BaseEstimator):
+            """scikit-learn's bases."""
+
+    except ImportError:
+
+        class _Estimator:
+            """Nothing to inherit."""
+
 
 _FOLDS = 5
 
 _LOGGER = logging.getLogger("bliss_index")
 
 Embeddings: TypeAlias = "npt.ArrayLike | EmbeddingStore | str | Path"
-"""A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one."""
+"""A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one.
+
+A tensor counts as an array (also of bfloat16, with a gradient, or on a GPU), and so does a table
+(pandas, polars, Arrow).
+"""
 
 
-class BlissDetector:
+class BlissDetector(_Estimator):
     """Bias-corrected language-image anomaly detection.
 
     Parameters
@@ -50,6 +84,10 @@ class BlissDetector:
         (W, d) unit text embeddings of the external texts: an array, a store or its path.
     class_embeddings
         (C, d) unit text embeddings of the normal classes' prompts; a store's texts are the names.
+    class_names : sequence of str, default=None
+        C names of the normal classes, where `class_embeddings` is an array; by default "0", ...
+    entry_names : sequence of str, default=None
+        W names of the entries, where `vocabulary` is an array; by default "entry 0", ...
     k
         Vocabulary entries per image.
     lam
@@ -76,8 +114,11 @@ class BlissDetector:
         Moments of the normal classes, after :meth:`fit`.
     classes_ : (C,) array
         Names of the normal classes.
+    threshold_ : float
+        The threshold in use: an image is an anomaly above this anomaly score.
     offset_ : float
-        The threshold in use, on the anomaly score.
+        The same on scikit-learn's scale, ``-threshold_``: ``decision_function = score_samples -
+        offset_``.
     left_out_ : int
         Images that neither the calibration nor the threshold comes from: those labelled -1, and a
         store's bad rows.
@@ -106,6 +147,8 @@ class BlissDetector:
         vocabulary: Embeddings | None = None,
         class_embeddings: Embeddings | None = None,
         *,
+        class_names: Sequence[str] | None = None,
+        entry_names: Sequence[str] | None = None,
         k: int = 10,
         lam: float = 0.5,
         shrinkage: float = 0.0,
@@ -117,6 +160,8 @@ class BlissDetector:
     ) -> None:
         self.vocabulary = vocabulary
         self.class_embeddings = class_embeddings
+        self.class_names = class_names
+        self.entry_names = entry_names
         self.k = k
         self.lam = lam
         self.shrinkage = shrinkage
@@ -135,7 +180,7 @@ class BlissDetector:
         X
             (n, d) unit embeddings of normal images.
         y
-            n classes: numbers 0..C-1, or names where `class_embeddings` is a store. May be left out
+            n classes: numbers 0..C-1, or names where the classes have names. May be left out
             where there is one class. -1 leaves an image out: it is neither calibrated with, nor
             counted for the threshold; how many are left out is logged as a warning.
 
@@ -159,8 +204,8 @@ class BlissDetector:
         )
         if self.threshold is not None:
             require_real(self.threshold, "threshold", "be a number, or None")
-        vocabulary = _rows_of(self.vocabulary, "vocabulary")
-        texts = _rows_of(self.class_embeddings, "class_embeddings")
+        vocabulary = _rows_of(self.vocabulary, "vocabulary", self.entry_names, "entry_names")
+        texts = _rows_of(self.class_embeddings, "class_embeddings", self.class_names, "class_names")
         images = _rows_of(X, "X")
         for other in (texts, images):
             _require_compatible(vocabulary, other)
@@ -200,7 +245,8 @@ class BlissDetector:
                 "%d of %d images are labelled %d: they are left out of the calibration and of the "
                 "threshold", (labels == NO_CLASS).sum(), images.rows, NO_CLASS,
             )  # fmt: skip
-        self.offset_ = self._threshold_of(images, labels)
+        self.threshold_ = self._threshold_of(images, labels)
+        self.offset_ = -self.threshold_
         return self
 
     @isolated
@@ -209,9 +255,11 @@ class BlissDetector:
 
         Raises
         ------
+        NotFittedError
+            The detector is not fitted; it is scikit-learn's, too, where that is installed.
         InvalidInputError
-            The detector is not fitted, the dimension differs, or rows of an array are not of unit
-            norm; they are named.
+            The dimension or the names of columns differ, or rows of an array are not of unit norm;
+            they are named.
         """
         return self._score(self._checked(X))
 
@@ -220,9 +268,8 @@ class BlissDetector:
         return -self.anomaly_score(X)
 
     def decision_function(self, X: Embeddings) -> npt.NDArray[np.float64]:
-        """Return the (n,) distances to the threshold: negative = anomaly, as in scikit-learn."""
-        scores = self.anomaly_score(X)
-        return np.asarray(self.offset_ - scores)
+        """Return ``score_samples - offset_``, (n,): negative = anomaly, as in scikit-learn."""
+        return np.asarray(self.score_samples(X) - self.offset_)
 
     def predict(self, X: Embeddings) -> npt.NDArray[np.int64]:
         """Return (n,) labels: 1 = normal, -1 = anomaly, as in scikit-learn.
@@ -238,8 +285,47 @@ class BlissDetector:
         return self.fit(X, y).predict(X)
 
     @isolated
-    def explain(self, X: Embeddings) -> Scores:
-        """Return the scores with their nearest classes, internal and external parts, and entries.
+    def explain(self, X: Embeddings) -> ExplainedScores:
+        """Return the scores with their reasons: nearest classes, both parts, entries in words.
+
+        Raises
+        ------
+        InvalidInputError
+            As for :meth:`anomaly_score`.
+
+        Examples
+        --------
+        >>> from bliss_index.bench.synthetic import clip_like
+        >>> vocabulary, classes = clip_like(500, 64, "text", 1), clip_like(2, 64, "text", 2)
+        >>> detector = BlissDetector(vocabulary, classes, class_names=["cat", "dog"], k=3)
+        >>> images = clip_like(100, 64, "image", 3)
+        >>> found = detector.fit(images, ["cat", "dog"] * 50).explain(images[:5])
+        >>> found.to_arrow().num_rows
+        5
+        """
+        images = self._checked(X)
+        scores = self._scorer.score(images.matrix())
+        return ExplainedScores(
+            **{field.name: getattr(scores, field.name) for field in fields(scores)},
+            classes=tuple(map(str, self.classes_)),
+            entries=np.asarray(self._vocabulary_source.names(), dtype=object)[scores.ids],
+            contributions=self._scorer.contributions(scores),
+            threshold=self.threshold_,
+        )
+
+    @isolated
+    def groups(self, X: Embeddings) -> Groups:
+        """Gather the anomalies into groups that the vocabulary names; their number is found.
+
+        Parameters
+        ----------
+        X
+            (n, d) unit embeddings.
+
+        Returns
+        -------
+        Groups
+            ``examples`` are rows of X. See :func:`bliss_index.report.groups.groups`.
 
         Raises
         ------
@@ -247,7 +333,90 @@ class BlissDetector:
             As for :meth:`anomaly_score`.
         """
         images = self._checked(X)
-        return self._scorer.score(images.matrix())
+        rows: list[npt.NDArray[np.int64]] = []
+        found: list[Scores] = []
+        for start, some, good in images.batches():
+            scores = self._scorer.score(some[good])
+            above = scores.anomaly > self.threshold_
+            rows.append(start + np.flatnonzero(good)[above])
+            values = (getattr(scores, field.name)[above] for field in fields(scores))
+            found.append(Scores(*values))
+        vocabulary = self._vocabulary_source
+        return groups_of_arrays(
+            vocabulary.matrix(), vocabulary.names(), np.concatenate(rows),
+            np.concatenate([scores.anomaly for scores in found]),
+            np.concatenate([scores.ids for scores in found]),
+            np.concatenate([scores.similarities for scores in found]), self.threshold_,
+        )  # fmt: skip
+
+    def report(
+        self,
+        X: Embeddings,
+        out: str | Path = "report.html",
+        *,
+        keys: Sequence[str] | None = None,
+        images: str | Path | None = None,
+        gallery: int = 24,
+    ) -> ReportSummary:
+        """Write the page of ``bliss-index report`` about images: groups, histogram, galleries.
+
+        Parameters
+        ----------
+        X
+            (n, d) unit embeddings. Those in float64 are scored as float32.
+        out : str or Path, default="report.html"
+            The page.
+        keys : sequence of str, default=None
+            n different names of the images; by default a store's keys, or "0", "1", ... Paths below
+            `images` show them.
+        images : str or Path, default=None
+            Folder of the images, for pictures.
+        gallery : int, default=24
+            Number of the most anomalous images to show, and half as many borderline ones.
+
+        Returns
+        -------
+        ReportSummary
+
+        Raises
+        ------
+        InvalidInputError
+            As for :meth:`anomaly_score`, or keys are not n different ones.
+        MissingDependencyError
+            Jinja2 is not installed.
+        OutputError
+            The page cannot be written.
+        """
+        rows = self._checked(X)
+        names = list(rows.names() if keys is None else map(str, keys))
+        if len(names) != rows.rows or len(set(names)) != len(names):
+            raise InvalidInputError(
+                f"keys must be {rows.rows} different names, one an image; got {len(names)}, "
+                f"{len(set(names))} of them different"
+            )
+        above = float(np.nextafter(self.threshold_, np.inf))  # flags are from a threshold on
+        with tempfile.TemporaryDirectory(prefix="bliss-index-") as temporary:
+            place = Path(temporary)
+            vocabulary = self._vocabulary_source
+            entries = list(vocabulary.names())
+            unique = entries if len(set(entries)) == len(entries) else list(
+                map(str, range(len(entries)))
+            )  # fmt: skip
+            _write_store(place / "corpus", vocabulary.matrix(), unique, texts=entries)
+            good = np.concatenate([some for _, _, some in rows.batches()])
+            status = np.where(good, OK, _NO_EMBEDDING).tolist()
+            _write_store(place / "images", rows.matrix(), names, status=status)
+            replace(self.calibration_, model=_UNSAID).save(place / "calibration")
+            settings = ScoreSettings(
+                str(place / "corpus"), str(place / "calibration"), self.k, float(self.lam),
+                device="cpu", threads=self.threads, explain=True, threshold=above,
+            )  # fmt: skip
+            run_job(place / "images", place / "scores", settings)
+            options = ReportOptions(
+                images=None if images is None else Path(images), gallery=gallery,
+                title=Path(out).stem,
+            )  # fmt: skip
+            return make_report(place / "scores", out, options)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments by name."""
@@ -265,16 +434,10 @@ class BlissDetector:
         return self
 
     def __sklearn_tags__(self) -> Any:
-        """Say what kind of estimator this is; scikit-learn asks, and is imported only then."""
-        from sklearn.utils import Tags, TargetTags
-
-        return Tags(
-            estimator_type=self._estimator_type,
-            target_tags=TargetTags(required=False),
-            transformer_tags=None,
-            classifier_tags=None,
-            regressor_tags=None,
-        )
+        """Say what kind of estimator this is; scikit-learn asks."""
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.allow_nan = False
+        return tags
 
     def __repr__(self) -> str:
         shown = ("k", "lam", "threshold", "contamination", "backend")
@@ -329,15 +492,28 @@ class BlissDetector:
     def _checked(self, X: Embeddings) -> _Rows:
         """Images that this detector can score."""
         if not hasattr(self, "_scorer"):
-            raise InvalidInputError("this BlissDetector is not fitted; call fit(X, y) first")
+            raise not_fitted_error("this BlissDetector is not fitted; call fit(X, y) first")
         images = _rows_of(X, "X")
         _require_compatible(self._vocabulary_source, images)
         require_same_order(images.columns, self._columns, images.what, "the images of fit")
+        self._require_names(images.columns)
         require_same_order(
             images.columns, self._vocabulary_source.columns, images.what, "vocabulary"
         )
         images.require_unit()
         return images
+
+    def _require_names(self, names: tuple[Any, ...] | None) -> None:
+        """Refuse columns that are not those of fit, of which only the names can tell."""
+        known = getattr(self, "feature_names_in_", None)
+        if names is None or known is None or not all(isinstance(name, str) for name in names):
+            return
+        unseen = [name for name in names if name not in set(known)]
+        if unseen:
+            raise InvalidInputError(
+                f"X has {len(unseen)} columns that fit did not see: {listed(unseen)}; fit saw "
+                f"{listed(list(known))}"
+            )
 
     def _score(self, images: _Rows) -> npt.NDArray[np.float64]:
         scores = np.full(images.rows, np.nan)
@@ -354,6 +530,7 @@ class _ArrayRows:
     what: str
     array: npt.NDArray[Any]
     columns: tuple[Any, ...] | None = None
+    given: tuple[str, ...] | None = None
 
     model = None
 
@@ -373,7 +550,10 @@ class _ArrayRows:
         return self.array
 
     def names(self) -> tuple[str, ...]:
-        return tuple(map(str, range(self.rows)))
+        if self.given is not None:
+            return self.given
+        prefix = "entry " if self.what == "vocabulary" else ""
+        return tuple(f"{prefix}{row}" for row in range(self.rows))
 
     def batches(self) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
         """Yield the first row, the rows, and which of them are good."""
@@ -419,15 +599,59 @@ class _StoreRows:
 _Rows = _ArrayRows | _StoreRows
 
 
-def _rows_of(value: Embeddings | None, what: str) -> _Rows:
-    """Recognise an array, a store or a path."""
+def _rows_of(
+    value: Embeddings | None,
+    what: str,
+    names: Sequence[str] | None = None,
+    called: str = "names",
+) -> _Rows:
+    """Recognise an array, a store or a path; an array's rows may be given names."""
     if value is None:
         raise InvalidInputError(f"{what} is missing: give an array, a store or its path")
-    if isinstance(value, (str, Path)):
-        return _StoreRows(what, EmbeddingStore.open(value))
-    if isinstance(value, EmbeddingStore):
-        return _StoreRows(what, value)
-    return _ArrayRows(what, as_matrix(value, what), column_names(value))
+    if isinstance(value, (str, Path, EmbeddingStore)):
+        if names is not None:
+            raise InvalidInputError(
+                f"{called} are for arrays; {what} is a store, whose texts are the names"
+            )
+        opened = value if isinstance(value, EmbeddingStore) else EmbeddingStore.open(value)
+        return _StoreRows(what, opened)
+    matrix = as_matrix(_on_processor(value), what)
+    if names is None:
+        return _ArrayRows(what, matrix, column_names(value))
+    given = tuple(map(str, names))
+    if len(given) != matrix.shape[0]:
+        raise InvalidInputError(
+            f"{called} must be one for each of the {matrix.shape[0]} rows of {what}, got "
+            f"{len(given)}"
+        )
+    if called == "class_names" and len(set(given)) < len(given):
+        raise InvalidInputError(f"{called} must be different, got {listed(list(given))}")
+    return _ArrayRows(what, matrix, column_names(value), given)
+
+
+def _on_processor(value: Any) -> Any:
+    """Bring a tensor from a GPU; leave everything else."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().cpu() if value.device.type not in ("cpu", "meta") else value
+
+
+_UNSAID = ModelIdentity("unsaid", None)
+_NO_EMBEDDING = "no_embedding"
+
+
+def _write_store(
+    path: Path,
+    rows: npt.NDArray[Any],
+    keys: list[str],
+    texts: list[str] | None = None,
+    status: list[str] | None = None,
+) -> None:
+    kind = "image" if texts is None else "text"
+    dtype = "float16" if rows.dtype == np.float16 else "float32"
+    with StoreWriter(path, kind=kind, model=_UNSAID, dim=rows.shape[1], dtype=dtype) as writer:
+        writer.append(keys, rows, texts=texts, status=status)
 
 
 def _require_unit(array: npt.NDArray[Any], what: str) -> None:
