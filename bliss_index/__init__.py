@@ -22,21 +22,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BlissDetector": "bliss_index.detector",
+    "BlissDetector": "bliss_index.api.detector",
     "BlissError": "bliss_index.errors",
     "Calibration": "bliss_index.calibration",
     "EmbeddingStore": "bliss_index.store",
     "ExactSearch": "bliss_index.search",
     "StoreWriter": "bliss_index.store",
-    "calibrate": "bliss_index.steps",
-    "evaluate": "bliss_index.steps",
+    "calibrate": "bliss_index.api.steps",
+    "evaluate": "bliss_index.api.steps",
     "exact_search": "bliss_index.search",
-    "groups": "bliss_index.steps",
+    "groups": "bliss_index.api.steps",
     "load_encoder": "bliss_index.encode",
     "load_vocabulary": "bliss_index.vocabulary",
-    "read_scores": "bliss_index.steps",
-    "score": "bliss_index.steps",
-    "screen": "bliss_index.steps",
+    "read_scores": "bliss_index.api.steps",
+    "score": "bliss_index.api.steps",
+    "screen": "bliss_index.api.steps",
 }
 
 __all__ = [
@@ -59,12 +59,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from bliss_index.api.detector import BlissDetector
+    from bliss_index.api.steps import calibrate, evaluate, groups, read_scores, score, screen
     from bliss_index.calibration import Calibration
-    from bliss_index.detector import BlissDetector
     from bliss_index.encode import load_encoder
     from bliss_index.errors import BlissError
     from bliss_index.search import ExactSearch, exact_search
-    from bliss_index.steps import calibrate, evaluate, groups, read_scores, score, screen
     from bliss_index.store import EmbeddingStore, StoreWriter
     from bliss_index.vocabulary import load_vocabulary
 

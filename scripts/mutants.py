@@ -32,7 +32,7 @@ TESTS = {
     "scoring/formulas.py": ["scoring", "shrinkage"],
     "scoring/tables.py": ["scoring", "shrinkage", "detector"],
     "scoring/scorer.py": ["scoring", "shrinkage", "detector"],
-    "detector.py": ["bad_rows", "detector", "undisturbed"],
+    "api/detector.py": ["bad_rows", "detector", "undisturbed"],
     "scoring/normal_scores.py": ["bad_rows", "evaluation_thresholds", "screening"],
     "scoring/score_inputs.py": ["bad_rows", "inputs", "bulk"],
     "calibration/moments.py": ["calibration", "shrinkage"],
@@ -96,11 +96,11 @@ class _Named:
 
 NAMED = (
     _Named(
-        "detector.py", "contamination's rank counts scores that are NaN",
+        "api/detector.py", "contamination's rank counts scores that are NaN",
         "scores = known[np.isfinite(known)]", "scores = known",
     ),
     _Named(
-        "detector.py", "bad rows are held out like others",
+        "api/detector.py", "bad rows are held out like others",
         "used = good & (labels >= 0)", "used = labels >= 0",
     ),
     _Named(

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, progress_line, say
-from bliss_index.cli.jobs import make_listener
 from bliss_index.cli.options import DeviceOption, JsonOption, path_or_uri
 
 
@@ -70,13 +69,16 @@ def calibrate(
     as_json: JsonOption = False,
 ) -> None:
     """Learn what images of the normal classes look like. Needs no vocabulary."""
-    from bliss_index.steps import calibrate as run_calibration
+    from bliss_index.api.steps import calibrate as run_calibration
+    from bliss_index.jobs.listener import RowsListener
+    from bliss_index.store import EmbeddingStore
 
-    with progress_line("calibrating") as progress:
+    rows = EmbeddingStore.open(images, kind="image").rows
+    with progress_line("calibrating", rows) as progress:
         summary = run_calibration(
             images, out, labels=labels, classes=classes, template=template, assign=assign,
             trim=trim, shrinkage=shrinkage, device=device,
-            listener=make_listener(progress, "read"),
+            listener=RowsListener(progress),
         )  # fmt: skip
     for notice in summary.notices:
         say(notice)

@@ -1,0 +1,1 @@
+"""The public face in Python: the detector, and the commands' steps as functions."""
