@@ -18,7 +18,8 @@ from bliss_index.jobs.memory import BASE_BYTES
 from bliss_index.scoring import ScoresDirectory, run_job, score_inputs, verify_scores
 from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.score_work import ScoreWork
-from bliss_index.store import EmbeddingStore, ModelIdentity, import_work, source_npy, source_parquet
+from bliss_index.store import EmbeddingStore, ModelIdentity, import_work
+from bliss_index.store.formats import npy, tables
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.keys import repeated_keys
 from bliss_index.store.source_part import ContentHash
@@ -150,9 +151,9 @@ def test_boundaries_depend_on_the_file_alone(rows, tmp_path):
 
 
 def test_a_compressed_file_is_read_once_whatever_the_parts(rows, tmp_path, monkeypatch):
-    names = {"npz deflated": "_ArrayStream", "parquet of one group": "_BatchStream"}
+    names = {"npz deflated": "ArrayStream", "parquet of one group": "_BatchStream"}
     for layout, name in names.items():
-        module = source_npy if layout.startswith("npz") else source_parquet
+        module = npy if layout.startswith("npz") else tables
         (part,) = open_source(write(tmp_path / layout, layout, rows)).parts
         begun = []
         made = getattr(module, name)
@@ -265,7 +266,7 @@ def test_damaged_archives(tmp_path):
 def test_an_array_compressed_by_columns(tmp_path, rows, monkeypatch):
     """It would have to be decompressed as a whole; small ones are."""
     location = write(tmp_path / "in", "npz deflated fortran", rows)
-    monkeypatch.setattr(source_npy, "_WHOLE_BYTES", rows.nbytes - 1)
+    monkeypatch.setattr(npy, "_WHOLE_BYTES", rows.nbytes - 1)
     with pytest.raises(InvalidInputError, match="of which at most 9599 are read .* numpy.ascont"):
         open_source(location)
 

@@ -21,6 +21,7 @@ from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
+from bliss_index.store.carried import as_carried
 from bliss_index.store.columns import names_bytes, read_names
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
@@ -369,8 +370,10 @@ class ImportWorker:
         )
         keys = [str(row) if key is None else key for row, key in zip(rows, given, strict=True)]
         metadata = None
-        if self._carried and batch.metadata is not None:
-            metadata = _carried(batch.metadata, self._carried, name)
+        if self._carried:
+            table = pa.table({}) if batch.metadata is None else batch.metadata
+            columns = as_carried(table, len(rows), self._carried, name).columns
+            metadata = pa.table(columns, schema=_carried_schema(self._carried))
         return self._columns.table(
             keys, unit, status=status.tolist(), error=error, metadata=metadata
         )
@@ -405,22 +408,3 @@ class ImportWorker:
 def _carried_schema(carried: pa.Schema) -> pa.Schema:
     names = carried_names(carried.names)
     return pa.schema(column.with_name(n) for column, n in zip(carried, names, strict=True))
-
-
-def _carried(table: pa.Table, carried: pa.Schema, name: str) -> pa.Table:
-    """Write the carried columns of one file as those of all."""
-    columns = []
-    for wanted in carried:
-        if wanted.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, wanted.type))
-            continue
-        column = table.column(wanted.name)
-        try:
-            columns.append(column if column.type == wanted.type else column.cast(wanted.type))
-        except pa.ArrowException as error:
-            raise InvalidInputError(
-                f"{name}: column {wanted.name!r} is of type {column.type}, with the other files' "
-                f"it becomes {wanted.type}, which does not hold all values ({error}); write the "
-                "column with one type in all files, or leave it out"
-            ) from error
-    return pa.table(columns, schema=_carried_schema(carried))

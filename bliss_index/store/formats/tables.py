@@ -1,0 +1,456 @@
+"""Embeddings in tables: a column of lists, tensors or bytes, with keys and texts beside it."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import itertools
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bliss_index.errors import InvalidInputError, listed
+from bliss_index.store.columns import is_text_or_bytes, texts_of
+from bliss_index.store.source_part import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    ColumnNames,
+    EmbeddingBatch,
+    RowStream,
+    SourcePart,
+)
+
+MISSING_EMBEDDING = "missing_embedding"
+WRONG_DIMENSION = "wrong_dimension"
+MISSING_KEY = "missing_key"
+EMBEDDING_COLUMNS = ("embedding", "embeddings", "image_embedding", "text_embedding", "vector")
+KEY_COLUMNS = ("key", "id", "image_path", "path", "url")
+TEXT_COLUMNS = ("text", "caption", "word", "name", "label")
+_FIRST_ROWS = 1024
+_WIDE = 16  # so many columns of numbers are an embedding, one coordinate each
+# Values of other columns may be far larger than a dictionary of them says.
+_CARRIED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class RowGroups:
+    """Sizes of the pieces in which a table is stored: row groups, record batches.
+
+    Attributes
+    ----------
+    rows, own, others
+        Rows of each, and bytes without compression: of embeddings, keys and texts; of the columns
+        that are carried.
+    """
+
+    rows: tuple[int, ...]
+    own: tuple[int, ...]
+    others: tuple[int, ...]
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Their first rows, and the end."""
+        return list(itertools.accumulate(self.rows, initial=0))
+
+    def bytes(self, carried: bool) -> list[int]:
+        """What has to be read of each."""
+        return [o + (c if carried else 0) for o, c in zip(self.own, self.others, strict=True)]
+
+    def row_bytes(self, carried: bool) -> int:
+        """Bytes of a row in the group where they are most, on average."""
+        pairs = zip(self.bytes(carried), self.rows, strict=True)
+        return max((-(-size // rows) for size, rows in pairs if rows), default=0)
+
+    def at(self, row: int) -> int:
+        """Number of the group with a row."""
+        return max(0, bisect.bisect_right(self.starts, row) - 1)
+
+    def cuts(self, rows: int, size: int, carried: bool, least: int) -> list[int]:
+        """Cut at row groups; one that is too large, by rows or bytes, within it.
+
+        A row has at least `least` bytes, whatever it takes in the file.
+        """
+        cuts, at, room_rows, room_bytes = [0], 0, rows, size
+        for count, own in zip(self.rows, self.bytes(carried), strict=True):
+            taken = max(own, count * least)
+            if at > cuts[-1] and (count > room_rows or taken > room_bytes):
+                cuts.append(at)
+                room_rows, room_bytes = rows, size
+            pieces = max(1, -(-count // (2 * rows)), -(-taken // size))
+            if pieces > 1:
+                step = max(1, -(-count // pieces))
+                cuts.extend(range(at + step, at + count, step))
+                room_rows = room_bytes = 0
+            at += count
+            room_rows -= count
+            room_bytes -= taken
+        return [*cuts, at] if at > cuts[-1] or len(cuts) == 1 else cuts
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Which columns of a table are what.
+
+    Attributes
+    ----------
+    embedding, key, text
+        Names; None where there is none.
+    carried
+        The others, under names that are different.
+    values
+        Type of the values of an embedding that is stored as bytes; None where it is a list.
+    dtype
+        Type that holds unit rows of it: "float16" or "float32".
+    size
+        Its dimension where the type of the column says so, else 0.
+    """
+
+    embedding: str | None
+    key: str | None
+    text: str | None
+    carried: pa.Schema
+    values: str | None = None
+    dtype: str = "float32"
+    size: int = 0
+
+    @classmethod
+    def find(
+        cls, file: str, schema: pa.Schema, wanted: ColumnNames, *, texts: bool, embedded: bool
+    ) -> TableColumns:
+        """Recognise the columns of a file.
+
+        Without `texts`, a text column is carried; without `embedded` the table describes rows whose
+        embeddings are elsewhere.
+
+        Raises
+        ------
+        InvalidInputError
+            A column is missing, is there twice, or is of a type that holds no embedding.
+        """
+        embedding, values, dtype, size = None, None, "float32", 0
+        if embedded:
+            embedding = _embedding_column(file, schema, wanted)
+            kind = _storage(schema.field(schema.names.index(embedding)).type)
+            if is_text_or_bytes(kind):
+                values = dtype = _declared(file, embedding, kind, wanted)
+                if pa.types.is_fixed_size_binary(kind):
+                    size = kind.byte_width // np.dtype(values).itemsize
+            else:
+                if wanted.dtype is not None:
+                    raise InvalidInputError(
+                        f"{file}: column {embedding!r} is of type {kind}, which needs no declared "
+                        "type; leave --embedding-dtype out"
+                    )
+                dtype = "float16" if kind.value_type == pa.float16() else "float32"
+                size = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+        key = _column(file, schema.names, wanted.key, KEY_COLUMNS)
+        text = _column(file, schema.names, wanted.text, TEXT_COLUMNS) if texts else None
+        names = (embedding, key, text)
+        for name in names:
+            if schema.names.count(name) > 1:
+                raise InvalidInputError(f"{file} has two columns {name!r}; rename one")
+        others = [field for field in schema if field.name not in names]
+        different = _different([field.name for field in others])
+        carried = pa.schema(f.with_name(n) for f, n in zip(others, different, strict=True))
+        return cls(*names, carried, values, "float16" if dtype == "float16" else "float32", size)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that are not carried."""
+        return [n for n in (self.embedding, self.key, self.text) if n is not None]
+
+    def dimension(self, file: str, batches: Iterable[pa.RecordBatch]) -> int:
+        """Find the dimension that most of the first embeddings have; 0 where there are none."""
+        if self.size or self.embedding is None:
+            return self.size
+        unit = 1 if self.values is None else np.dtype(self.values).itemsize
+        for batch in batches:
+            lengths = Counter(_lengths(_plain(batch.column(self.embedding))).tolist())
+            found = [(count, length) for length, count in lengths.items() if length > 0]
+            if not found:
+                continue
+            length = int(max(found)[1])
+            if length % unit:
+                raise InvalidInputError(
+                    f"{file}: column {self.embedding!r} holds {length} bytes a row, which are no "
+                    f"{self.values} values of {unit} bytes; declare another --embedding-dtype"
+                )
+            return length // unit
+        return 0
+
+
+@dataclass(frozen=True)
+class TablePart(SourcePart):
+    """The rows of one table.
+
+    A null embedding, one of another length than most of the first have, and a null key are rows
+    with an error, not the end of the file. A file without any embedding has dimension 0 by itself,
+    and that of the others in a folder.
+    """
+
+    columns: TableColumns
+    groups: RowGroups
+    layout: ClassVar[str]
+
+    @abstractmethod
+    def reading(
+        self, group: int, names: list[str] | None, rows: int
+    ) -> AbstractContextManager[Iterator[pa.RecordBatch]]:
+        """Open it, and read columns, by default all, from a group on, at most `rows` at once."""
+
+    @property
+    def has_keys(self) -> bool:
+        return self.columns.key is not None
+
+    @property
+    def carried(self) -> pa.Schema:
+        return self.columns.carried
+
+    @property
+    def taken(self) -> frozenset[str]:
+        return frozenset((*self.columns.names, *self.carried.names))
+
+    def row_bytes(self, carried: bool = True) -> int:
+        return max(self.dim * 4, self.groups.row_bytes(carried))
+
+    def held(self, carried: bool = True) -> int:
+        return max(self.groups.bytes(carried), default=0)
+
+    def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
+        return self.groups.cuts(rows, size, carried, 4 * self.dim)
+
+    def origin(self, row: int) -> int:
+        return self.groups.starts[self.groups.at(row)]
+
+    def stream(self, origin: int, carried: bool) -> RowStream:
+        return _BatchStream(self, origin, carried)
+
+    def batch(self, table: pa.Table, first_row: int) -> EmbeddingBatch:
+        """Rows of a table with the columns that were asked for, from `first_row` of the file on."""
+        own = self.columns
+        errors: dict[int, tuple[str, str]] = {}
+        matrix = np.empty((table.num_rows, 0))
+        if own.embedding is not None:
+            column = table.column(own.embedding).combine_chunks()
+            matrix = _matrix(_plain(column), self.dim, own.values, errors)
+        keys, texts = (
+            None if name is None else texts_of(table.column(name), self._named(name), first_row)
+            for name in (own.key, own.text)
+        )
+        for row, value in enumerate(keys or ()):
+            if value is None:
+                errors[row] = (MISSING_KEY, f"column {own.key!r} is null")
+        others = [i for i, name in enumerate(table.column_names) if name not in own.names]
+        carried = table.select(others)
+        carried = carried.rename_columns(_different(carried.column_names))
+        return EmbeddingBatch(matrix, keys, texts, errors, carried)
+
+    def _named(self, column: str) -> str:
+        return f"{self.name}: column {column!r}"
+
+
+class _BatchStream:
+    """Rows of a table, piece by piece, from the beginning of a group on."""
+
+    def __init__(self, part: TablePart, origin: int, carried: bool) -> None:
+        self._part, self.at = part, origin
+        names: list[str] | None = part.columns.names
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, part.groups.row_bytes(carried))))
+        if carried and part.carries:
+            names = None  # all there are
+            rows = min(rows, _CARRIED_ROWS)
+        self._stack = contextlib.ExitStack()
+        self._nothing = names == []
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        if not self._nothing:
+            reading = part.reading(part.groups.at(origin), names, rows)
+            self._batches = self._stack.enter_context(reading)
+        self._rest: pa.RecordBatch | None = None
+
+    def read(self, count: int) -> EmbeddingBatch:
+        waiting, rows = [], 0
+        with readable(self._part.name, self._part.layout):
+            while rows < count and (batch := self._rest or next(self._batches, None)) is not None:
+                waiting.append(batch.slice(0, count - rows))
+                self._rest = batch.slice(count - rows) if batch.num_rows > count - rows else None
+                rows += waiting[-1].num_rows
+            first, self.at = self.at, self.at + count
+            if self._nothing:
+                return EmbeddingBatch(np.empty((count, 0)))
+            if not waiting:
+                raise InvalidInputError(f"{self._part.name} ends before row {self.at - 1}")
+            return self._part.batch(pa.Table.from_batches(waiting), first)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def readable(name: str, layout: str) -> Iterator[None]:
+    """Turn whatever a library says of a damaged file into our error."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InvalidInputError):
+            raise
+        raise InvalidInputError(f"{name} cannot be read as {layout}: {error}") from error
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    """What a tensor is stored as; any other type as it is."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """A column of embeddings as Arrow's functions take it."""
+    column = column.storage if isinstance(column, pa.ExtensionArray) else column
+    kind = column.type
+    if pa.types.is_list_view(kind):
+        return column.cast(pa.list_(kind.value_type))
+    if pa.types.is_large_list_view(kind):
+        return column.cast(pa.large_list(kind.value_type))
+    return column.cast(pa.large_binary()) if pa.types.is_binary_view(kind) else column
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    kind, test = _storage(kind), pa.types
+    is_list = test.is_list(kind) or test.is_large_list(kind) or test.is_fixed_size_list(kind)
+    is_list = is_list or test.is_list_view(kind) or test.is_large_list_view(kind)
+    return bool(is_list and test.is_floating(kind.value_type))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    kind, test = _storage(kind), pa.types
+    return bool(is_text_or_bytes(kind) and not test.is_dictionary(kind) and "binary" in str(kind))
+
+
+def _different(names: Sequence[str]) -> list[str]:
+    """Names of columns that are carried: the second 'x' is called 'x_2'."""
+    taken, different = set(names), list[str]()
+    for name in names:
+        other, number = name, 2
+        while other in different or (other != name and other in taken):
+            other, number = f"{name}_{number}", number + 1
+        different.append(other)
+    return different
+
+
+def _first_of(names: Sequence[str], known: Sequence[str]) -> str | None:
+    return next((name for name in known if name in names), None)
+
+
+def _column(
+    file: str, names: Sequence[str], wanted: str | None, known: Sequence[str]
+) -> str | None:
+    if wanted is not None and wanted not in names:
+        raise InvalidInputError(f"{file} has no column {wanted!r}; it has {listed(names)}")
+    return wanted or _first_of(names, known)
+
+
+def _embedding_column(file: str, schema: pa.Schema, wanted: ColumnNames) -> str:
+    lists = [field.name for field in schema if _is_vector(field.type)]
+    binary = [field.name for field in schema if _is_bytes(field.type)]
+    fit = binary if wanted.dtype is not None and wanted.embedding not in lists else lists
+    found = wanted.embedding or _first_of(fit, EMBEDDING_COLUMNS)
+    if found is None:
+        found = fit[0] if len(fit) == 1 else None if fit else _first_of(binary, EMBEDDING_COLUMNS)
+    if found is not None and found in (*lists, *binary):
+        return found
+    columns = listed([f"{field.name} ({field.type})" for field in schema])
+    if found is None and fit:
+        raise InvalidInputError(
+            f"{file} has {len(fit)} columns that may be the embeddings: {listed(fit)}; name one "
+            f"with --embedding-column, such as --embedding-column {fit[0]!r}"
+        )
+    names = EMBEDDING_COLUMNS if found is None else (found,)
+    raise InvalidInputError(
+        f"{file} has no column {' or '.join(map(repr, names))} with lists of floats; its "
+        f"{len(schema)} column(s) are {columns}{_hint(schema, found, lists)}"
+    )
+
+
+def _hint(schema: pa.Schema, wanted: str | None, lists: list[str]) -> str:
+    """What to do about a table without a column of embeddings."""
+    numbers = [field.name for field in schema if pa.types.is_floating(field.type)]
+    if lists:
+        return f"; of {listed(lists)} name one with --embedding-column"
+    if wanted is None and len(numbers) >= _WIDE:
+        return (
+            f"; {len(numbers)} are numbers, as if each were a coordinate. Write them as one: "
+            "import pandas; t = pandas.read_parquet(old); x = t.select_dtypes('float'); "
+            "t.drop(columns=x.columns).assign(embedding=list(x.to_numpy('float32')))"
+            ".to_parquet(new)"
+        )
+    for field in schema:
+        kind = _storage(field.type)
+        if pa.types.is_struct(kind) and kind.get_field_index("values") >= 0:
+            return (
+                f"; {field.name!r} looks like a vector of Spark's: write it with "
+                "pyspark.ml.functions.vector_to_array"
+            )
+        if field.name in (wanted or EMBEDDING_COLUMNS) and pa.types.is_nested(kind):
+            return "; write it as lists of float32, one a row"
+    return ""
+
+
+def _declared(file: str, column: str, kind: pa.DataType, wanted: ColumnNames) -> str:
+    """Type of the values of a column of bytes."""
+    if not _is_bytes(kind):
+        raise InvalidInputError(
+            f"{file}: column {column!r} is of type {kind}, expected lists of floats, or bytes of "
+            "them with --embedding-dtype"
+        )
+    if wanted.dtype is None:
+        raise InvalidInputError(
+            f"{file}: column {column!r} holds bytes ({kind}), and nothing says of which type the "
+            "values are; declare it, such as --embedding-dtype float32 or float16"
+        )
+    return wanted.dtype
+
+
+def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Values or bytes in each row; -1 where it is null."""
+    kind = column.type
+    if pa.types.is_fixed_size_binary(kind):
+        lengths = np.full(len(column), kind.byte_width)
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = -1
+        return lengths
+    measure = pc.list_value_length if pa.types.is_nested(kind) else pc.binary_length
+    found: npt.NDArray[np.int64] = pc.fill_null(measure(column), -1).to_numpy(zero_copy_only=False)
+    return found
+
+
+def _matrix(
+    column: pa.Array, dim: int, values: str | None, errors: dict[int, tuple[str, str]]
+) -> npt.NDArray[Any]:
+    """Turn a column into (n, dim), noting rows that are null or of another length."""
+    lengths = _lengths(column)
+    unit = 1 if values is None else np.dtype(values).itemsize
+    fits = lengths == dim * unit
+    for row in np.flatnonzero(~fits):
+        if lengths[row] < 0:
+            errors[int(row)] = (MISSING_EMBEDDING, "the embedding is null")
+        elif values is not None:
+            reason = f"the embedding has {lengths[row]} bytes, not {dim * unit}"
+            errors[int(row)] = (WRONG_DIMENSION, reason)
+        else:
+            reason = f"the embedding has dimension {lengths[row]}, not {dim}"
+            errors[int(row)] = (WRONG_DIMENSION, reason)
+    kept = column if fits.all() else column.filter(pa.array(fits))
+    if values is not None:
+        wire = np.dtype(values).newbyteorder("<")
+        found = np.frombuffer(b"".join(kept.to_pylist()), wire).astype(values, copy=False)
+    else:  # a null value within an embedding becomes NaN, and its row is not finite
+        found = kept.flatten().to_numpy(zero_copy_only=False)
+    matrix: npt.NDArray[Any] = np.zeros((len(column), dim), dtype=found.dtype)
+    matrix[fits] = found.reshape(-1, dim)
+    return matrix
