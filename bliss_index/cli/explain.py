@@ -9,6 +9,7 @@ import typer
 from bliss_index.cli.console import EXIT_QUARANTINED, print_facts, print_json, print_table, say
 from bliss_index.cli.options import (
     EmbeddingColumnOption,
+    EmbeddingDtypeOption,
     ImagesOption,
     JsonOption,
     KeyColumnOption,
@@ -44,6 +45,7 @@ def explain(
         int, typer.Option("--classes", min=1, help="Number of normal classes to list.")
     ] = 5,
     embedding_column: EmbeddingColumnOption = None,
+    embedding_dtype: EmbeddingDtypeOption = None,
     key_column: KeyColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,7 +59,7 @@ def explain(
         images=images,
         corpus=corpus,
         calibration=calibration,
-        columns=ColumnNames(embedding_column, key_column),
+        columns=ColumnNames(embedding_column, key_column, dtype=embedding_dtype),
         classes=classes,
     )
     if as_json:

@@ -369,12 +369,12 @@ def _embedding_column(file: str, schema: pa.Schema, wanted: ColumnNames) -> str:
     if found is None and fit:
         raise InvalidInputError(
             f"{file} has {len(fit)} columns that may be the embeddings: {listed(fit)}; name one "
-            f"with --embedding-column, such as --embedding-column {fit[0]!r}"
+            f"with --embedding-column. Its {len(schema)} columns are {columns}"
         )
     names = EMBEDDING_COLUMNS if found is None else (found,)
     raise InvalidInputError(
         f"{file} has no column {' or '.join(map(repr, names))} with lists of floats; its "
-        f"{len(schema)} column(s) are {columns}{_hint(schema, found, lists)}"
+        f"columns are {columns}{_hint(schema, found, lists)}"
     )
 
 

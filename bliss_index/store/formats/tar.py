@@ -79,7 +79,7 @@ def open_tar(file: SourceFile, columns: ColumnNames, texts: bool) -> TarPart:
                 starts.append(min(member.offset for member in files))
             sizes[-1][0] += 1
             found = _by_ending(files)
-            endings.update(found)
+            endings.update(found.keys())
             for ending, member in found.items():
                 sizes[-1][1 if ending.endswith("npy") else 2] += member.size * (
                     ending.endswith("npy") or ending in TEXTS
