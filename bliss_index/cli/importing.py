@@ -40,7 +40,7 @@ def import_(
     embeddings: Annotated[
         str,
         typer.Argument(
-            help="File or folder: .npy, .npz, Parquet, Arrow, Feather, safetensors, .pt, HDF5, "
+            help="File or folder: .npy, .npz, Parquet, Arrow, Feather, safetensors, .pt, "
             "Lance, tars of .npy, .fvecs, .fbin, a saved Hugging Face data set, a clip-retrieval "
             "folder; local, or a URI.",
             parser=path_or_any_uri,

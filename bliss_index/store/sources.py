@@ -37,8 +37,6 @@ LAYOUTS = {
     ".feather": "arrow:open_arrow",
     ".ipc": "arrow:open_arrow",
     ".lance": "lance:open_lance",
-    ".h5": "hdf5:open_hdf5",
-    ".hdf5": "hdf5:open_hdf5",
     ".tar": "tar:open_tar",
     ".tar.gz": "tar:open_tar",
     ".tgz": "tar:open_tar",

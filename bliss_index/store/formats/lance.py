@@ -100,6 +100,13 @@ def _readable(name: str) -> Iterator[None]:
     try:
         with readable(name, LancePart.layout):
             yield
-    except (RuntimeError, KeyError, TypeError, NotImplementedError) as error:
+    except InvalidInputError:
+        raise
+    except BaseException as error:
+        # Rust's panics are no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if isinstance(error, MissingDependencyError | MemoryError):
+            raise
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(f"{name} cannot be read as Lance: {line[:300]}") from error

@@ -33,6 +33,9 @@ CONVERSIONS: dict[str, tuple[str, str]] = {
              "pickle.load(open('{name}', 'rb'))))"),
     ".orc": ("ORC", "import pyarrow.orc, pyarrow.parquet; pyarrow.parquet.write_table("
              "pyarrow.orc.read_table('{name}'), 'new.parquet')"),
+    ".h5": ("HDF5, whose library may wait without end on a damaged file",
+            "import h5py, pandas; f = h5py.File('{name}'); pandas.DataFrame({'embedding': "
+            "list(f['embeddings'][:])}).to_parquet('new.parquet')"),
     ".mat": ("a file of Matlab", "import numpy, scipy.io; numpy.save('new.npy', "
              "scipy.io.loadmat('{name}')['embeddings'])"),
     ".faiss": ("an index of FAISS", _FAISS),
@@ -49,7 +52,7 @@ CONVERSIONS: dict[str, tuple[str, str]] = {
 ``{{name}}`` stands for it."""
 
 _SAME = {
-    ".ndjson": ".jsonl", ".pickle": ".pkl", ".p": ".pkl", ".raw": ".bin", ".dat": ".bin",
+    ".hdf5": ".h5", ".hdf": ".h5", ".ndjson": ".jsonl", ".pickle": ".pkl", ".p": ".pkl", ".raw": ".bin", ".dat": ".bin",
     ".duckdb": ".db", ".sqlite": ".db", ".sqlite3": ".db", ".faissindex": ".faiss",
 }  # fmt: skip
 _PACKED = {".gz": "gunzip", ".zst": "zstd -d", ".xz": "unxz", ".bz2": "bunzip2", ".zip": "unzip"}
@@ -58,7 +61,6 @@ _BEGINS: tuple[tuple[bytes, str, tuple[str, ...]], ...] = (
     (b"PAR1", "Parquet", (".parquet", ".pq")),
     (b"ARROW1", "an Arrow file", (".arrow", ".feather", ".ipc", ".arrows")),
     (b"\xff\xff\xff\xff", "an Arrow stream", (".arrow", ".arrows", ".feather", ".ipc")),
-    (b"\x89HDF\r\n", "HDF5", (".h5", ".hdf5")),
     (b"PK\x03\x04", "a zip, as numpy.savez and torch.save write", (".npz", ".pt", ".pth")),
 )
 _FETCHED = (

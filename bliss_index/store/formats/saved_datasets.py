@@ -59,6 +59,10 @@ def _listed(state: SourceFile) -> list[str] | None:
     try:
         with state.open() as stream:
             values = json.loads(stream.read())
-        return [str(file["filename"]) for file in values["_data_files"]]
-    except (ValueError, KeyError, TypeError, OSError):
-        return None
+        files = values.get("_data_files") if isinstance(values, dict) else None
+        return None if files is None else [str(file["filename"]) for file in files]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise InvalidInputError(
+            f"{state.name} cannot be read as the list of a saved data set: {error}; fetch it "
+            "again, or name the files themselves"
+        ) from error
