@@ -320,7 +320,7 @@ def test_whole_numbers_that_a_table_keeps_as_floats(tmp_path):
     pq.write_table(pa.table({"key": [1.0, 2.0], "label": ["cat", "dog"]}), tmp_path / "l.parquet")
     assert Labels.read(tmp_path / "l.parquet").keys == ("1", "2")
     (tmp_path / "l.csv").write_text("key,label\n1.0,cat\n2.0,dog\n")
-    assert Labels.read(tmp_path / "l.csv").of_rows(iter([["2", "1"]]), 2) == ["dog", "cat"]
+    assert Labels.read(tmp_path / "l.csv").of_rows(lambda: [["2", "1"]], 2) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -381,7 +381,7 @@ def test_excel_names_the_separator(tmp_path):
 def test_names_of_columns_in_capitals_and_with_blanks(tmp_path):
     """Else the keys would be taken for nothing, and the labels for those of the rows in order."""
     (tmp_path / "t.csv").write_text(" Key ,LABEL\nb,dog\na,cat\n")
-    assert Labels.read(tmp_path / "t.csv").of_rows(iter([["a", "b"]]), 2) == ["cat", "dog"]
+    assert Labels.read(tmp_path / "t.csv").of_rows(lambda: [["a", "b"]], 2) == ["cat", "dog"]
     pq.write_table(pa.table({"Key": ["b"], "label": ["dog"]}), tmp_path / "t.parquet")
     assert Labels.read(tmp_path / "t.parquet").keys == ("b",)
 
@@ -389,10 +389,10 @@ def test_names_of_columns_in_capitals_and_with_blanks(tmp_path):
 def test_blank_lines_at_the_end(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"a\r\nb\r\n\r\n\r\n")
     assert read_names(tmp_path / "t.txt", "key", rows=2) == ["a", "b"]
-    assert Labels.read(tmp_path / "t.txt").of_rows(iter([["0", "1"]]), 2) == ["a", "b"]
-    assert Labels.read(tmp_path / "t.txt").of_rows(iter([["0", "1", "2"]]), 3)[2] is None
+    assert Labels.read(tmp_path / "t.txt").of_rows(lambda: [["0", "1"]], 2) == ["a", "b"]
+    assert Labels.read(tmp_path / "t.txt").of_rows(lambda: [["0", "1", "2"]], 3)[2] is None
     (tmp_path / "t.csv").write_text("label\ncat\n\ndog\n\n")
-    assert Labels.read(tmp_path / "t.csv").of_rows(iter([["0", "1", "2"]]), 3) == [
+    assert Labels.read(tmp_path / "t.csv").of_rows(lambda: [["0", "1", "2"]], 3) == [
         "cat", None, "dog",
     ]  # fmt: skip
 
@@ -400,21 +400,21 @@ def test_blank_lines_at_the_end(tmp_path):
 @pytest.mark.parametrize("written", ["./a/é.jpg", "a\\é.jpg", "a/e\N{COMBINING ACUTE ACCENT}.jpg"])
 def test_keys_that_are_written_otherwise(tmp_path, written):
     labels = Labels("l.csv", ("cat", "dog"), (written, "b"))
-    assert labels.of_rows(iter([["b"], ["a/é.jpg", "c"]]), 3) == ["dog", "cat", None]
+    assert labels.of_rows(lambda: [["b"], ["a/é.jpg", "c"]], 3) == ["dog", "cat", None]
     with pytest.raises(InvalidInputError, match="1 keys that no row has"):
-        labels.of_rows(iter([["b", "a/é.jpg", "./a/é.jpg"][: 3 if written[0] != "." else 1]]), 3)
+        labels.of_rows(lambda: [["b", "a/é.jpg", "./a/é.jpg"][: 3 if written[0] != "." else 1]], 3)
     exact = Labels("l.csv", ("cat", "dog"), (written, "a/é.jpg"))
-    assert exact.of_rows(iter([["a/é.jpg", written]]), 2) == ["dog", "cat"]
+    assert exact.of_rows(lambda: [["a/é.jpg", written]], 2) == ["dog", "cat"]
 
 
 def test_labels_in_row_order_of_names_without_zeros():
     """Letters or numbers: where the labels would differ, nobody knows which was meant."""
     keys = ["1.png", "10.png", "2.png"]
     with pytest.raises(InvalidInputError, match=r"'10\.png' is row 1; .* numbers that is '2\.png'"):
-        Labels("l.txt", ("a", "b", "c")).of_rows(iter([keys]), 3)
-    assert Labels("l.txt", ("a", "b", "b")).of_rows(iter([keys]), 3) == ["a", "b", "b"]
+        Labels("l.txt", ("a", "b", "c")).of_rows(lambda: [keys], 3)
+    assert Labels("l.txt", ("a", "b", "b")).of_rows(lambda: [keys], 3) == ["a", "b", "b"]
     by_number = ["1.png", "2.png", "10.png"]
-    assert Labels("l.txt", ("a", "b", "c")).of_rows(iter([by_number]), 3) == ["a", "b", "c"]
+    assert Labels("l.txt", ("a", "b", "c")).of_rows(lambda: [by_number], 3) == ["a", "b", "c"]
 
 
 def write_parts(folder, *columns):

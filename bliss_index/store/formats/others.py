@@ -52,7 +52,8 @@ CONVERSIONS: dict[str, tuple[str, str]] = {
 ``{{name}}`` stands for it."""
 
 _SAME = {
-    ".hdf5": ".h5", ".hdf": ".h5", ".ndjson": ".jsonl", ".pickle": ".pkl", ".p": ".pkl", ".raw": ".bin", ".dat": ".bin",
+    ".hdf5": ".h5", ".hdf": ".h5",
+    ".ndjson": ".jsonl", ".pickle": ".pkl", ".p": ".pkl", ".raw": ".bin", ".dat": ".bin",
     ".duckdb": ".db", ".sqlite": ".db", ".sqlite3": ".db", ".faissindex": ".faiss",
 }  # fmt: skip
 _PACKED = {".gz": "gunzip", ".zst": "zstd -d", ".xz": "unxz", ".bz2": "bunzip2", ".zip": "unzip"}

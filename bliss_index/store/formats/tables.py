@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bliss_index.errors import InvalidInputError, listed
-from bliss_index.store.columns import is_text_or_bytes, texts_of
+from bliss_index.store.columns import KEY_COLUMNS, is_text_or_bytes, texts_of
 from bliss_index.store.source_part import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -33,7 +33,6 @@ MISSING_EMBEDDING = "missing_embedding"
 WRONG_DIMENSION = "wrong_dimension"
 MISSING_KEY = "missing_key"
 EMBEDDING_COLUMNS = ("embedding", "embeddings", "image_embedding", "text_embedding", "vector")
-KEY_COLUMNS = ("key", "id", "image_path", "path", "url")
 TEXT_COLUMNS = ("text", "caption", "word", "name", "label")
 _FIRST_ROWS = 1024
 _WIDE = 16  # so many columns of numbers are an embedding, one coordinate each
