@@ -102,6 +102,8 @@ LAYOUTS = {
     "fbin": ("fbin/e.fbin", "fbin/e.fbin"),
     "spark": ("Spark/part-00000*.parquet", "Spark"),
 }
+SLOW = ("lance", "lance manifest")
+"""Read in a process of its own each time; a tenth of the mutations."""
 TARGETS |= {name: (file, None, location) for name, (file, location) in LAYOUTS.items()}
 
 

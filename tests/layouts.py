@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import struct
 import tarfile
 from dataclasses import dataclass, field
@@ -238,8 +237,7 @@ def tar_of(path: Path, members: dict[str, object]) -> None:
             if isinstance(value, np.ndarray):
                 np.save(content, value)
             else:
-                plain = value if isinstance(value, str) else json.dumps(value)
-                content.write(value if isinstance(value, bytes) else plain.encode())
+                content.write(value if isinstance(value, bytes) else str(value).encode())
             member = tarfile.TarInfo(name)
             member.size = content.tell()
             content.seek(0)

@@ -21,6 +21,7 @@ from PIL import Image
 from bliss_index import load_encoder
 from bliss_index.calibration.labels import Labels
 from bliss_index.encode.decode import DecodeError, decode_image
+from bliss_index.encode.image_rows import passed_over
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
 from bliss_index.errors import BlissError, InvalidInputError
@@ -860,3 +861,184 @@ def test_rows_of_about_unit_norm_are_stored_in_any_type(tmp_path, off, given, st
         np.linalg.norm(store.embeddings().astype("float64"), axis=1), 1,
         atol=1e-3 if stored == "float16" else 1e-5,
     )  # fmt: skip
+
+
+def with_folders(place, folders):
+    for number, folder in enumerate(folders):
+        (place / folder).mkdir(parents=True)
+        keys = [f"{number}-{row}" for row in range(2)]
+        table = pa.table({"id": keys, "embedding": listed(rows(2, number)), "n": [7, 8]})
+        pq.write_table(table, place / folder / "part.parquet")
+    return place
+
+
+HIVE = {
+    "numbers": (["_year=2020", "_year=2021"], {"_year": [2020, 2020, 2021, 2021]}),
+    "without the mark": (["year=2", "year=10"], {"year": [2, 2, 10, 10]}),
+    "two levels": (["a=x/b=1", "a=y/b=2"], {"a": ["x", "x", "y", "y"], "b": [1, 1, 2, 2]}),
+    "zeros before": (["m=01", "m=02"], {"m": ["01", "01", "02", "02"]}),
+    "a number and a text": (["m=1", "m=two"], {"m": ["1", "1", "two", "two"]}),
+    "nothing": (["m=1", "m=__HIVE_DEFAULT_PARTITION__"], {"m": [1, 1, None, None]}),
+    "an empty text": (["m=", "m=x"], {"m": ["", "", "x", "x"]}),
+    "signs in a text": (["m=a%2Fb", "m=%3D1"], {"m": ["=1", "=1", "a/b", "a/b"]}),
+    "beyond 64 bits": (["m=1", f"m={10**19}"], {"m": ["1", "1", f"{10**19}", f"{10**19}"]}),
+    "in one file only": (["m=1", "other"], {"m": [1, 1, None, None]}),
+    "a name of the store's own": (["status=1", "status=2"], {"source_status": [1, 1, 2, 2]}),
+    "a column of the file": (["n=1", "n=2"], {}),
+    "the column of keys": (["id=1", "id=2"], {}),
+}
+
+
+@pytest.mark.parametrize("case", HIVE)
+def test_what_folders_say_is_a_column(job, tmp_path, case):
+    folders, expected = HIVE[case]
+    place = with_folders(tmp_path / "in", folders)
+    _, store = imported(place, tmp_path / "s")
+    found = [shard.metadata().to_pydict() for shard in store.iter_shards()]
+    merged = {name: [*itertools.chain(*(each[name] for each in found))] for name in found[0]}
+    assert merged == {"n": [7, 8, 7, 8], **expected}
+    assert run_job(place, tmp_path / "t", job.settings()).rows == 4
+    sources = {shard.metadata().schema for shard in store.iter_shards()}
+    assert len(sources) == 1
+
+
+def test_what_folders_of_arrays_say_is_a_column(tmp_path):
+    for folder in ("y=1", "y=2", "z"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        np.save(tmp_path / "in" / folder / "e.npy", rows(1))
+    _, store = imported(tmp_path / "in", tmp_path / "s")
+    found = [shard.metadata().column("y").to_pylist() for shard in store.iter_shards()]
+    assert found == [[1], [2], [None]]
+    texts = with_folders(tmp_path / "t", ["y=1", "y=2"])  # texts carry no columns
+    (tmp_path / "w.txt").write_text("a\nb\nc\nd\n")
+    assert imported(texts, tmp_path / "u", "text", texts=tmp_path / "w.txt")[1].rows == 4
+
+
+KEYS_OF_LABELS = {
+    "key": ({"key": ["b", "a"], "id": [1, 2]}, True),
+    "id": ({"id": ["b", "a"]}, True),
+    "path": ({"path": ["b", "a"]}, True),
+    "image_path": ({"image_path": ["b", "a"], "path": ["x", "y"]}, True),
+    "file_name": ({"file_name": ["b", "a"]}, True),
+    "image": ({"Image": ["b", "a"]}, True),
+    "__key__": ({"__key__": ["b", "a"]}, True),
+    "another": ({"weight": [1, 2]}, False),
+}
+
+
+@pytest.mark.parametrize("case", KEYS_OF_LABELS)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_labels_belong_to_the_keys_beside_them(tmp_path, case, suffix):
+    columns, keyed = KEYS_OF_LABELS[case]
+    table = pa.table({"label": ["dog", "cat"], **columns})
+    path = tmp_path / f"l{suffix}"
+    if suffix == ".csv":
+        lines = [",".join(table.column_names)]
+        lines += [",".join(map(str, row.values())) for row in table.to_pylist()]
+        path.write_text("\n".join(lines))
+    else:
+        pq.write_table(table, path)
+    found = Labels.read(path).of_rows(lambda: [["a", "b"]], 2)
+    assert found == (["cat", "dog"] if keyed else ["dog", "cat"])
+
+
+def test_keys_of_a_table_that_has_other_columns(tmp_path):
+    """Not its captions, which have a name that is known as well."""
+    (tmp_path / "k.csv").write_text("path,text\na.jpg,a cat\nb.jpg,a dog\n")
+    assert read_names(tmp_path / "k.csv", "key", rows=2) == ["a.jpg", "b.jpg"]
+    assert read_names(tmp_path / "k.csv", "text", rows=2) == ["a cat", "a dog"]
+
+
+def test_labels_never_hold_all_keys_of_a_store():
+    """Shards are asked for again where a key is written otherwise, and let go one by one."""
+    alive = []
+
+    class Keys(list):
+        def __del__(self):
+            alive.remove(id(self))
+
+    def shards():
+        for shard in range(6):
+            keys = Keys(f"./{shard}/{row}" for row in range(2))
+            alive.append(id(keys))
+            assert len(alive) <= 3  # of all passes
+            yield keys
+
+    labels = Labels("l.csv", ("x", "y"), ("5/1", "./0/1"))
+    expected = [None] * 12
+    expected[1], expected[11] = "y", "x"
+    assert labels.of_rows(shards, 12) == expected
+    assert Labels("l.txt", tuple("abcdefghijkl")).of_rows(shards, 12) == list("abcdefghijkl")
+    with pytest.raises(InvalidInputError, match=r"'3/9'; the first row's key is './0/0'"):
+        Labels("l.csv", ("x",), ("3/9",)).of_rows(shards, 12)
+    with pytest.raises(InvalidInputError, match=r"'a/1.jpg'; a row's key is './0/1'"):
+        Labels("l.csv", ("x",), ("a/1.jpg",)).of_rows(shards, 12)
+    with pytest.raises(InvalidInputError, match="shards 0 and 1 both have a row"):
+        Labels("l.csv", ("x",), ("a/b",)).of_rows(lambda: [["./a/b"], ["./a/b"]], 2)
+
+
+def test_image_sources_name_what_they_pass_over(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(7):
+        (folder / "sub" / f"{number}.txt").write_text("")
+    (folder / ".hidden").write_text("")
+    (folder / "a.png").write_bytes(IMAGES[0])
+    (folder / "sub" / "loop").symlink_to(folder)
+    source = open_images(folder)
+    assert [key for key, _, _ in listing(source)] == ["a.png"]
+    assert source.skipped == {
+        "hidden": 1, "no image extension": 7, "link to a directory": 1,
+    }  # fmt: skip
+    first = ", ".join(f"sub/{number}.txt" for number in range(5))
+    assert passed_over(source) == (
+        f"1 (hidden: .hidden), 7 (no image extension: {first} and 2 more), "
+        "1 (link to a directory: sub/loop)"
+    )
+    tar_of(tmp_path / "t.tar", [("a.png", IMAGES[0]), ("b.txt", b"x"), (".c", b"")])
+    both = open_images([folder, tmp_path / "t.tar"])
+    listing(both)
+    said = passed_over(both)
+    assert "2 (hidden: .hidden, .c)" in said
+    assert "1 (other member: b.txt), 1 (sample without an image: b)" in said
+    assert f"7 (no image extension: {first} and 2 more)" in said
+
+
+IMAGE_TABLES = {
+    "only in the first": ({"c": TEXTS}, {}, ["x", "y", None, None]),
+    "only in the second": ({}, {"c": TEXTS}, [None, None, "x", "y"]),
+    "integers, then floats": ({"c": [1, 2]}, {"c": [0.5, None]}, [1.0, 2.0, 0.5, None]),
+    "nothing, then texts": ({"c": pa.nulls(2)}, {"c": TEXTS}, [None, None, "x", "y"]),
+    "dictionary, then texts": ({"c": TEXTS.dictionary_encode()}, {"c": TEXTS}, ["x", "y"] * 2),
+    "texts, then large ones": ({"c": TEXTS}, {"c": TEXTS.cast(pa.large_string())}, ["x", "y"] * 2),
+    "a struct that gains a field": (
+        {"c": [{"a": 1}] * 2}, {"c": [{"a": 2, "b": "z"}] * 2},
+        [{"a": 1, "b": None}] * 2 + [{"a": 2, "b": "z"}] * 2,
+    ),
+    "lists": ({"c": [[1], []]}, {"c": [None, [2]]}, [[1], [], None, [2]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMAGE_TABLES)
+def test_tables_of_images_with_different_columns(tmp_path, case):
+    first, second, expected = IMAGE_TABLES[case]
+    for name, columns in (("0", first), ("1", second)):
+        pq.write_table(pa.table({"image": IMAGES, **columns}), tmp_path / f"{name}.parquet")
+    source = open_images([tmp_path / "0.parquet", tmp_path / "1.parquet"])
+    found = source.metadata_table(list(source.iter())).column("c")
+    assert found.to_pylist() == expected
+    encode_image_store(load_encoder("bliss-tiny", device="cpu"), source, tmp_path / "s", decoders=0)
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert table_column(store, "c") == expected
+
+
+def table_column(store, name):
+    shards = (shard.metadata().column(name).to_pylist() for shard in store.iter_shards())
+    return [*itertools.chain(*shards)]
+
+
+def test_tables_of_images_whose_columns_no_type_holds(tmp_path):
+    for name, column in (("0", TEXTS), ("1", pa.array([1, 2]))):
+        pq.write_table(pa.table({"image": IMAGES, "c": column}), tmp_path / f"{name}.parquet")
+    with pytest.raises(InvalidInputError, match=r"'c' is of type string in .*0\.parquet and of t"):
+        open_images([tmp_path / "0.parquet", tmp_path / "1.parquet"])

@@ -229,6 +229,8 @@ def open_source(
 def _opened(file: SourceFile, columns: ColumnNames, texts: bool) -> SourcePart:
     """Open a file as its name says; where that fails, say what it is by its content."""
     suffix = _suffix(file)
+    if suffix not in LAYOUTS and is_lance(file):
+        suffix = LANCE
     if suffix not in LAYOUTS:
         raise InvalidInputError(
             f"{file.path} is of an unknown type; known are {', '.join(LAYOUTS)} and folders of "
@@ -240,7 +242,7 @@ def _opened(file: SourceFile, columns: ColumnNames, texts: bool) -> SourcePart:
         part: SourcePart = opening(file, columns, texts)
     except InvalidInputError as error:
         if found := is_otherwise(file, suffix):
-            raise InvalidInputError(f"{error}. {found}") from error
+            raise InvalidInputError(f"{str(error).rstrip('.')}. {found}") from error
         raise
     return part
 

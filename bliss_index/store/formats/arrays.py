@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError, listed
-from bliss_index.store.formats.tables import EMBEDDING_COLUMNS, TablePart
+from bliss_index.store.formats.tables import TablePart, usual_names
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import EmbeddingBatch, RowStream, SourcePart
 
@@ -168,7 +168,11 @@ class ArrayStream:
 
 
 def choose(
-    file: str, wanted: str | None, arrays: Mapping[str, str], fitting: Mapping[str, Any]
+    file: str,
+    wanted: str | None,
+    arrays: Mapping[str, str],
+    fitting: Mapping[str, Any],
+    texts: bool = False,
 ) -> str:
     """Choose one of the arrays of a file.
 
@@ -180,6 +184,8 @@ def choose(
         Which one; None for one with a usual name, else the only one that can be embeddings.
     arrays, fitting
         All by name, in words; those that are two-dimensional and of numbers.
+    texts
+        Whether embeddings of texts are wanted, where a file has both.
 
     Raises
     ------
@@ -187,7 +193,7 @@ def choose(
         There is none of the name, or several may be meant; all are named.
     """
     if wanted is None:
-        usual = [name for name in ("embeddings", *EMBEDDING_COLUMNS) if name in arrays]
+        usual = [name for name in ("embeddings", *usual_names(texts)) if name in arrays]
         wanted = next(iter(usual or (fitting if len(fitting) == 1 else ())), None)
     if wanted is not None and wanted in arrays:
         return wanted

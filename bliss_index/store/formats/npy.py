@@ -49,7 +49,7 @@ def open_npy(file: SourceFile, _columns: ColumnNames, _texts: bool) -> ArrayPart
         return ArrayPart.of(file, _block(stream, stream.size(), file.name))
 
 
-def open_npz(file: SourceFile, columns: ColumnNames, _texts: bool) -> ArrayPart:
+def open_npz(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
     """Find an array of a ``.npz`` file, by its name, and compare its checksum.
 
     That reads it once, in small pieces: zip keeps the checksum of the whole alone.
@@ -63,7 +63,7 @@ def open_npz(file: SourceFile, columns: ColumnNames, _texts: bool) -> ArrayPart:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         shapes = dict(zip(names, (_shape(archive, i) for i in archive.infolist()), strict=True))
         fitting = {n: s for n, s in shapes.items() if s.startswith("float") and s.count(",") == 1}
-        wanted = choose(file.name, columns.embedding, shapes, fitting)
+        wanted = choose(file.name, columns.embedding, shapes, fitting, texts)
         info = archive.infolist()[names.index(wanted)]
         _require_size(f"{file.name}: {wanted}", info)
         with archive.open(info) as stream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ _ONLY = "(the tensor)"
 _MOST_NAMES = 10_000
 
 
-def open_pytorch(file: SourceFile, columns: ColumnNames, _texts: bool) -> ArrayPart:
+def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
     """Find a tensor in a tensor, a list, or dictionaries of them, by its name ('a.b' in 'a').
 
     The file is opened by ``torch.load(weights_only=True)`` with tensors without content, which say
@@ -47,12 +48,21 @@ def open_pytorch(file: SourceFile, columns: ColumnNames, _texts: bool) -> ArrayP
         with FakeTensorMode():
             content = torch.load(stream, weights_only=True, map_location="cpu")
         size = stream.size()
-    tensors = dict(_tensors(content, "", torch.Tensor))
+    tensors = {n: t for n, t in _tensors(content, "", torch.Tensor) if t.layout == torch.strided}
     kinds = {name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items()}
     said = {name: f"{kinds[name]} {list(t.shape)}" for name, t in tensors.items()}
     fits = {n: t for n, t in tensors.items() if t.ndim == 2 and t.is_floating_point()}
+    vectors = [t for t in tensors.values() if t.ndim == 1 and t.is_floating_point()]
+    if not fits and len(vectors) > 1 and len({tuple(t.shape) for t in vectors}) == 1:
+        raise InvalidInputError(
+            f"{file.name} holds {len(vectors)} vectors of {vectors[0].shape[0]} values, one a row; "
+            "write them as a table: import pandas, torch; d = torch.load(old, weights_only=True); "
+            "d = d if isinstance(d, dict) else dict(enumerate(d)); "
+            "pandas.DataFrame({'key': list(map(str, d)), "
+            "'embedding': [v.numpy() for v in d.values()]}).to_parquet('new.parquet')"
+        )
     name = next(iter(tensors)) if list(tensors) == [_ONLY] and columns.embedding is None else None
-    name = name or choose(file.name, columns.embedding, said, fits)
+    name = name or choose(file.name, columns.embedding, said, fits, texts)
     tensor, kind = tensors[name], kinds[name]
     what = file.name if name == _ONLY else f"{file.name}: {name}"
     rows, dim = require_block(what, tuple(tensor.shape), kind)
@@ -80,12 +90,12 @@ def _loadable(file: SourceFile) -> Iterator[None]:
     except InvalidInputError:
         raise
     except pickle.UnpicklingError as error:
-        line = str(error).strip().splitlines()[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"({named[1]})" if named else "or is damaged"
         raise InvalidInputError(
-            f"{file.name} holds more than tensors and plain values, or is damaged ({line[:200]}); "
-            "such files can run programs and are not loaded. Where you trust it, write the tensor "
-            "alone: import torch; torch.save(torch.load(old, weights_only=False)['embeddings'], "
-            "new)"
+            f"{file.name} holds more than tensors and plain values {what}; such files can run "
+            "programs and are not loaded. Where you trust it, write the tensor alone: import "
+            "torch; torch.save(torch.load(old, weights_only=False)['embeddings'], new)"
         ) from error
     except Exception as error:  # a damaged pickle or zip raises of all kinds
         line = (str(error).strip().splitlines() or [""])[0]

@@ -23,7 +23,7 @@ class _Tensor(NamedTuple):
     end: int
 
 
-def open_safetensors(file: SourceFile, columns: ColumnNames, _texts: bool) -> ArrayPart:
+def open_safetensors(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
     """Find a tensor, by its name.
 
     Raises
@@ -52,7 +52,7 @@ def open_safetensors(file: SourceFile, columns: ColumnNames, _texts: bool) -> Ar
         raise _damaged(file, f"{size} bytes, its header promises {data + max(ends, default=0)}")
     shapes = {name: f"{t.kind} {list(t.shape)}" for name, t in tensors.items()}
     fits = {n: t for n, t in tensors.items() if t.kind in _TYPES and len(t.shape) == 2}
-    name = choose(file.name, columns.embedding, shapes, fits)
+    name = choose(file.name, columns.embedding, shapes, fits, texts)
     kind, shape, begin, end = tensors[name]
     what = f"{file.name}: {name}"
     rows, dim = require_block(what, shape, _TYPES.get(kind, kind))

@@ -33,6 +33,7 @@ MISSING_EMBEDDING = "missing_embedding"
 WRONG_DIMENSION = "wrong_dimension"
 MISSING_KEY = "missing_key"
 EMBEDDING_COLUMNS = ("embedding", "embeddings", "image_embedding", "text_embedding", "vector")
+_TEXT_FIRST = ("embedding", "embeddings", "text_embedding", "image_embedding", "vector")
 TEXT_COLUMNS = ("text", "caption", "word", "name", "label")
 _FIRST_ROWS = 1024
 _WIDE = 16  # so many columns of numbers are an embedding, one coordinate each
@@ -137,7 +138,7 @@ class TableColumns:
         """
         embedding, values, dtype, size = None, None, "float32", 0
         if embedded:
-            embedding = _embedding_column(file, schema, wanted)
+            embedding = _embedding_column(file, schema, wanted, usual_names(texts))
             kind = _storage(schema.field(schema.names.index(embedding)).type)
             if is_text_or_bytes(kind):
                 values = dtype = _declared(file, embedding, kind, wanted)
@@ -313,10 +314,13 @@ def _plain(column: pa.Array) -> pa.Array:
     """A column of embeddings as Arrow's functions take it."""
     column = column.storage if isinstance(column, pa.ExtensionArray) else column
     kind = column.type
-    if pa.types.is_list_view(kind):
-        return column.cast(pa.list_(kind.value_type))
-    if pa.types.is_large_list_view(kind):
-        return column.cast(pa.large_list(kind.value_type))
+    if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+        # Arrow's cast loses the last row (26.0).
+        starts, sizes = column.offsets.to_numpy(), column.sizes.to_numpy()
+        places = [np.arange(at, at + size) for at, size in zip(starts, sizes, strict=True)]
+        values = column.values.take(pa.array(np.concatenate([np.empty(0, np.int64), *places])))
+        ends = pa.array(np.cumsum([0, *sizes]), pa.int64())
+        return pa.LargeListArray.from_arrays(ends, values, mask=column.is_null())
     return column.cast(pa.large_binary()) if pa.types.is_binary_view(kind) else column
 
 
@@ -355,13 +359,20 @@ def _column(
     return wanted or _first_of(names, known)
 
 
-def _embedding_column(file: str, schema: pa.Schema, wanted: ColumnNames) -> str:
+def usual_names(texts: bool) -> tuple[str, ...]:
+    """Names that embeddings usually have, of texts or of images, the likeliest first."""
+    return _TEXT_FIRST if texts else EMBEDDING_COLUMNS
+
+
+def _embedding_column(
+    file: str, schema: pa.Schema, wanted: ColumnNames, usual: tuple[str, ...]
+) -> str:
     lists = [field.name for field in schema if _is_vector(field.type)]
     binary = [field.name for field in schema if _is_bytes(field.type)]
-    fit = binary if wanted.dtype is not None and wanted.embedding not in lists else lists
-    found = wanted.embedding or _first_of(fit, EMBEDDING_COLUMNS)
+    fit = binary if binary and wanted.dtype is not None else lists
+    found = wanted.embedding or _first_of(fit, usual)
     if found is None:
-        found = fit[0] if len(fit) == 1 else None if fit else _first_of(binary, EMBEDDING_COLUMNS)
+        found = fit[0] if len(fit) == 1 else None if fit else _first_of(binary, usual)
     if found is not None and found in (*lists, *binary):
         return found
     columns = listed([f"{field.name} ({field.type})" for field in schema])
@@ -396,7 +407,15 @@ def _hint(schema: pa.Schema, wanted: str | None, lists: list[str]) -> str:
                 f"; {field.name!r} looks like a vector of Spark's: write it with "
                 "pyspark.ml.functions.vector_to_array"
             )
-        if field.name in (wanted or EMBEDDING_COLUMNS) and pa.types.is_nested(kind):
+        if field.name not in ((wanted,) if wanted else EMBEDDING_COLUMNS):
+            continue
+        if is_text_or_bytes(kind):
+            return (
+                "; where its texts are JSON, parse them: import json, pandas; "
+                f"t = pandas.read_parquet(old); t[{field.name!r}] = t[{field.name!r}]"
+                ".map(json.loads); t.to_parquet(new)"
+            )
+        if pa.types.is_nested(kind):
             return "; write it as lists of float32, one a row"
     return ""
 
