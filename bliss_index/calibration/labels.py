@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy.typing as npt
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.columns import Column, read_column, without_blank_end
+from bliss_index.store.keys import key_meaning
 from bliss_index.store.source_file import natural
 from bliss_index.vocabulary import clean_entry
 
@@ -194,13 +193,13 @@ class Labels:
         """Rows of which one alone has the key of a label in another way of writing, and which."""
         means: dict[str, list[str]] = {}
         for key in missing:
-            means.setdefault(_meaning(key), []).append(key)
+            means.setdefault(key_meaning(key), []).append(key)
         place: dict[str, tuple[int, int, str] | None] = {}
         row = -1
         for shard, keys in enumerate(keys_of()):
             for row_key in keys:
                 row += 1
-                labels = () if row_key in known else means.get(_meaning(row_key), ())
+                labels = () if row_key in known else means.get(key_meaning(row_key), ())
                 if len(labels) != 1:
                     continue
                 (label,) = labels
@@ -214,20 +213,12 @@ class Labels:
 
 def _nearest(key: str, keys_of: Callable[[], Iterable[Sequence[str]]]) -> str:
     """The key of a row that ends as one of a label does, for a message."""
-    name = _meaning(key).rpartition("/")[2]
+    name = key_meaning(key).rpartition("/")[2]
     for row_key in chain.from_iterable(keys_of()):
-        if _meaning(row_key).rpartition("/")[2] in (name, name.partition(".")[0]):
+        if key_meaning(row_key).rpartition("/")[2] in (name, name.partition(".")[0]):
             return f"; a row's key is {row_key!r}"
     first = next(chain.from_iterable(keys_of()), None)
     return "" if first is None else f"; the first row's key is {first!r}"
-
-
-def _meaning(key: str) -> str:
-    """What a key names, however a system writes it: 'a/b', './a/b', 'a\\b'; '7' and '7.0'."""
-    plain = unicodedata.normalize("NFC", key).replace("\\", "/")
-    while plain.startswith("./"):
-        plain = plain[2:]
-    return plain[:-2] if re.fullmatch(r"-?[0-9]+\.0", plain) else plain
 
 
 def folder_names(keys: Iterable[str]) -> list[str | None]:

@@ -13,6 +13,7 @@ from bliss_index.cli.options import (
     ImagesOption,
     JsonOption,
     KeyColumnOption,
+    as_key,
     path_or_uri,
 )
 
@@ -21,7 +22,13 @@ def explain(
     scores: Annotated[
         str, typer.Argument(help="Scores directory; local or a URI.", parser=path_or_uri)
     ],
-    key: Annotated[str, typer.Argument(help="Key of the image, as in the column 'key'.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="Key of the image, as in the column 'key', or its last names where these are "
+            "enough.",
+        ),
+    ],
     images: ImagesOption = None,
     corpus: Annotated[
         str | None,
@@ -55,7 +62,7 @@ def explain(
 
     found = explain_image(
         scores,
-        key,
+        as_key(key),
         images=images,
         corpus=corpus,
         calibration=calibration,

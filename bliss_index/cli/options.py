@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,14 @@ def one_of(known: tuple[str, ...]) -> Callable[[str | None], str | None]:
         return value
 
     return check
+
+
+def as_key(argument: str) -> str:
+    """Read a key of whatever bytes, in any locale, as the names of files become keys."""
+    try:
+        return os.fsencode(argument).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # it did not come from the shell
+        return argument
 
 
 def path(value: str) -> Path:
