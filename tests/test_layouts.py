@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import gzip
 import io
+import pickle
+import re
+import shlex
 import struct
+from pathlib import Path
 
 import numpy as np
+import pandas
 import pyarrow as pa
+import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
+import scipy.io
 import torch
 from layouts import ARRAYS, TABLES, Rows, tar_of, written
+from PIL import Image
+from typer.testing import CliRunner
 
+from bliss_index.cli.app import app
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring import run_job
 from bliss_index.store import EmbeddingStore, ModelIdentity
+from bliss_index.store.formats import tables
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.source_part import ColumnNames
-from bliss_index.store.sources import open_source
+from bliss_index.store.sources import LAYOUTS, open_source
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
 NAMED = {"npz": "vectors", "safetensors": "vectors", "torch.save": "vectors"}
@@ -419,3 +430,171 @@ def test_lance_data_sets(tmp_path):
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(InvalidInputError, match="table cannot be read as Lance"):
         list(open_source(tmp_path / "table").parts[0].batches())
+
+
+def _csv(path, rows, separator=","):
+    frame = pandas.DataFrame(rows.matrix.astype("float64"), columns=[f"x{n}" for n in range(16)])
+    frame.insert(0, "id", range(len(rows.keys)))
+    frame.to_csv(path, index=False, sep=separator)
+
+
+def _json(path, rows, lines):
+    frame = pandas.DataFrame({"key": rows.keys, "embedding": rows.matrix.tolist()})
+    frame.to_json(path, orient="records", lines=lines, double_precision=15)
+
+
+def _hdf5(path, rows):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["embeddings"] = rows.matrix
+
+
+def _faiss(path, rows):
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatIP(16)
+    index.add(rows.matrix)
+    faiss.write_index(index, str(path))
+
+
+def _duckdb(path, rows):
+    duckdb = pytest.importorskip("duckdb")
+    with duckdb.connect(str(path)) as connection:
+        connection.register("given", rows.table())
+        connection.execute("create table embeddings as from given")
+
+
+def _bin(path, rows):
+    np.resize(rows.matrix, (6, 512)).tofile(path)
+
+
+OTHERS = {
+    ".csv": _csv,
+    ".tsv": lambda path, rows: _csv(path, rows, "\t"),
+    ".txt": lambda path, rows: np.savetxt(path, rows.matrix),
+    ".jsonl": lambda path, rows: _json(path, rows, True),
+    ".json": lambda path, rows: _json(path, rows, False),
+    ".pickle": lambda path, rows: path.write_bytes(pickle.dumps(rows.matrix)),
+    ".orc": lambda path, rows: pyarrow.orc.write_table(rows.table(), path),
+    ".mat": lambda path, rows: scipy.io.savemat(path, {"embeddings": rows.matrix}),
+    ".hdf5": _hdf5,
+    ".faiss": _faiss,
+    ".duckdb": _duckdb,
+    ".raw": _bin,
+}
+
+
+@pytest.mark.parametrize("suffix", OTHERS)
+def test_other_files_get_a_line_that_converts_them(tmp_path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    OTHERS[suffix](tmp_path / f"old{suffix}", SIX)
+    with pytest.raises(InvalidInputError, match="of an unknown type; known are .npy") as caught:
+        open_source(tmp_path / f"old{suffix}")
+    (line,) = re.findall(r"convert it: (.*)$", str(caught.value))
+    exec(line, {})
+    (made,) = tmp_path.glob("new.*")
+    (part,) = open_source(made).parts
+    (batch,) = part.batches()
+    expected = SIX.matrix if suffix != ".raw" else np.resize(SIX.matrix, (6, 512))
+    np.testing.assert_allclose(batch.embeddings, expected, rtol=1e-6)
+    if suffix in (".csv", ".tsv"):
+        assert batch.keys == [str(row) for row in range(6)]
+
+
+def test_files_of_no_known_kind(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "e.gz").write_bytes(b"xx")
+    with pytest.raises(InvalidInputError, match="holds e.gz. e.gz is compressed; unpack it: gun"):
+        open_source(tmp_path / "in")
+    (tmp_path / "e.xyz").write_bytes(b"xx")
+    with pytest.raises(InvalidInputError, match="e.xyz is of no kind that is known; read it into"):
+        open_source(tmp_path / "e.xyz")
+    np.save(tmp_path / "in" / "a.npy", X)
+    assert open_source(tmp_path / "in").skipped == {"no embeddings by its name": ["e.gz"]}
+    torch.save({}, tmp_path / "in" / "w.pt")
+    with pytest.raises(InvalidInputError, match=r"both .npy files \(a.npy\) and .pt files \(w"):
+        open_source(tmp_path / "in")
+
+
+@pytest.mark.parametrize("layout", ["Arrow file", "Feather", "Arrow stream", "webdataset", "fbin"])
+def test_batches_are_small_whatever_the_file(tmp_path, layout, monkeypatch):
+    """No batch has more bytes than asked for, though the file is one batch or one block."""
+    monkeypatch.setattr(tables, "BATCH_BYTES", 64 * 100)
+    rows = Rows.of(1000)
+    location = written(layout, rows, tmp_path / "in")
+    if layout.startswith("Arrow"):
+        how = pa.ipc.new_file if layout == "Arrow file" else pa.ipc.new_stream
+        with how(location, rows.table().schema) as writer:
+            writer.write_batch(rows.table().combine_chunks().to_batches()[0])
+    (part,) = open_source(location).parts
+    stream = part.stream(0, False)
+    asked = []
+    if isinstance(part, tables.TablePart):
+        with part.reading(0, part.columns.names, 100) as batches:
+            asked = [batch.num_rows for batch in batches]
+        assert max(asked) <= 100 and sum(asked) == 1000
+    assert stream.read(10).embeddings.shape == (10, 16)
+    stream.close()
+    held = {"Arrow file": 32 << 20, "Arrow stream": 32 << 20, "fbin": 0}.get(layout, part.held())
+    assert part.held(carried=False) <= max(held, 1000 * 200)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "layouts.md"
+SHOWN = {
+    "images.npy": "npy", "images.npz": "npz", "images.parquet": "Parquet", "spark": "Spark",
+    "images.feather": "Feather", "images.arrows": "Arrow stream", "dataset": "saved data set",
+    "images.tar": "webdataset", "images.safetensors": "safetensors", "images.pt": "torch.save",
+    "images.fvecs": "fvecs", "images.fbin": "fbin", "images.lance": "Lance",
+}  # fmt: skip
+
+
+def commands_of(command):
+    text = PAGE.read_text()
+    return [shlex.split(line) for line in re.findall(rf"`bliss-index {command} (.*?)`", text)]
+
+
+def exit_code(words):
+    return CliRunner().invoke(app, words).exit_code
+
+
+@pytest.mark.parametrize("words", commands_of("import"), ids=lambda words: words[0])
+def test_the_page_shows_commands_that_work(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    if words[0] == "clip-retrieval":
+        (tmp_path / words[0] / "img_emb").mkdir(parents=True)
+        (tmp_path / words[0] / "metadata").mkdir()
+        np.save(tmp_path / words[0] / "img_emb" / "img_emb_0.npy", X)
+        paths = pa.table({"image_path": SIX.keys})
+        pq.write_table(paths, tmp_path / words[0] / "metadata" / "metadata_0.parquet")
+    else:
+        written(SHOWN[words[0]], SIX, tmp_path / "in").rename(tmp_path / words[0])
+    assert exit_code(["import", *words]) == 0
+    assert EmbeddingStore.open("store").rows == 6
+
+
+def test_the_page_shows_every_layout():
+    assert {words[0] for words in commands_of("import")} == {*SHOWN, "clip-retrieval"}
+    text = PAGE.read_text().lower()
+    assert [suffix for suffix in LAYOUTS if suffix not in text and suffix not in UNNAMED] == []
+
+
+UNNAMED = (".parquet", ".pq", ".arrow", ".arrows", ".feather", ".ipc", ".lance", ".tar", ".tar.gz",
+           ".tgz", ".safetensors", ".pt", ".pth")  # fmt: skip
+
+
+@pytest.mark.parametrize("words", commands_of("encode-images"), ids=lambda words: words[0])
+def test_the_page_shows_commands_for_images(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    content = io.BytesIO()
+    Image.new("RGB", (20, 20), (200, 10, 10)).save(content, "PNG")
+    Path("photos").mkdir()
+    Path("photos/a.png").write_bytes(content.getvalue())
+    tar_of(Path("photos.tar"), {"a.png": content.getvalue()})
+    pq.write_table(pa.table({"image": [content.getvalue()]}), "photos.parquet")
+    Path("photos.csv").write_text("path\nphotos/a.png\n")
+    Path("img2dataset").mkdir()
+    tar_of(Path("img2dataset/00000.tar"), {"a.png": content.getvalue(), "a.txt": "red"})
+    pq.write_table(pa.table({"key": ["a"]}), "img2dataset/00000.parquet")
+    Path("img2dataset/00000_stats.json").write_text("{}")
+    assert exit_code(["encode-images", *words]) == 0
+    store = EmbeddingStore.open("store")
+    assert (store.rows, store.manifest.bad_rows) == (1, 0)

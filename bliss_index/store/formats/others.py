@@ -10,7 +10,7 @@ from bliss_index.store.source_file import SourceFile
 _BEGIN_BYTES = 512
 _TABLE = "import pandas; t = pandas.{reader}; {column}t.to_parquet('new.parquet')"
 _JOINED = (
-    "x = t.select_dtypes('number'); t = t.drop(columns=x.columns)"
+    "x = t.select_dtypes('float'); t = t.drop(columns=x.columns)"
     ".assign(embedding=list(x.to_numpy('float32'))); "
 )
 _PARSED = "t['embedding'] = t['embedding'].map(lambda x: numpy.asarray(x, 'float32')); "
@@ -29,8 +29,8 @@ CONVERSIONS: dict[str, tuple[str, str]] = {
     ".json": ("JSON",
               "import numpy; " + _TABLE.format(reader="read_json('{name}')", column=_PARSED)),
     ".pkl": ("a pickle, which can run programs and is not loaded; where you trust it, write its "
-             "array", "import numpy, pickle; numpy.save('new.npy', numpy.asarray("
-             "pickle.load(open('{name}', 'rb'))))"),
+             "array", "import numpy, pathlib, pickle; numpy.save('new.npy', numpy.asarray("
+             "pickle.loads(pathlib.Path('{name}').read_bytes())))"),
     ".orc": ("ORC", "import pyarrow.orc, pyarrow.parquet; pyarrow.parquet.write_table("
              "pyarrow.orc.read_table('{name}'), 'new.parquet')"),
     ".h5": ("HDF5, whose library may wait without end on a damaged file",
