@@ -24,10 +24,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bliss_index.cli.app import app
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, JobError
 from bliss_index.scoring import run_job
 from bliss_index.store import EmbeddingStore, ModelIdentity
-from bliss_index.store.formats import tables
+from bliss_index.store.formats import tables, tar
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.source_part import ColumnNames
 from bliss_index.store.sources import LAYOUTS, open_source
@@ -101,7 +101,7 @@ def test_every_layout_scores_as_the_array_does(job, tmp_path, layout):
 @pytest.mark.parametrize("layout", [*TABLES, *ARRAYS])
 def test_every_layout_is_read_in_parts(tmp_path, layout):
     """From any row on, in batches of any size, and cut by rows: the same rows."""
-    rows = Rows.of(1000)
+    rows = Rows.of(400)
     location = written(layout, rows, tmp_path / "in")
     source = open_source(location, columns=columns_of(layout))
     found = []
@@ -338,19 +338,20 @@ def test_tars_without_arrays_that_are_readable(tmp_path, members, message):
             list(part.batches())
 
 
-def test_a_tar_is_read_from_the_group_that_has_the_row(tmp_path):
-    matrix = Rows.of(2500).matrix
+def test_a_tar_is_read_from_the_group_that_has_the_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "_GROUP_SAMPLES", 32)
+    matrix = Rows.of(80).matrix
     tar_of(tmp_path / "e.tar", {f"{row}.npy": vector for row, vector in enumerate(matrix)})
     (part,) = open_source(tmp_path / "e.tar").parts
-    assert (part.rows, part.origin(2100), len(part.starts)) == (2500, 2048, 3)
-    (batch,) = part.batches(start=2100, count=5)
-    np.testing.assert_array_equal(batch.embeddings, matrix[2100:2105])
-    assert batch.keys == [str(row) for row in range(2100, 2105)]
+    assert (part.rows, part.origin(70), len(part.starts)) == (80, 64, 3)
+    (batch,) = part.batches(start=70, count=5)
+    np.testing.assert_array_equal(batch.embeddings, matrix[70:75])
+    assert batch.keys == [str(row) for row in range(70, 75)]
     (tmp_path / "f.tgz").write_bytes(gzip.compress((tmp_path / "e.tar").read_bytes(), 1))
     (packed,) = open_source(tmp_path / "f.tgz").parts
     assert packed.starts is None
-    (batch,) = packed.batches(start=2100, count=5)
-    np.testing.assert_array_equal(batch.embeddings, matrix[2100:2105])
+    (batch,) = packed.batches(start=70, count=5)
+    np.testing.assert_array_equal(batch.embeddings, matrix[70:75])
 
 
 def test_embeddings_as_bytes(tmp_path):
@@ -598,3 +599,19 @@ def test_the_page_shows_commands_for_images(tmp_path, monkeypatch, words):
     assert exit_code(["encode-images", *words]) == 0
     store = EmbeddingStore.open("store")
     assert (store.rows, store.manifest.bad_rows) == (1, 0)
+
+
+def test_another_column_is_another_job(job, tmp_path):
+    """Of one file, continued with another of its arrays: refused, and both are named."""
+    np.savez(tmp_path / "e.npz", a=X, b=X[::-1])
+    imported(tmp_path / "e.npz", tmp_path / "s", columns=ColumnNames("a"))
+    run_job(tmp_path / "e.npz", tmp_path / "t", job.settings(), columns=ColumnNames("a"))
+    for made in (
+        lambda: imported(tmp_path / "e.npz", tmp_path / "s", columns=ColumnNames("b")),
+        lambda: run_job(
+            tmp_path / "e.npz", tmp_path / "t", job.settings(), columns=ColumnNames("b")
+        ),
+    ):
+        with pytest.raises(JobError, match=r"'embedding': 'a'.*'embedding': 'b'"):
+            made()
+    imported(tmp_path / "e.npz", tmp_path / "s", columns=ColumnNames("a"))

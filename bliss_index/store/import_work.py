@@ -237,6 +237,7 @@ class ImportWork(StoreWork):
                 "imported_from": Path(self.location).name,
                 "rows_per_shard": self.rows_per_shard,
                 "drop_bad_rows": self.drop_bad_rows,
+                **self.columns.named(),
                 **{
                     name: None if path is None else [Path(path).name, file_sha256(local_file(path))]
                     for name, path in given.items()

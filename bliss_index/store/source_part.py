@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -320,6 +320,11 @@ class ColumnNames:
     key: str | None = None
     text: str | None = None
     dtype: str | None = None
+
+    def named(self) -> dict[str, dict[str, str]]:
+        """What was chosen, as {"columns": ...} for settings of a job; empty where nothing was."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"columns": given} if given else {}
 
 
 @dataclass(frozen=True)

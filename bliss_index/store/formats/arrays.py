@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError, listed
-from bliss_index.store.formats.tables import TablePart, usual_names
+from bliss_index.store.formats.table_columns import usual_names
+from bliss_index.store.formats.tables import TablePart
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import EmbeddingBatch, RowStream, SourcePart
 

@@ -21,7 +21,8 @@ import pyarrow.fs as pafs
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.store.formats import lance_process
-from bliss_index.store.formats.tables import RowGroups, TableColumns, TablePart, readable
+from bliss_index.store.formats.table_columns import TableColumns
+from bliss_index.store.formats.tables import RowGroups, TablePart, readable
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames
 

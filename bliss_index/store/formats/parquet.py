@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bliss_index.store.formats.tables import RowGroups, TableColumns, TablePart, readable
+from bliss_index.store.formats.table_columns import TableColumns
+from bliss_index.store.formats.tables import RowGroups, TablePart, readable
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames
 

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import NPY_ERRORS
-from bliss_index.store.formats.tables import RowGroups, TableColumns, TablePart, readable
+from bliss_index.store.formats.table_columns import TableColumns
+from bliss_index.store.formats.tables import RowGroups, TablePart, readable
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames
 from bliss_index.store.tar_members import TarMembers, content
