@@ -531,7 +531,11 @@ def test_batches_are_small_whatever_the_file(tmp_path, layout, monkeypatch):
     asked = []
     if isinstance(part, tables.TablePart):
         with part.reading(0, part.columns.names, 100) as batches:
-            asked = [batch.num_rows for batch in batches]
+            before = pa.total_allocated_bytes()
+            for batch in batches:
+                asked.append(batch.num_rows)
+                if layout.startswith("Arrow"):  # read where it lies
+                    assert pa.total_allocated_bytes() - before < 64 * 100
         assert max(asked) <= 100 and sum(asked) == 1000
     assert stream.read(10).embeddings.shape == (10, 16)
     stream.close()
@@ -615,3 +619,23 @@ def test_another_column_is_another_job(job, tmp_path):
         with pytest.raises(JobError, match=r"'embedding': 'a'.*'embedding': 'b'"):
             made()
     imported(tmp_path / "e.npz", tmp_path / "s", columns=ColumnNames("a"))
+
+
+@pytest.mark.parametrize("layout", [*TABLES, *ARRAYS])
+def test_every_layout_is_read_from_elsewhere(tmp_path, layout):
+    """From a file system of fsspec's, files and folders; Lance says that it needs a local one."""
+    fsspec = pytest.importorskip("fsspec")
+    local = written(layout, SIX, tmp_path / "in")
+    place = f"/{tmp_path.name}/{local.name}"
+    memory = fsspec.filesystem("memory")
+    memory.put(str(local), place, recursive=local.is_dir())
+    try:
+        if layout == "Lance":
+            with pytest.raises(InvalidInputError, match="read from a local folder; copy it: imp"):
+                open_source(f"memory:/{place}")
+            return
+        source = open_source(f"memory:/{place}", columns=columns_of(layout))
+        found = [batch.embeddings for part in source.parts for batch in part.batches()]
+        np.testing.assert_array_equal(np.concatenate(found), X)
+    finally:
+        memory.rm(f"/{tmp_path.name}", recursive=True)

@@ -53,9 +53,13 @@ class ArrowPart(TablePart):
     def _slices(
         self, source: _Mapped, group: int, names: list[str] | None, rows: int
     ) -> Iterator[pa.RecordBatch]:
-        wanted = None if names is None else [source.schema.names.index(name) for name in names]
+        wanted = None
+        if names is not None and not self.in_place:  # or Arrow copies what it could leave there
+            wanted = [source.schema.names.index(name) for name in names]
         dropped = 0
         for batch in source.batches(wanted, group):
+            if names is not None and self.in_place:
+                batch = batch.select(names)
             for start in range(0, batch.num_rows, rows):
                 piece = batch.slice(start, rows)
                 piece.validate(full=True)
