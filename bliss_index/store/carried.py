@@ -78,6 +78,8 @@ def _added(schema: pa.Schema, own: pa.Schema, seen: dict[str, str], name: str) -
         kinds = [pa.schema([("x", _plain(kind))]) for kind in (before.type, column.type)]
         try:
             both = pa.unify_schemas(kinds, promote_options="permissive").field(0).type
+            if pa.types.is_floating(both) and any(map(pa.types.is_decimal, _types(kinds))):
+                raise pa.ArrowInvalid("decimals are no floats")  # which Arrow rounds
         except pa.ArrowException as error:
             raise InvalidInputError(
                 f"column {column.name!r} is of type {before.type} in {seen[column.name]} and of "
@@ -86,6 +88,10 @@ def _added(schema: pa.Schema, own: pa.Schema, seen: dict[str, str], name: str) -
             ) from error
         schema = schema.set(number, before.with_type(both).with_nullable(True))
     return schema
+
+
+def _types(schemas: Iterable[pa.Schema]) -> list[pa.DataType]:
+    return [schema.field(0).type for schema in schemas]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
