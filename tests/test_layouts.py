@@ -290,6 +290,21 @@ def test_what_lies_beside_a_saved_data_set_is_not_its_rows(tmp_path):
     assert open_source(location).rows == 4 + 6
 
 
+def test_splits_are_read_in_their_order(tmp_path):
+    """Which is not that of letters: keys in row order are refused beside them."""
+    datasets = pytest.importorskip("datasets")
+    table = SIX.table()
+    splits = {
+        "train": datasets.Dataset(table.slice(0, 4)),
+        "test": datasets.Dataset(table.slice(4)),
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "d")
+    assert imported(tmp_path / "d", tmp_path / "s").keys() == SIX.keys
+    (tmp_path / "k.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    with pytest.raises(InvalidInputError, match=r"train/d.* is read before test/d.*k\.txt may"):
+        imported(tmp_path / "d", tmp_path / "t", keys=tmp_path / "k.txt")
+
+
 def test_a_selection_is_saved_as_it_was_ordered(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset(SIX.table()).select([4, 2]).save_to_disk(tmp_path / "d")

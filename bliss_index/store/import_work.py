@@ -124,7 +124,7 @@ def import_embeddings(
     prompt
         Template that texts were put into, for the record.
     columns
-        Of Parquet files.
+        Which columns of tables, or array of a file, to use.
     drop_bad_rows
         Leave bad rows of a text store out.
     rows_per_shard

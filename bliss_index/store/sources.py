@@ -1,4 +1,4 @@
-"""Embeddings that people already have: .npy, .npz, Parquet, clip-retrieval folders.
+"""Embeddings that people already have, in whatever layout: files, folders of them, data sets.
 
 A source is a list of parts, each a file that is read in batches. Paths may be local, or URIs that
 pyarrow or fsspec know (``s3://``, ``gs://``, ``hf://``, ``memory://``, ...).
@@ -24,7 +24,7 @@ from bliss_index.store.folder_columns import with_folder_columns
 from bliss_index.store.formats import clip_retrieval, saved_datasets
 from bliss_index.store.formats.lance import LANCE, is_lance
 from bliss_index.store.formats.others import is_otherwise, what_is
-from bliss_index.store.source_file import SourceFile, list_files, resolve
+from bliss_index.store.source_file import SourceFile, list_files, natural, resolve
 from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
 
 LAYOUTS = {
@@ -69,7 +69,7 @@ class EmbeddingSource:
     parts
         Its files, in order of their names and of the numbers in these.
     skipped
-        Names of files of a folder that were passed over, by reason.
+        Names of files of a folder, and of arrays of a file, that were passed over, by reason.
     """
 
     location: str
@@ -111,11 +111,12 @@ class EmbeddingSource:
         return said
 
     def unclear_order(self) -> str:
-        """Name a pair of files that sorts otherwise by letter than by number; '' if none does."""
+        """Name a pair of files that are not in the order of letters; '' if there is none."""
         names = [part.name for part in self.parts]
         for name, by_letter in zip(names, sorted(names), strict=True):
             if name != by_letter:
-                return f"{name} is read before {by_letter}, by number; by letter it comes after it"
+                how = ", by number" if names == sorted(names, key=natural) else ""
+                return f"{name} is read before {by_letter}{how}; by letter it comes after it"
         return ""
 
     def pieces(self, rows: int, size: int, *, carried: bool) -> Iterator[Piece]:
@@ -171,14 +172,15 @@ def open_source(
     Parameters
     ----------
     location
-        ``.npy`` (n, d); ``.npz`` with an array ``embeddings``; ``.parquet`` with a list column; a
-        folder of ``.npy`` and ``.npz``, or of ``.parquet`` files; a clip-retrieval folder
-        (``img_emb/*.npy`` or ``text_emb/*.npy``, with the ``metadata/*.parquet`` of the same
-        numbers).
+        A file of one of the layouts of :data:`LAYOUTS`; a folder of files of one layout, whose
+        folders ``year=2020/`` are a column; what ``Dataset.save_to_disk`` wrote; a Lance data set;
+        a clip-retrieval folder (``img_emb/*.npy`` or ``text_emb/*.npy``, with the
+        ``metadata/*.parquet`` of the same numbers).
     kind
-        "image" or "text": which half of a clip-retrieval folder.
+        "image" or "text": which half of a clip-retrieval folder, and which of two columns or
+        arrays that are named so.
     columns
-        Of Parquet files.
+        Which columns of tables, or array of a file, to use.
     lenient : bool, default=False
         Whether a file of a folder that cannot be opened is a part that fails when it is read.
 

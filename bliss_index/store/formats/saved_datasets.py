@@ -13,8 +13,8 @@ from pathlib import PurePosixPath
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.source_file import SourceFile
 
-_STATE = "state.json"
-_KNOWN = (_STATE, "dataset_info.json", "dataset_dict.json")
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+_KNOWN = (_STATE, _SPLITS, "dataset_info.json")
 BESIDE = "beside the files of a saved data set"
 
 
@@ -29,7 +29,10 @@ def files_of(files: Sequence[SourceFile], skipped: dict[str, list[str]]) -> list
     by_name = {file.name: file for file in files}
     states = {str(PurePosixPath(name).parent): _listed(file) for name, file in by_name.items()
               if PurePosixPath(name).name == _STATE}  # fmt: skip
-    states = {folder: names for folder, names in states.items() if names is not None}
+    order = [split for file in files if file.name == _SPLITS for split in _splits(file)]
+    states = {folder: names for folder, names in sorted(
+        states.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)
+    ) if names is not None}  # fmt: skip
     if not states:
         return list(files)
     used = {}
@@ -52,6 +55,15 @@ def files_of(files: Sequence[SourceFile], skipped: dict[str, list[str]]) -> list
         else:
             kept.append(file)
     return kept
+
+
+def _splits(file: SourceFile) -> list[str]:
+    """Names of the data sets of a dictionary, in its order."""
+    try:
+        with file.open() as stream:
+            return [str(name) for name in json.loads(stream.read())["splits"]]
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):
+        return []
 
 
 def _listed(state: SourceFile) -> list[str] | None:
