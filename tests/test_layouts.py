@@ -213,6 +213,8 @@ def test_what_is_refused_is_named(tmp_path, capfd, case):
 
 
 HALF = T.bfloat16()
+ring = [{"e": T}]
+ring.append(ring)
 small = np.abs(X * 200).astype("u1")
 READ = {
     "bfloat16 of safetensors": ("e.safetensors", safetensors_bytes(a=HALF), {}, HALF),
@@ -223,6 +225,7 @@ READ = {
     "a transposed tensor": ("e.pt", torch_bytes(T.T.contiguous().T), {}, T),
     "a view of a larger tensor": ("e.pt", torch_bytes(torch.cat([T, T])[2:8]), {},
                                   torch.cat([T, T])[2:8]),
+    "a list that holds itself": ("e.pt", torch_bytes(ring), {}, T),
     "a parameter": ("e.pt", torch_bytes(torch.nn.Parameter(T)), {}, T),
     "a tensor within": ("e.pt", torch_bytes({"m": {"e": HALF, "w": T}}), {"embedding": "m.w"}, T),
     "bytes of bvecs": ("e.bvecs", fvecs(*small), {}, small),
@@ -615,7 +618,7 @@ def test_the_page_shows_commands_for_images(tmp_path, monkeypatch, words):
     tar_of(Path("img2dataset/00000.tar"), {"a.png": content.getvalue(), "a.txt": "red"})
     pq.write_table(pa.table({"key": ["a"]}), "img2dataset/00000.parquet")
     Path("img2dataset/00000_stats.json").write_text("{}")
-    assert exit_code(["encode-images", *words]) == 0
+    assert exit_code(["encode-images", *words, "--decoders", "0"]) == 0
     store = EmbeddingStore.open("store")
     assert (store.rows, store.manifest.bad_rows) == (1, 0)
 

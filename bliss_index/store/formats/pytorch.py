@@ -48,7 +48,8 @@ def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPa
         with FakeTensorMode():
             content = torch.load(stream, weights_only=True, map_location="cpu")
         size = stream.size()
-    tensors = {n: t for n, t in _tensors(content, "", torch.Tensor) if t.layout == torch.strided}
+        found = dict(_tensors(content, "", torch.Tensor, set()))
+    tensors = {name: tensor for name, tensor in found.items() if tensor.layout == torch.strided}
     kinds = {name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items()}
     said = {name: f"{kinds[name]} {list(t.shape)}" for name, t in tensors.items()}
     fits = {n: t for n, t in tensors.items() if t.ndim == 2 and t.is_floating_point()}
@@ -70,7 +71,13 @@ def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPa
     place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
     steps = tensor.stride()
     by_column = steps == (1, rows) and rows > 1 and dim > 1
-    if place is None or not (by_column or tensor.is_contiguous()) or not little:
+    if place is None:
+        raise InvalidInputError(
+            f"{what}: torch {torch.__version__} does not say where its values lie; take a newer "
+            "one, or write: import numpy, torch; numpy.save('new.npy', torch.load(old, "
+            "weights_only=True).float().numpy())"
+        )
+    if not (by_column or tensor.is_contiguous()) or not little:
         raise InvalidInputError(
             f"{what} is not stored row by row as little-endian values (strides {steps}); write it "
             "again: import torch; torch.save(torch.load(old, weights_only=True).contiguous(), new)"
@@ -111,11 +118,12 @@ def _is_little(stream: Any) -> bool:
         return not names or archive.read(names[0]).strip() == b"little"
 
 
-def _tensors(value: Any, name: str, kind: type) -> Iterator[tuple[str, Any]]:
-    """All tensors within dictionaries and lists, by the path to them."""
+def _tensors(value: Any, name: str, kind: type, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """All tensors within dictionaries and lists, by the path to them; each of these once."""
     if isinstance(value, kind):
         yield name or _ONLY, value
-    elif isinstance(value, dict | list | tuple):
+    elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
         pairs = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in list(pairs)[:_MOST_NAMES]:
-            yield from _tensors(inner, f"{name}.{key}" if name else str(key), kind)
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key), kind, seen)
