@@ -284,7 +284,13 @@ def test_other_columns_that_a_dictionary_hides(tmp_path, rows, monkeypatch):
     pq.write_table(table, tmp_path / "e.parquet")
     monkeypatch.setattr(import_work, "PART_BYTES", 1_000_000)
     options = {"kind": "image", "model": MODEL}
-    with pytest.raises(InvalidInputError, match="its footer says 1000000 at most; write it again"):
+    expected = "in column 'picture', its footer says 1000000 at most; write it again"
+    with pytest.raises(InvalidInputError, match=expected):
+        import_embeddings(tmp_path / "e.parquet", tmp_path / "s", **options)
+    monkeypatch.setattr(tables, "_MOST_BYTES", 1_000_000)  # and within one batch, before the next
+    with pytest.raises(
+        InvalidInputError, match=r"2561024 of the last 256 rows .* says 10522\d\d at"
+    ):
         import_embeddings(tmp_path / "e.parquet", tmp_path / "s", **options)
     pq.write_table(table, tmp_path / "f.parquet", use_dictionary=False, row_group_size=1000)
     import_embeddings(tmp_path / "f.parquet", tmp_path / "t", **options)

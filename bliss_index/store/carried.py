@@ -49,6 +49,19 @@ def as_carried(table: pa.Table, rows: int, schema: pa.Schema, name: str) -> pa.T
     return pa.table(columns, schema=schema)
 
 
+def too_large(
+    name: str, table: pa.Table | pa.RecordBatch, found: int, most: int
+) -> InvalidInputError:
+    """The error of columns that take more bytes than the file says, with the largest of them."""
+    sizes = {column: table.column(column).nbytes for column in table.column_names}
+    largest = max(sizes, key=lambda column: sizes[column])
+    return InvalidInputError(
+        f"other columns of {name} take more than {found} bytes, {sizes[largest]} of the last "
+        f"{table.num_rows} rows in column {largest!r}, its footer says {most} at most; write it "
+        "again with use_dictionary=False and row_group_size=1000, or without its large columns"
+    )
+
+
 def cast(
     column: pa.Array | pa.ChunkedArray, kind: pa.DataType, name: str
 ) -> pa.Array | pa.ChunkedArray:

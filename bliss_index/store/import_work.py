@@ -21,7 +21,7 @@ from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
-from bliss_index.store.carried import as_carried
+from bliss_index.store.carried import as_carried, too_large
 from bliss_index.store.columns import names_bytes, read_names
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
@@ -333,12 +333,8 @@ class ImportWorker:
         images = work.of_kind == "image"
         for batch in piece.read(work.batch_rows(piece), digest, carried=images):
             carried += 0 if batch.metadata is None else batch.metadata.nbytes
-            if carried > PART_BYTES * 3 // 2:
-                raise InvalidInputError(
-                    f"other columns of {part.name} take more than {carried} bytes, its footer says "
-                    f"{PART_BYTES} at most; write it again with use_dictionary=False and "
-                    "row_group_size=1000, or without its large columns"
-                )
+            if carried > PART_BYTES * 3 // 2 and batch.metadata is not None:
+                raise too_large(part.name, batch.metadata, carried, PART_BYTES)
             tables.append(self._table(batch, part.name, row))
             row += batch.embeddings.shape[0]
             self._progress(batch.embeddings.shape[0])

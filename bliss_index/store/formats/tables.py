@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.store.carried import too_large
 from bliss_index.store.columns import texts_of
 from bliss_index.store.formats.table_columns import (
     TableColumns,
@@ -34,6 +35,7 @@ from bliss_index.store.source_part import (
 MISSING_KEY = "missing_key"
 # Values of other columns may be far larger than a dictionary of them says.
 _CARRIED_ROWS = 256
+_MOST_BYTES = 8 * BATCH_BYTES
 
 
 @dataclass(frozen=True)
@@ -178,12 +180,18 @@ class _BatchStream:
             reading = part.reading(part.groups.at(origin), names, rows)
             self._batches = self._stack.enter_context(reading)
         self._rest: pa.RecordBatch | None = None
+        # More would be values that are kept once in the file and meant many times.
+        self._row_bytes = part.groups.row_bytes(carried)
+        self._most = max(_MOST_BYTES, 2 * max(part.groups.bytes(carried), default=0))
 
     def read(self, count: int) -> EmbeddingBatch:
-        waiting, rows = [], 0
+        waiting, rows, size = [], 0, 0
         with readable(self._part.name, self._part.layout):
             while rows < count and (batch := self._rest or next(self._batches, None)) is not None:
                 waiting.append(batch.slice(0, count - rows))
+                size += waiting[-1].nbytes
+                if size > (most := self._most + 2 * count * self._row_bytes):
+                    raise too_large(self._part.name, batch, size, most)
                 self._rest = batch.slice(count - rows) if batch.num_rows > count - rows else None
                 rows += waiting[-1].num_rows
             first, self.at = self.at, self.at + count
