@@ -6,6 +6,7 @@ The number of the current mutation is in FOLDER/progress.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from bulk_fixtures import make_job
 from bulk_fixtures import shard as shard_of
+from layouts import Rows, written
 
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.labels import Labels
@@ -25,6 +28,7 @@ from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.search.faiss.index import index_records
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, verify_store
+from bliss_index.store.source_part import ColumnNames
 from bliss_index.store.sources import open_source
 
 
@@ -82,6 +86,25 @@ TARGETS = {
     "normal scores": ("normal.parquet", NormalScores.read, "normal.parquet"),
     "index": ("corpus/index/flat.json", read_index, "corpus"),
 }
+# Of embeddings of others: written by their own libraries, left out where one is missing.
+LAYOUTS = {
+    "arrow file": ("Arrow file/e.arrow", "Arrow file/e.arrow"),
+    "arrow stream": ("Arrow stream/e.arrows", "Arrow stream/e.arrows"),
+    "feather": ("Feather/e.feather", "Feather/e.feather"),
+    "saved data set": ("saved data set/saved/data-00000*.arrow", "saved data set/saved"),
+    "saved data set's list": ("saved data set/saved/state.json", "saved data set/saved"),
+    "lance": ("Lance/e.lance/data/*.lance", "Lance/e.lance"),
+    "lance manifest": ("Lance/e.lance/_versions/*.manifest", "Lance/e.lance"),
+    "tar": ("webdataset/e.tar", "webdataset/e.tar"),
+    "safetensors": ("safetensors/e.safetensors", "safetensors/e.safetensors"),
+    "torch.save": ("torch.save/e.pt", "torch.save/e.pt"),
+    "fvecs": ("fvecs/e.fvecs", "fvecs/e.fvecs"),
+    "fbin": ("fbin/e.fbin", "fbin/e.fbin"),
+    "spark": ("Spark/part-00000*.parquet", "Spark"),
+}
+SLOW = ("lance", "lance manifest")
+"""Read in a process of its own each time; a tenth of the mutations."""
+TARGETS |= {name: (file, None, location) for name, (file, location) in LAYOUTS.items()}
 
 
 def make_files(folder: Path) -> None:
@@ -98,6 +121,10 @@ def make_files(folder: Path) -> None:
     (folder / "labels.txt").write_text("".join(f"class {i % 3}\n" for i in range(40)))
     np.save(folder / "labels.npy", np.arange(40) % 3)
     pq.write_table(pa.table({"label": [i % 3 for i in range(40)]}), folder / "labels.parquet")
+    few = Rows.of(40)
+    for layout in dict.fromkeys(file.partition("/")[0] for file, _ in LAYOUTS.values()):
+        with contextlib.suppress(pytest.skip.Exception):
+            written(layout, few, folder / layout)
     identity = ScoreIdentity(5, 0.5, "corpus", "calibration")
     NormalScores(np.linspace(0, 1, 40), identity, 5).write(folder / "normal.parquet")
     from bliss_index.search.faiss.build import build_index
@@ -134,6 +161,18 @@ def mutate(content: bytes, rng: np.random.Generator) -> bytes:
 
 def reader_of(target: str, path: Path):
     """Readers that look behind the hash, as if the mutation had come before it was taken."""
+    if target in LAYOUTS:
+        of_bytes = "float32" if target == "spark" else None
+
+        def read_layout(location: Path) -> None:
+            columns = ColumnNames(dtype=of_bytes)
+            for part in open_source(location, columns=columns).parts:
+                for batch in part.batches():
+                    batch.embeddings.sum()
+                    batch.checked(part.dtype)
+                    _ = batch.metadata and batch.metadata.to_pylist()
+
+        return read_layout
     if target == "store shard, unchecked":
         from bliss_index.store.schema import open_batch, require_columns, shard_schema
 
@@ -162,7 +201,10 @@ _HASHES: dict[str, str] = {}
 def main() -> None:
     folder, target, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     file, _, location = TARGETS[target]
-    (path,) = folder.glob(file)
+    path = next(folder.glob(file), None)
+    if path is None:
+        print(-1)  # what writes it is not installed
+        return
     reader = reader_of(target, folder / location)
     content = path.read_bytes()
     refused = 0

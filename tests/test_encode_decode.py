@@ -231,3 +231,72 @@ def test_preprocess_refuses_what_it_does_not_know():
         preprocess.pixels(Image.new("RGB", (1, 1000)))
     with pytest.raises(InvalidInputError, match="'L'"):
         preprocess.pixels(Image.new("L", (4, 4)))
+
+
+def png_of(bits, colour, rows, key):
+    """A PNG of numbers, one of which, or one triple, is clear."""
+
+    def chunk(name, data):
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    values = np.asarray(rows).astype(">u2" if bits == 16 else "u1")
+    body = b"".join(b"\0" + row.tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
+    clear = np.asarray(key).astype(">u2").tobytes()
+    parts = [(b"IHDR", head), (b"tRNS", clear), (b"IDAT", zlib.compress(body)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, data) for name, data in parts)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "rows", "key", "expected"),
+    [
+        (8, 2, [[[9, 8, 7], [9, 8, 6]]], (9, 8, 7), [[255] * 3, [9, 8, 6]]),
+        (8, 2, [[[9, 8, 7], [9, 8, 6]]], (1, 1, 1), [[9, 8, 7], [9, 8, 6]]),
+        (8, 2, [[[0, 0, 0], [0, 0, 1]]], (0, 0, 0), [[255] * 3, [0, 0, 1]]),
+        (16, 2, [[[2570, 2570, 2570], [514, 771, 1028]]], (514, 771, 1028),
+         [[10] * 3, [255] * 3]),
+        (16, 2, [[[514, 771, 1028], [5, 5, 5]]], (2, 3, 4), [[2, 3, 4], [255] * 3]),
+        (16, 0, [[1000, 65535]], 1000, [[255] * 3, [255] * 3]),
+        (16, 0, [[1000, 1001]], 1001, [[4] * 3, [255] * 3]),
+        (16, 0, [[1000, 0]], 7, [[4] * 3, [0] * 3]),
+        (8, 0, [[10, 20]], 20, [[10] * 3, [255] * 3]),
+    ],
+)  # fmt: skip
+def test_one_colour_of_a_png_is_clear(bits, colour, rows, key, expected):
+    assert np.asarray(decode_image(png_of(bits, colour, rows, key)))[0].tolist() == expected
+
+
+def tiff_of(values, **tags):
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, "TIFF")
+    data = bytearray(content.getvalue())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, start)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        (tag,) = struct.unpack_from("<H", data, at)
+        if f"tag{tag}" in tags:
+            struct.pack_into("<H", data, at + 8, tags[f"tag{tag}"])
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("values", "tags", "expected"),
+    [
+        (np.array([[0, 3, -1]], np.int32), {}, [64, 255, 0]),
+        (np.array([[0, 3, -1]], np.int32), {"tag339": 1}, [0, 0, 255]),  # unsigned
+        (np.array([[0, 65535, 257]], np.int32), {"tag339": 1}, [0, 255, 1]),
+        (np.array([[-(2**31), 2**31 - 1]], np.int32), {}, [0, 255]),
+        (np.array([[0, 257, 65535]], np.uint16), {"tag262": 0}, [255, 254, 0]),  # white is zero
+        (np.array([[0, 257, 65535]], np.uint16), {}, [0, 1, 255]),
+        (np.array([[0.0, 1.0, 0.2]], np.float32), {"tag262": 0}, [255, 0, 204]),
+        (np.array([[0.0, 1.0, 0.2]], np.float32), {}, [0, 255, 51]),
+        (np.array([[0, 200]], np.uint8), {"tag262": 0}, [255, 55]),
+        (np.array([[-9999.0, 0.0, 1.0]], np.float32), {}, [0, 255, 255]),
+    ],
+)
+def test_grey_values_of_tiffs(values, tags, expected):
+    found = np.asarray(decode_image(tiff_of(values, **tags)))[0]
+    assert found[:, 0].tolist() == expected
+    assert (found == found[:, :1]).all()

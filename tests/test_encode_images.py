@@ -151,7 +151,9 @@ def test_folder_tar_and_parquet_give_the_same(encoder, folder, tar, parquet, tmp
         "cls": None,
     }
     assert results["images.parquet"]["keys"] == [f"images.parquet:{n}" for n in range(7)]
-    assert results["images.parquet"]["metadata"][6] == {"label": 6, "kind": None}
+    assert results["images.parquet"]["metadata"][6] == {
+        "label": 6, "kind": None, "boxes": [1, 2],
+    }  # fmt: skip
     assert results["images.csv"]["keys"] == names
     assert results["images.csv"]["metadata"][0] == {"split": "train"}
     assert results["paths.parquet"]["keys"] == [f"k{n}" for n in range(7)]
@@ -311,7 +313,8 @@ def test_bad_sources(tmp_path, tar):
     text.write_bytes(b"path\n\xff\n")
     refused(text, "x.csv", "UTF-8")
     text.write_text("path\na.png\n")
-    refused([text, tar], "different columns", "json (string)")
+    pq.write_table(pa.table({"path": ["a.png"], "json": [1]}), table)
+    refused([table, tar], "'json' is of type int64", "images.tar", "no type holds both")
 
 
 def test_keys_may_be_numbers_and_columns_named_like_a_stores(encoder, tmp_path):
@@ -334,7 +337,9 @@ def test_a_source_without_images_is_refused(encoder, tmp_path):
         encode_image_store(encoder, open_images(empty), tmp_path / "s")
     (empty / "notes.txt").write_text("no image")
     (empty / ".hidden.png").write_bytes(b"")
-    with pytest.raises(InvalidInputError, match=r"1 \(hidden\), 1 \(no image extension\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"hidden.png\), 1 \(no image extension: notes.txt\)"
+    ):
         encode_image_store(encoder, open_images(empty), tmp_path / "s")
     assert not (tmp_path / "s").exists()
 

@@ -287,8 +287,11 @@ def test_what_cannot_be_read(tmp_path, rows):
     whole = (tmp_path / "cut.npy").read_bytes()
     (tmp_path / "cut.npy").write_bytes(whole[:-5])
     refused("cut.npy", rf"has {len(whole) - 5} bytes, its header promises {len(whole)}: truncated")
-    np.savez(tmp_path / "e.npz", vectors=rows)
-    refused("e.npz", r"has no array 'embeddings'; it has vectors. Write numpy.savez\(path, emb")
+    np.savez(tmp_path / "e.npz", a=rows, b=rows)
+    refused(
+        "e.npz",
+        r"2 arrays that may be the embeddings: a float32 \[50, 6\], b .*name one",
+    )
     (tmp_path / "bad.npz").write_bytes(b"PK nothing")
     refused("bad.npz", "bad.npz cannot be read as .npz")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")

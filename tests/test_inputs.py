@@ -18,7 +18,8 @@ from bliss_index.jobs.memory import BASE_BYTES
 from bliss_index.scoring import ScoresDirectory, run_job, score_inputs, verify_scores
 from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.score_work import ScoreWork
-from bliss_index.store import EmbeddingStore, ModelIdentity, import_work, source_npy, source_parquet
+from bliss_index.store import EmbeddingStore, ModelIdentity, import_work
+from bliss_index.store.formats import npy, tables
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.keys import repeated_keys
 from bliss_index.store.source_part import ContentHash
@@ -150,9 +151,9 @@ def test_boundaries_depend_on_the_file_alone(rows, tmp_path):
 
 
 def test_a_compressed_file_is_read_once_whatever_the_parts(rows, tmp_path, monkeypatch):
-    names = {"npz deflated": "_ArrayStream", "parquet of one group": "_BatchStream"}
+    names = {"npz deflated": "ArrayStream", "parquet of one group": "_BatchStream"}
     for layout, name in names.items():
-        module = source_npy if layout.startswith("npz") else source_parquet
+        module = npy if layout.startswith("npz") else tables
         (part,) = open_source(write(tmp_path / layout, layout, rows)).parts
         begun = []
         made = getattr(module, name)
@@ -265,7 +266,7 @@ def test_damaged_archives(tmp_path):
 def test_an_array_compressed_by_columns(tmp_path, rows, monkeypatch):
     """It would have to be decompressed as a whole; small ones are."""
     location = write(tmp_path / "in", "npz deflated fortran", rows)
-    monkeypatch.setattr(source_npy, "_WHOLE_BYTES", rows.nbytes - 1)
+    monkeypatch.setattr(npy, "_WHOLE_BYTES", rows.nbytes - 1)
     with pytest.raises(InvalidInputError, match="of which at most 9599 are read .* numpy.ascont"):
         open_source(location)
 
@@ -283,7 +284,13 @@ def test_other_columns_that_a_dictionary_hides(tmp_path, rows, monkeypatch):
     pq.write_table(table, tmp_path / "e.parquet")
     monkeypatch.setattr(import_work, "PART_BYTES", 1_000_000)
     options = {"kind": "image", "model": MODEL}
-    with pytest.raises(InvalidInputError, match="its footer says 1000000 at most; write it again"):
+    expected = "in column 'picture', its footer says 1000000 at most; write it again"
+    with pytest.raises(InvalidInputError, match=expected):
+        import_embeddings(tmp_path / "e.parquet", tmp_path / "s", **options)
+    monkeypatch.setattr(tables, "_MOST_BYTES", 1_000_000)  # and within one batch, before the next
+    with pytest.raises(
+        InvalidInputError, match=r"2561024 of the last 256 rows .* says 10522\d\d at"
+    ):
         import_embeddings(tmp_path / "e.parquet", tmp_path / "s", **options)
     pq.write_table(table, tmp_path / "f.parquet", use_dictionary=False, row_group_size=1000)
     import_embeddings(tmp_path / "f.parquet", tmp_path / "t", **options)

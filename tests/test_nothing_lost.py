@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import tarfile
+import uuid
 import zipfile
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image
 from bliss_index import load_encoder
 from bliss_index.calibration.labels import Labels
 from bliss_index.encode.decode import DecodeError, decode_image
+from bliss_index.encode.image_rows import passed_over
 from bliss_index.encode.image_work import encode_image_store
 from bliss_index.encode.images import open_images
 from bliss_index.errors import BlissError, InvalidInputError
@@ -320,7 +322,7 @@ def test_whole_numbers_that_a_table_keeps_as_floats(tmp_path):
     pq.write_table(pa.table({"key": [1.0, 2.0], "label": ["cat", "dog"]}), tmp_path / "l.parquet")
     assert Labels.read(tmp_path / "l.parquet").keys == ("1", "2")
     (tmp_path / "l.csv").write_text("key,label\n1.0,cat\n2.0,dog\n")
-    assert Labels.read(tmp_path / "l.csv").of_rows(iter([["2", "1"]]), 2) == ["dog", "cat"]
+    assert Labels.read(tmp_path / "l.csv").of_rows(lambda: [["2", "1"]], 2) == ["dog", "cat"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
@@ -381,7 +383,7 @@ def test_excel_names_the_separator(tmp_path):
 def test_names_of_columns_in_capitals_and_with_blanks(tmp_path):
     """Else the keys would be taken for nothing, and the labels for those of the rows in order."""
     (tmp_path / "t.csv").write_text(" Key ,LABEL\nb,dog\na,cat\n")
-    assert Labels.read(tmp_path / "t.csv").of_rows(iter([["a", "b"]]), 2) == ["cat", "dog"]
+    assert Labels.read(tmp_path / "t.csv").of_rows(lambda: [["a", "b"]], 2) == ["cat", "dog"]
     pq.write_table(pa.table({"Key": ["b"], "label": ["dog"]}), tmp_path / "t.parquet")
     assert Labels.read(tmp_path / "t.parquet").keys == ("b",)
 
@@ -389,10 +391,10 @@ def test_names_of_columns_in_capitals_and_with_blanks(tmp_path):
 def test_blank_lines_at_the_end(tmp_path):
     (tmp_path / "t.txt").write_bytes(b"a\r\nb\r\n\r\n\r\n")
     assert read_names(tmp_path / "t.txt", "key", rows=2) == ["a", "b"]
-    assert Labels.read(tmp_path / "t.txt").of_rows(iter([["0", "1"]]), 2) == ["a", "b"]
-    assert Labels.read(tmp_path / "t.txt").of_rows(iter([["0", "1", "2"]]), 3)[2] is None
+    assert Labels.read(tmp_path / "t.txt").of_rows(lambda: [["0", "1"]], 2) == ["a", "b"]
+    assert Labels.read(tmp_path / "t.txt").of_rows(lambda: [["0", "1", "2"]], 3)[2] is None
     (tmp_path / "t.csv").write_text("label\ncat\n\ndog\n\n")
-    assert Labels.read(tmp_path / "t.csv").of_rows(iter([["0", "1", "2"]]), 3) == [
+    assert Labels.read(tmp_path / "t.csv").of_rows(lambda: [["0", "1", "2"]], 3) == [
         "cat", None, "dog",
     ]  # fmt: skip
 
@@ -400,21 +402,21 @@ def test_blank_lines_at_the_end(tmp_path):
 @pytest.mark.parametrize("written", ["./a/é.jpg", "a\\é.jpg", "a/e\N{COMBINING ACUTE ACCENT}.jpg"])
 def test_keys_that_are_written_otherwise(tmp_path, written):
     labels = Labels("l.csv", ("cat", "dog"), (written, "b"))
-    assert labels.of_rows(iter([["b"], ["a/é.jpg", "c"]]), 3) == ["dog", "cat", None]
+    assert labels.of_rows(lambda: [["b"], ["a/é.jpg", "c"]], 3) == ["dog", "cat", None]
     with pytest.raises(InvalidInputError, match="1 keys that no row has"):
-        labels.of_rows(iter([["b", "a/é.jpg", "./a/é.jpg"][: 3 if written[0] != "." else 1]]), 3)
+        labels.of_rows(lambda: [["b", "a/é.jpg", "./a/é.jpg"][: 3 if written[0] != "." else 1]], 3)
     exact = Labels("l.csv", ("cat", "dog"), (written, "a/é.jpg"))
-    assert exact.of_rows(iter([["a/é.jpg", written]]), 2) == ["dog", "cat"]
+    assert exact.of_rows(lambda: [["a/é.jpg", written]], 2) == ["dog", "cat"]
 
 
 def test_labels_in_row_order_of_names_without_zeros():
     """Letters or numbers: where the labels would differ, nobody knows which was meant."""
     keys = ["1.png", "10.png", "2.png"]
     with pytest.raises(InvalidInputError, match=r"'10\.png' is row 1; .* numbers that is '2\.png'"):
-        Labels("l.txt", ("a", "b", "c")).of_rows(iter([keys]), 3)
-    assert Labels("l.txt", ("a", "b", "b")).of_rows(iter([keys]), 3) == ["a", "b", "b"]
+        Labels("l.txt", ("a", "b", "c")).of_rows(lambda: [keys], 3)
+    assert Labels("l.txt", ("a", "b", "b")).of_rows(lambda: [keys], 3) == ["a", "b", "b"]
     by_number = ["1.png", "2.png", "10.png"]
-    assert Labels("l.txt", ("a", "b", "c")).of_rows(iter([by_number]), 3) == ["a", "b", "c"]
+    assert Labels("l.txt", ("a", "b", "c")).of_rows(lambda: [by_number], 3) == ["a", "b", "c"]
 
 
 def write_parts(folder, *columns):
@@ -437,6 +439,18 @@ DIFFERENT = {
     "dictionary, then text": (TEXTS.dictionary_encode(), TEXTS, ["x", "y", "x", "y"]),
     "only in the first": (TEXTS, None, ["x", "y", None, None]),
     "only in the second": (None, TEXTS, [None, None, "x", "y"]),
+    "bytes, then text": (pa.array([b"x", b"y"]), TEXTS, [b"x", b"y"] * 2),
+    "small integers, then others": (
+        pa.array([1, 2], pa.int8()), pa.array([3, 4], pa.uint64()), [1, 2, 3, 4],
+    ),
+    "dictionaries of others": (
+        TEXTS.dictionary_encode(), pa.array(["y", "z"]).dictionary_encode(), ["x", "y", "y", "z"],
+    ),
+    "lists, then nothing": (pa.array([[1], []]), pa.nulls(2), [[1], [], None, None]),
+    "uuid": (
+        pa.array([bytes(16)] * 2, pa.uuid()), pa.array([b"1" * 16] * 2, pa.uuid()),
+        [uuid.UUID(bytes=bytes(16))] * 2 + [uuid.UUID(bytes=b"1" * 16)] * 2,
+    ),
     "a struct that gains a field": (
         pa.array([{"a": 1}] * 2), pa.array([{"b": "z", "a": 2}] * 2),
         [{"a": 1, "b": None}] * 2 + [{"a": 2, "b": "z"}] * 2,
@@ -469,6 +483,11 @@ def test_columns_that_differ_between_files(tmp_path, case):
         (TEXTS, pa.array([1, 2]), r"'c' is of type string in 0\.parquet and of type int64 in 1\."),
         (pa.array([1, 2]), pa.array([True, None]), "type int64 in 0.parquet and of type bool in 1"),
         (pa.array([2**53 + 1, 0]), pa.array([0.5, 1]), r"0\.parquet: column 'c' is of type int64"),
+        (pa.array([1, 2]).cast(pa.decimal128(21, 2)), pa.array([0.5, 1]), "decimal.* holds both"),
+        (pa.array([bytes(16)] * 2, pa.uuid()), TEXTS, "extension<arrow.uuid> in 0.*holds both"),
+        (pa.array([1, 2], pa.timestamp("us", "UTC")), pa.array([1, 2], pa.timestamp("us")),
+         "tz=UTC. in 0.parquet and of type timestamp.us. in 1.parquet"),
+        (pa.array([1, 2], pa.int8()), pa.array([2**64 - 1, 0], pa.uint64()), "becomes int64, wh"),
         (pa.array([2**62] * 2, pa.timestamp("us")), pa.array([1, 2], pa.timestamp("ns")),
          r"0\.parquet: column 'c' is of type timestamp\[us\]"),
     ],
@@ -561,7 +580,7 @@ def test_embeddings_that_are_tensors(tmp_path):
 
 def test_two_columns_of_lists_and_very_many_columns(tmp_path):
     pq.write_table(pa.table({"a": listed(rows(2)), "b": listed(rows(2))}), tmp_path / "t.parquet")
-    with pytest.raises(InvalidInputError, match="; of a, b name one with --embedding-column"):
+    with pytest.raises(InvalidInputError, match="a, b; name one with --embedding-column"):
         open_source(tmp_path / "t.parquet")
     wide = pa.table({f"c{number}": [0.5] for number in range(513)})
     pq.write_table(wide, tmp_path / "t.parquet")
@@ -860,3 +879,216 @@ def test_rows_of_about_unit_norm_are_stored_in_any_type(tmp_path, off, given, st
         np.linalg.norm(store.embeddings().astype("float64"), axis=1), 1,
         atol=1e-3 if stored == "float16" else 1e-5,
     )  # fmt: skip
+
+
+def with_folders(place, folders):
+    for number, folder in enumerate(folders):
+        (place / folder).mkdir(parents=True)
+        keys = [f"{number}-{row}" for row in range(2)]
+        table = pa.table({"id": keys, "embedding": listed(rows(2, number)), "n": [7, 8]})
+        pq.write_table(table, place / folder / "part.parquet")
+    return place
+
+
+HIVE = {
+    "numbers": (["_year=2020", "_year=2021"], {"_year": [2020, 2020, 2021, 2021]}),
+    "without the mark": (["year=2", "year=10"], {"year": [2, 2, 10, 10]}),
+    "two levels": (["a=x/b=1", "a=y/b=2"], {"a": ["x", "x", "y", "y"], "b": [1, 1, 2, 2]}),
+    "zeros before": (["m=01", "m=02"], {"m": ["01", "01", "02", "02"]}),
+    "a number and a text": (["m=1", "m=two"], {"m": ["1", "1", "two", "two"]}),
+    "nothing": (["m=1", "m=__HIVE_DEFAULT_PARTITION__"], {"m": [1, 1, None, None]}),
+    "an empty text": (["m=", "m=x"], {"m": ["", "", "x", "x"]}),
+    "signs in a text": (["m=a%2Fb", "m=%3D1"], {"m": ["=1", "=1", "a/b", "a/b"]}),
+    "beyond 64 bits": (["m=1", f"m={10**19}"], {"m": ["1", "1", f"{10**19}", f"{10**19}"]}),
+    "in one file only": (["m=1", "other"], {"m": [1, 1, None, None]}),
+    "a name of the store's own": (["status=1", "status=2"], {"source_status": [1, 1, 2, 2]}),
+    "a column of the file": (["n=1", "n=2"], {}),
+    "the column of keys": (["id=1", "id=2"], {}),
+}
+
+
+@pytest.mark.parametrize("case", HIVE)
+def test_what_folders_say_is_a_column(job, tmp_path, case):
+    folders, expected = HIVE[case]
+    place = with_folders(tmp_path / "in", folders)
+    _, store = imported(place, tmp_path / "s")
+    found = [shard.metadata().to_pydict() for shard in store.iter_shards()]
+    merged = {name: [*itertools.chain(*(each[name] for each in found))] for name in found[0]}
+    assert merged == {"n": [7, 8, 7, 8], **expected}
+    assert run_job(place, tmp_path / "t", job.settings()).rows == 4
+    sources = {shard.metadata().schema for shard in store.iter_shards()}
+    assert len(sources) == 1
+
+
+def test_what_folders_of_arrays_say_is_a_column(tmp_path):
+    for folder in ("y=1", "y=2", "z"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        np.save(tmp_path / "in" / folder / "e.npy", rows(1))
+    _, store = imported(tmp_path / "in", tmp_path / "s")
+    found = [shard.metadata().column("y").to_pylist() for shard in store.iter_shards()]
+    assert found == [[1], [2], [None]]
+    texts = with_folders(tmp_path / "t", ["y=1", "y=2"])  # texts carry no columns
+    (tmp_path / "w.txt").write_text("a\nb\nc\nd\n")
+    assert imported(texts, tmp_path / "u", "text", texts=tmp_path / "w.txt")[1].rows == 4
+
+
+KEYS_OF_LABELS = {
+    "key": ({"key": ["b", "a"], "id": [1, 2]}, True),
+    "id": ({"id": ["b", "a"]}, True),
+    "path": ({"path": ["b", "a"]}, True),
+    "image_path": ({"image_path": ["b", "a"], "path": ["x", "y"]}, True),
+    "file_name": ({"file_name": ["b", "a"]}, True),
+    "image": ({"Image": ["b", "a"]}, True),
+    "__key__": ({"__key__": ["b", "a"]}, True),
+    "another": ({"weight": [1, 2]}, False),
+}
+
+
+@pytest.mark.parametrize("case", KEYS_OF_LABELS)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_labels_belong_to_the_keys_beside_them(tmp_path, case, suffix):
+    columns, keyed = KEYS_OF_LABELS[case]
+    table = pa.table({"label": ["dog", "cat"], **columns})
+    path = tmp_path / f"l{suffix}"
+    if suffix == ".csv":
+        lines = [",".join(table.column_names)]
+        lines += [",".join(map(str, row.values())) for row in table.to_pylist()]
+        path.write_text("\n".join(lines))
+    else:
+        pq.write_table(table, path)
+    found = Labels.read(path).of_rows(lambda: [["a", "b"]], 2)
+    assert found == (["cat", "dog"] if keyed else ["dog", "cat"])
+
+
+def test_keys_of_a_table_that_has_other_columns(tmp_path):
+    """Not its captions, which have a name that is known as well."""
+    (tmp_path / "k.csv").write_text("path,text\na.jpg,a cat\nb.jpg,a dog\n")
+    assert read_names(tmp_path / "k.csv", "key", rows=2) == ["a.jpg", "b.jpg"]
+    assert read_names(tmp_path / "k.csv", "text", rows=2) == ["a cat", "a dog"]
+
+
+def test_labels_never_hold_all_keys_of_a_store():
+    """Shards are asked for again where a key is written otherwise, and let go one by one."""
+    alive = []
+
+    class Keys(list):
+        def __del__(self):
+            alive.remove(id(self))
+
+    def shards():
+        for shard in range(6):
+            keys = Keys(f"./{shard}/{row}" for row in range(2))
+            alive.append(id(keys))
+            assert len(alive) <= 3  # of all passes
+            yield keys
+
+    labels = Labels("l.csv", ("x", "y"), ("5/1", "./0/1"))
+    expected = [None] * 12
+    expected[1], expected[11] = "y", "x"
+    assert labels.of_rows(shards, 12) == expected
+    assert Labels("l.txt", tuple("abcdefghijkl")).of_rows(shards, 12) == list("abcdefghijkl")
+    with pytest.raises(InvalidInputError, match=r"'3/9'; the first row's key is './0/0'"):
+        Labels("l.csv", ("x",), ("3/9",)).of_rows(shards, 12)
+    with pytest.raises(InvalidInputError, match=r"'a/1.jpg'; a row's key is './0/1'"):
+        Labels("l.csv", ("x",), ("a/1.jpg",)).of_rows(shards, 12)
+    with pytest.raises(InvalidInputError, match="shards 0 and 1 both have a row"):
+        Labels("l.csv", ("x",), ("a/b",)).of_rows(lambda: [["./a/b"], ["./a/b"]], 2)
+
+
+def test_image_sources_name_what_they_pass_over(tmp_path):
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    for number in range(7):
+        (folder / "sub" / f"{number}.txt").write_text("")
+    (folder / ".hidden").write_text("")
+    (folder / "a.png").write_bytes(IMAGES[0])
+    (folder / "sub" / "loop").symlink_to(folder)
+    source = open_images(folder)
+    assert [key for key, _, _ in listing(source)] == ["a.png"]
+    assert source.skipped == {
+        "hidden": 1, "no image extension": 7, "link to a directory": 1,
+    }  # fmt: skip
+    first = ", ".join(f"sub/{number}.txt" for number in range(5))
+    assert passed_over(source) == (
+        f"1 (hidden: .hidden), 7 (no image extension: {first} and 2 more), "
+        "1 (link to a directory: sub/loop)"
+    )
+    tar_of(tmp_path / "t.tar", [("a.png", IMAGES[0]), ("b.txt", b"x"), (".c", b"")])
+    both = open_images([folder, tmp_path / "t.tar"])
+    listing(both)
+    said = passed_over(both)
+    assert "2 (hidden: .hidden, .c)" in said
+    assert "1 (other member: b.txt), 1 (sample without an image: b)" in said
+    assert f"7 (no image extension: {first} and 2 more)" in said
+
+
+IMAGE_TABLES = {
+    "only in the first": ({"c": TEXTS}, {}, ["x", "y", None, None]),
+    "only in the second": ({}, {"c": TEXTS}, [None, None, "x", "y"]),
+    "integers, then floats": ({"c": [1, 2]}, {"c": [0.5, None]}, [1.0, 2.0, 0.5, None]),
+    "nothing, then texts": ({"c": pa.nulls(2)}, {"c": TEXTS}, [None, None, "x", "y"]),
+    "dictionary, then texts": ({"c": TEXTS.dictionary_encode()}, {"c": TEXTS}, ["x", "y"] * 2),
+    "texts, then large ones": ({"c": TEXTS}, {"c": TEXTS.cast(pa.large_string())}, ["x", "y"] * 2),
+    "a struct that gains a field": (
+        {"c": [{"a": 1}] * 2}, {"c": [{"a": 2, "b": "z"}] * 2},
+        [{"a": 1, "b": None}] * 2 + [{"a": 2, "b": "z"}] * 2,
+    ),
+    "lists": ({"c": [[1], []]}, {"c": [None, [2]]}, [[1], [], None, [2]]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IMAGE_TABLES)
+def test_tables_of_images_with_different_columns(tmp_path, case):
+    first, second, expected = IMAGE_TABLES[case]
+    for name, columns in (("0", first), ("1", second)):
+        pq.write_table(pa.table({"image": IMAGES, **columns}), tmp_path / f"{name}.parquet")
+    source = open_images([tmp_path / "0.parquet", tmp_path / "1.parquet"])
+    found = source.metadata_table(list(source.iter())).column("c")
+    assert found.to_pylist() == expected
+    encode_image_store(load_encoder("bliss-tiny", device="cpu"), source, tmp_path / "s", decoders=0)
+    store = EmbeddingStore.open(tmp_path / "s")
+    assert table_column(store, "c") == expected
+
+
+def table_column(store, name):
+    shards = (shard.metadata().column(name).to_pylist() for shard in store.iter_shards())
+    return [*itertools.chain(*shards)]
+
+
+def test_tables_of_images_whose_columns_no_type_holds(tmp_path):
+    for name, column in (("0", TEXTS), ("1", pa.array([1, 2]))):
+        pq.write_table(pa.table({"image": IMAGES, "c": column}), tmp_path / f"{name}.parquet")
+    with pytest.raises(InvalidInputError, match=r"'c' is of type string in .*0\.parquet and of t"):
+        open_images([tmp_path / "0.parquet", tmp_path / "1.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("case", "suffix"),
+    [
+        *itertools.product([*ODD_COLUMNS, "map", "list views"], ["parquet", "arrow"]),
+        ("month", "arrow"),  # Parquet has none of these
+        ("run ends", "arrow"),
+    ],
+)
+def test_odd_columns_beside_embeddings_keep_their_values(job, tmp_path, case, suffix):
+    """Python has none of some: they are compared as Arrow's."""
+    odd = {
+        "map": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int32())),
+        "month": pa.array([(1, 2, 3), None], pa.month_day_nano_interval()),
+        "run ends": pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array(["a"])),
+        "list views": pa.array([[1], None], pa.list_view(pa.int32())),
+    }
+    column = {**ODD_COLUMNS, **odd}[case]
+    table = pa.table({"id": ["a", "b"], "embedding": listed(rows(2)), "c": column})
+    path = tmp_path / f"e.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+    _, store = imported(path, tmp_path / "s")
+    found = store.shard(0).metadata().column("c").combine_chunks()
+    written = pq.read_table(path).column("c").combine_chunks() if suffix == "parquet" else column
+    assert found.type == written.type
+    assert found.equals(written)
+    assert run_job(path, tmp_path / "t", job.settings()).rows == 2

@@ -80,21 +80,21 @@ print(json.dumps({
 USE_LAYOUT = """
 from bliss_index import EmbeddingStore
 rows = rng.standard_normal((50, 8)).astype("<f4")
-words = np.column_stack([np.full(50, 8, "<i4"), rows.view("<i4")])
-for place in ("one.fvecs", "two.fvecs"):
-    words.tofile(sys.argv[1] + "/" + place)
+for place in ("one.toy", "two.toy"):
+    with open(sys.argv[1] + "/" + place, "wb") as file:
+        file.write(np.int32(8).tobytes() + rows.tobytes())
 names = ["--kind", "image", "--model", "ViT-B-32"]
 def imported(place):
     out = sys.argv[1] + "/out " + place.replace("/", " ")
     done = CliRunner().invoke(app, ["import", sys.argv[1] + place, "--out", out, *names])
     assert done.exit_code == 0, done.output
     return EmbeddingStore.open(out)
-store = imported("/one.fvecs")
+store = imported("/one.toy")
 import os
 other = sys.argv[1] + "/other.vec"
 open(other, "w").close()
 os.mkdir(sys.argv[1] + "/folder")
-for place in ("one.fvecs", "two.fvecs"):
+for place in ("one.toy", "two.toy"):
     os.rename(sys.argv[1] + "/" + place, sys.argv[1] + "/folder/" + place)
 print(json.dumps({
     "rows": store.embeddings().astype(float).tolist(),
@@ -158,7 +158,7 @@ def test_another_layout_is_one_file_and_one_line(tmp_path: Path) -> None:
     found = use_of_added("A layout of embeddings", tmp_path, USE_LAYOUT)
     np.testing.assert_allclose(found["rows"], found["expected"], atol=1e-3)
     assert found["both"] == 100
-    assert ".fvecs, .npy, .npz, .parquet and folders of them" in " ".join(found["unknown"].split())
+    assert "known are .toy, .npy, .npz, .parquet" in " ".join(found["unknown"].split())
 
 
 @pytest.mark.parametrize("name", [engine.name for engine in ENGINES])

@@ -141,7 +141,7 @@ def test_what_it_says(place, whole):
         assert all(pulls[text] == pull for text, pull in one["entries"])
         largest = max(pulls.values(), key=abs)
         assert one["entries"][0][1] == largest
-    assert "files passed over: 1 (no image extension)" in err
+    assert "files passed over: 1 (no image extension: " in err
     assert "encoded into the cache" in err
     assert "1 of 12 photos have no score" in err
     assert "fewer than 10" not in err
@@ -466,7 +466,10 @@ def test_other_settings_are_tried_as_the_refusal_says(place, whole):
         ({"classes": "cat,cat"}, "must name different classes"),
         ({"classes": "cat,dog"}, "1 of 2 classes have fewer than 3 images in .*: 'dog' \\(0\\)"),
         ({"normal": "flat"}, "flat has no sub-folders to name the classes"),
-        ({"photos": ("empty",)}, "empty holds no images; passed over: 1 \\(no image extension\\)"),
+        (
+            {"photos": ("empty",)},
+            "empty holds no images; passed over: 1 \\(no image .*: notes.txt\\)",
+        ),
         ({"false_alarm_rate": 0.01}, "needs at least 99 held-out normal images, got 24"),
         ({"trim": 0.5}, "share to trim must be at least 0 and below 0.5, got 0.5"),
         ({"template": "a photo"}, "it must have exactly one, written {}"),

@@ -246,7 +246,7 @@ def _assigned(
     """Give rows without any label the class of the most similar text."""
     wanted = np.ones(images.rows, dtype=bool)
     if labels is not None:
-        given = labels.of_rows((shard.keys for shard in images.iter_shards()), images.rows)
+        given = labels.of_rows(lambda: (shard.keys for shard in images.iter_shards()), images.rows)
         wanted = np.array([label is None for label in given], dtype=bool)
     numbers = found.numbers.copy()
     assigned = 0

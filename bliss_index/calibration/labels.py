@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy.typing as npt
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.columns import Column, read_column, without_blank_end
+from bliss_index.store.keys import key_meaning
 from bliss_index.store.source_file import natural
 from bliss_index.vocabulary import clean_entry
 
@@ -104,13 +103,14 @@ class Labels:
         """The different labels, in order."""
         return tuple(sorted(set(self.values) - {None}))
 
-    def of_rows(self, keys_of: Iterator[Sequence[str]], rows: int) -> list[Any]:
+    def of_rows(self, keys_of: Callable[[], Iterable[Sequence[str]]], rows: int) -> list[Any]:
         """Return a label for every row; None where there is none for its key.
 
         Parameters
         ----------
         keys_of
-            The keys of all rows, shard by shard; only used for labels by key.
+            Gives the keys of all rows, shard by shard. It is called again where keys are written
+            otherwise than in the labels, so that never all keys are in memory.
         rows
             Their number.
 
@@ -131,35 +131,49 @@ class Labels:
                     f"{self.path} holds {len(values)} labels{header}, there are {rows} rows; "
                     "give one label per row, or a column 'key' that says which row each belongs to"
                 )
-            self._require_one_order([key for keys in keys_of for key in keys], values)
+            self._require_one_order(keys_of, values)
             return values
         by_key = dict(zip(self.keys, self.values, strict=True))
-        listing = [list(keys) for keys in keys_of]
-        own = self._written_otherwise(by_key, listing)
         found: list[Any] = []
-        place: dict[str, int] = {}  # of the keys that were found: the shard
-        for shard, keys in enumerate(listing):
-            for row_key in keys:
-                key = own.get(row_key, row_key)
+        place: dict[str, int] = {}  # of the labels that have a row: the shard
+        for shard, keys in enumerate(keys_of()):
+            for key in keys:
                 if place.get(key, shard) != shard:
-                    raise InvalidInputError(
-                        f"{self.path} has a label for {key!r}, of which shards {place[key]} and "
-                        f"{shard} both have a row; give one label per row instead, without 'key'"
-                    )
+                    raise self._in_two_shards(key, place[key], shard)
                 found.append(None if key in place else by_key.get(key))
                 if key in by_key:
                     place[key] = shard
-        unknown = [key for key in by_key if key not in place]
-        if unknown:
+        missing = by_key.keys() - place.keys()
+        for row, key in self._written_otherwise(missing, by_key, keys_of) if missing else ():
+            found[row] = by_key[key]
+            missing.discard(key)
+        if missing:
+            unknown = [key for key in by_key if key in missing]
             raise InvalidInputError(
                 f"{self.path} has {len(unknown)} keys that no row has, the first is {unknown[0]!r}"
+                f"{_nearest(unknown[0], keys_of)}"
             )
         return found
 
-    def _require_one_order(self, keys: list[str], values: list[Any]) -> None:
+    def _in_two_shards(self, key: str, one: int, other: int) -> InvalidInputError:
+        return InvalidInputError(
+            f"{self.path} has a label for {key!r}, of which shards {one} and {other} both have a "
+            "row; give one label per row instead, without 'key'"
+        )
+
+    def _require_one_order(
+        self, keys_of: Callable[[], Iterable[Sequence[str]]], values: list[Any]
+    ) -> None:
         """Refuse rows in the order of letters whose labels would be others in that of numbers."""
-        if any(key > following for key, following in pairwise(keys)):
+        ordered = same = True
+        for key, following in pairwise(chain.from_iterable(keys_of())):
+            if key > following:
+                ordered = False
+                break
+            same = same and natural(key) <= natural(following)
+        if same or not ordered:
             return
+        keys = list(chain.from_iterable(keys_of()))
         by_number = sorted(range(len(keys)), key=lambda row: natural(keys[row]))
         for row, number in enumerate(by_number):
             if values[row] != values[number]:
@@ -170,29 +184,41 @@ class Labels:
                     "row each belongs to"
                 )
 
-    @staticmethod
-    def _written_otherwise(by_key: dict[str, Any], rows: list[list[str]]) -> dict[str, str]:
-        """Rows' keys to keys of labels that no row has as they are, but one does as it means."""
-        keys = {key for shard in rows for key in shard}
+    def _written_otherwise(
+        self,
+        missing: Set[str],
+        known: Container[str],
+        keys_of: Callable[[], Iterable[Sequence[str]]],
+    ) -> Iterator[tuple[int, str]]:
+        """Rows of which one alone has the key of a label in another way of writing, and which."""
         means: dict[str, list[str]] = {}
-        for key in by_key:
-            if key not in keys:
-                means.setdefault(_meaning(key), []).append(key)
-        own: dict[str, str] = {}
-        for row_key in keys - by_key.keys() if means else ():
-            same = means.get(_meaning(row_key), [])
-            if len(same) == 1:
-                own[row_key] = same[0]
-        twice = Counter(own.values())
-        return {row_key: key for row_key, key in own.items() if twice[key] == 1}
+        for key in missing:
+            means.setdefault(key_meaning(key), []).append(key)
+        place: dict[str, tuple[int, int, str] | None] = {}
+        row = -1
+        for shard, keys in enumerate(keys_of()):
+            for row_key in keys:
+                row += 1
+                labels = () if row_key in known else means.get(key_meaning(row_key), ())
+                if len(labels) != 1:
+                    continue
+                (label,) = labels
+                before = place.setdefault(label, (row, shard, row_key))
+                if before is not None and before[2] != row_key:
+                    place[label] = None
+                elif before is not None and before[1] != shard:
+                    raise self._in_two_shards(row_key, before[1], shard)
+        return ((at[0], label) for label, at in place.items() if at is not None)
 
 
-def _meaning(key: str) -> str:
-    """What a key names, however a system writes it: 'a/b', './a/b', 'a\\b'; '7' and '7.0'."""
-    plain = unicodedata.normalize("NFC", key).replace("\\", "/")
-    while plain.startswith("./"):
-        plain = plain[2:]
-    return plain[:-2] if re.fullmatch(r"-?[0-9]+\.0", plain) else plain
+def _nearest(key: str, keys_of: Callable[[], Iterable[Sequence[str]]]) -> str:
+    """The key of a row that ends as one of a label does, for a message."""
+    name = key_meaning(key).rpartition("/")[2]
+    for row_key in chain.from_iterable(keys_of()):
+        if key_meaning(row_key).rpartition("/")[2] in (name, name.partition(".")[0]):
+            return f"; a row's key is {row_key!r}"
+    first = next(chain.from_iterable(keys_of()), None)
+    return "" if first is None else f"; the first row's key is {first!r}"
 
 
 def folder_names(keys: Iterable[str]) -> list[str | None]:
@@ -254,7 +280,7 @@ def class_numbers(labels: Labels, store: EmbeddingStore, classes: Sequence[str])
     InvalidInputError
         A number is out of range, or none of the names is one of the classes.
     """
-    given = labels.of_rows((shard.keys for shard in store.iter_shards()), store.rows)
+    given = labels.of_rows(lambda: (shard.keys for shard in store.iter_shards()), store.rows)
     names = ClassNames(classes)
     different = set(given) - {None}
     position = {label: names.position(str(label)) for label in different}

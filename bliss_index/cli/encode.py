@@ -166,6 +166,7 @@ def encode_images(
 ) -> None:
     """Encode images into a store. Images that cannot be decoded keep their row, with a reason."""
     from bliss_index.encode.encode_work import EncoderSpec
+    from bliss_index.encode.image_rows import passed_over
     from bliss_index.encode.image_work import encode_image_store
     from bliss_index.encode.images import open_images
     from bliss_index.encode.pipeline import PipelineTimes
@@ -194,6 +195,7 @@ def encode_images(
     if times.rows:  # where this process encoded
         facts["encoder_busy"] = round(times.busy, 3)
     if source.skipped:
+        say(f"{source.name}: files passed over: {passed_over(source)}")
         facts["skipped_files"] = dict(source.skipped) if as_json else counts(source.skipped)
     if summary.repeated_keys:
         say(

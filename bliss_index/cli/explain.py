@@ -9,9 +9,11 @@ import typer
 from bliss_index.cli.console import EXIT_QUARANTINED, print_facts, print_json, print_table, say
 from bliss_index.cli.options import (
     EmbeddingColumnOption,
+    EmbeddingDtypeOption,
     ImagesOption,
     JsonOption,
     KeyColumnOption,
+    as_key,
     path_or_uri,
 )
 
@@ -20,7 +22,13 @@ def explain(
     scores: Annotated[
         str, typer.Argument(help="Scores directory; local or a URI.", parser=path_or_uri)
     ],
-    key: Annotated[str, typer.Argument(help="Key of the image, as in the column 'key'.")],
+    key: Annotated[
+        str,
+        typer.Argument(
+            help="Key of the image, as in the column 'key', or its last names where these are "
+            "enough.",
+        ),
+    ],
     images: ImagesOption = None,
     corpus: Annotated[
         str | None,
@@ -44,6 +52,7 @@ def explain(
         int, typer.Option("--classes", min=1, help="Number of normal classes to list.")
     ] = 5,
     embedding_column: EmbeddingColumnOption = None,
+    embedding_dtype: EmbeddingDtypeOption = None,
     key_column: KeyColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,11 +62,11 @@ def explain(
 
     found = explain_image(
         scores,
-        key,
+        as_key(key),
         images=images,
         corpus=corpus,
         calibration=calibration,
-        columns=ColumnNames(embedding_column, key_column),
+        columns=ColumnNames(embedding_column, key_column, dtype=embedding_dtype),
         classes=classes,
     )
     if as_json:

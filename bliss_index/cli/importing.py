@@ -26,6 +26,7 @@ from bliss_index.cli.options import (
     KINDS,
     DtypeOption,
     EmbeddingColumnOption,
+    EmbeddingDtypeOption,
     JsonOption,
     KeyColumnOption,
     StoreOutput,
@@ -39,8 +40,9 @@ def import_(
     embeddings: Annotated[
         str,
         typer.Argument(
-            help=".npy, .npz (array 'embeddings'), .parquet, a folder of such files, "
-            "or a clip-retrieval folder; local, or a URI.",
+            help="File or folder: .npy, .npz, Parquet, Arrow, Feather, safetensors, .pt, "
+            "Lance, tars of .npy, .fvecs, .fbin, a saved Hugging Face data set, a clip-retrieval "
+            "folder; local, or a URI.",
             parser=path_or_any_uri,
         ),
     ],
@@ -75,9 +77,10 @@ def import_(
         bool, typer.Option("--drop-bad-rows", help="Leave out texts without a usable embedding.")
     ] = False,
     embedding_column: EmbeddingColumnOption = None,
+    embedding_dtype: EmbeddingDtypeOption = None,
     key_column: KeyColumnOption = None,
     text_column: Annotated[
-        str | None, typer.Option("--text-column", help="Parquet column with the texts.")
+        str | None, typer.Option("--text-column", help="Column with the texts.")
     ] = None,
     workers: WorkersOption = None,
     engine: EngineOption = "local",
@@ -100,7 +103,7 @@ def import_(
             texts=texts,
             dtype=dtype,
             prompt=prompt,
-            columns=ColumnNames(embedding_column, key_column, text_column),
+            columns=ColumnNames(embedding_column, key_column, text_column, embedding_dtype),
             drop_bad_rows=drop_bad_rows,
             options=job_options(workers, ("cpu",), engine, task, memory),
             listener=make_listener(progress, "imported"),

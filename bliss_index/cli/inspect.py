@@ -16,6 +16,7 @@ from bliss_index.cli.console import (
 )
 from bliss_index.cli.options import (
     EmbeddingColumnOption,
+    EmbeddingDtypeOption,
     ImagesOption,
     JsonOption,
     KeyColumnOption,
@@ -32,6 +33,7 @@ def verify(
     ],
     images: ImagesOption = None,
     embedding_column: EmbeddingColumnOption = None,
+    embedding_dtype: EmbeddingDtypeOption = None,
     key_column: KeyColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,7 +41,7 @@ def verify(
     from bliss_index.report.verification import verify_directory
     from bliss_index.store.source_part import ColumnNames
 
-    columns = ColumnNames(embedding_column, key_column)
+    columns = ColumnNames(embedding_column, key_column, dtype=embedding_dtype)
     with progress_line("verifying") as progress:
         report = verify_directory(path, columns, progress, images)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -16,15 +17,23 @@ PREPROCESSES = ("model", "authors")
 ENGINES = ("local", "ray")
 
 
-def one_of(known: tuple[str, ...]) -> Callable[[str], str]:
+def one_of(known: tuple[str, ...]) -> Callable[[str | None], str | None]:
     """Make the check of an option that takes one of some words."""
 
-    def check(value: str) -> str:
-        if value not in known:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in known:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}")
         return value
 
     return check
+
+
+def as_key(argument: str) -> str:
+    """Read a key of whatever bytes, in any locale, as the names of files become keys."""
+    try:
+        return os.fsencode(argument).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # it did not come from the shell
+        return argument
 
 
 def path(value: str) -> Path:
@@ -141,8 +150,16 @@ ThreadsOption = Annotated[
     typer.Option("--threads", min=1, help="Threads.", show_default="BLISS_INDEX_THREADS, or all"),
 ]
 EmbeddingColumnOption = Annotated[
-    str | None, typer.Option("--embedding-column", help="Parquet column with the embeddings.")
+    str | None,
+    typer.Option("--embedding-column", help="Column, or array of a file, with the embeddings."),
 ]
-KeyColumnOption = Annotated[
-    str | None, typer.Option("--key-column", help="Parquet column with the keys.")
+EmbeddingDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding-dtype",
+        help="Type of the values, where a column holds them as bytes: 'float16', 'float32' or "
+        "'float64'.",
+        callback=one_of(("float16", "float32", "float64")),
+    ),
 ]
+KeyColumnOption = Annotated[str | None, typer.Option("--key-column", help="Column with the keys.")]

@@ -21,6 +21,7 @@ from bliss_index.cli.options import (
     CalibrationOption,
     CorpusOption,
     EmbeddingColumnOption,
+    EmbeddingDtypeOption,
     JsonOption,
     KeyColumnOption,
     LamOption,
@@ -97,6 +98,7 @@ def score(
         ),
     ] = 1.0,
     embedding_column: EmbeddingColumnOption = None,
+    embedding_dtype: EmbeddingDtypeOption = None,
     key_column: KeyColumnOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -119,7 +121,7 @@ def score(
         false_alarm_rate=false_alarm_rate,
     )
     options = job_options(workers, listed, engine, task, memory, max_bad_fraction)
-    columns = ColumnNames(embedding_column, key_column)
+    columns = ColumnNames(embedding_column, key_column, dtype=embedding_dtype)
     with progress_line("scoring") as progress:
         summary = run_job(
             images, out, settings, options, make_listener(progress, "scored"), columns

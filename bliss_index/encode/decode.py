@@ -37,6 +37,7 @@ MAX_BYTES = 256 << 20
 MAX_DECODED_BYTES = 1 << 30
 """Bytes that decoding one image may take at most, with its copies."""
 
+_PHOTOMETRIC, _SAMPLE_FORMAT = 262, 339  # tags of TIFF
 # Bytes a pixel while an image is decoded and converted, by Pillow's mode.
 _PIXEL_BYTES = {"1": 6, "L": 6, "P": 8, "RGB": 8, "YCbCr": 8, "CMYK": 8}
 _MOST_PIXEL_BYTES = 24  # transparency is composed, 16 bits and floats are scaled in float64
@@ -95,6 +96,7 @@ def decode_image(source: bytes | str | Path, *, max_pixels: int = MAX_PIXELS) ->
                 if image.width * image.height > max_pixels:
                     raise _too_large(f"{image.width} x {image.height} pixels", max_pixels)
                 _require_room(image)
+                _halve_colour_key(image)
                 image.load()
                 return to_rgb(image)
         except DecodeError:
@@ -129,11 +131,22 @@ def to_rgb(image: Image) -> Image:
     """An opened Pillow image of any mode as an upright 8-bit RGB image, see the module's notes."""
     from PIL import Image
 
+    key = _colour_key(image)
+    tags = getattr(image, "tag_v2", {})
     image = _upright(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and key is None:
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(image)).convert("RGB")
+        grey = _eight_bits(image, unsigned=bool(tags) and tags.get(_SAMPLE_FORMAT, 1) in (1, (1,)))
+        if tags.get(_PHOTOMETRIC) == 0:  # white is zero; of 8 bits Pillow turns it itself
+            grey = 255 - grey
+        if key is not None:
+            grey[np.asarray(image) == key] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "RGB":
+        pixels = np.array(image)
+        pixels[(pixels == key).all(axis=2)] = 255
+        return Image.fromarray(pixels)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
@@ -178,13 +191,31 @@ def _upright(image: Image) -> Image:
         return image.copy()
 
 
-def _eight_bits(image: Image) -> npt.NDArray[np.uint8]:
+def _colour_key(image: Image) -> int | tuple[int, int, int] | None:
+    """The one colour of an RGB image, or of one with more than 8 bits of grey, that is clear."""
+    key = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(key, tuple) and len(key) == 3:
+        return key
+    return key if image.mode.startswith("I") and isinstance(key, int) else None
+
+
+def _halve_colour_key(image: Image) -> None:
+    """Of colours of 16 bits Pillow keeps the upper half, but not of the one that is clear."""
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and any("16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
+def _eight_bits(image: Image, unsigned: bool = False) -> npt.NDArray[np.uint8]:
     """Grey values of more than 8 bits as uint8.
 
     16-bit values by 255/65535. Of 32-bit integers and floats the range is not declared: values
     within [0, 65535] and [0, 1] are taken as such, others are stretched from minimum to maximum.
     """
-    values = np.asarray(image, dtype=np.float64)
+    if unsigned and image.mode == "I":  # Pillow reads 32 bits as signed
+        values = np.asarray(image).astype(np.int32).view(np.uint32).astype(np.float64)
+    else:
+        values = np.asarray(image, dtype=np.float64)
     if not np.isfinite(values).all():
         raise DecodeError("corrupt", "pixel values are NaN or infinite")
     low, high = float(values.min()), float(values.max())

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import os
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS, MAX_BYTES
 from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
 from bliss_index.encode.places import Place, file_stamp, place_of
-from bliss_index.errors import InvalidInputError
+from bliss_index.store.tar_members import TarMembers, content
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TEXT_PARTS = ("txt", "json", "cls")
 MAX_TEXT_BYTES = 1 << 20  # a longer text beside an image is left out
-_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -58,6 +54,7 @@ class TarSource(SourceBase):
     def __init__(self, path: str | Place) -> None:
         super().__init__(str(path))
         self._path = place_of(path)
+        self._members = TarMembers(str(self._path), lambda: self._path.open("rb"))
         self._number = 0
 
     @property
@@ -71,12 +68,12 @@ class TarSource(SourceBase):
             for number, sample in enumerate(self._found(archive)):
                 if number >= start:
                     yield self._row(archive, sample)
-            self._check_end(archive)
+            self._members.check_end(archive, self._images())
 
     def rows(self) -> int:
         with self._opened() as archive:
             number = sum(1 for _ in self._found(archive))
-            self._check_end(archive)
+            self._members.check_end(archive, self._images())
         return number
 
     def pieces(self, rows: int) -> Iterator[Piece]:
@@ -86,11 +83,9 @@ class TarSource(SourceBase):
         with self._opened() as archive:
             for total, sample in enumerate(self._found(archive), 1):  # noqa: B007
                 if (total - 1) % rows == 0:
-                    # Within a compressed archive, or behind global headers, no place is found by
-                    # its offset: it is read from its beginning.
-                    direct = not self._packed() and not archive.pax_headers
+                    direct = self._members.direct(archive)
                     starts.append((sample.offset if direct else None, sample.number))
-            self._check_end(archive)
+            self._members.check_end(archive, self._images())
         for number, (offset, skip) in enumerate(starts):
             start = number * rows
             count = min(rows, total - start)
@@ -99,7 +94,10 @@ class TarSource(SourceBase):
             yield Piece(name, count, stamp, {**detail, "skip": skip} if skip else detail)
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
-        counted = self.skipped  # of the whole archive; what is passed over here is among it
+        counted = (
+            self.skipped,
+            self.skipped_names,
+        )  # of the whole archive; what is passed over here is among it
         try:
             if detail["offset"] is None:
                 yield from itertools.islice(self.iter(detail["start"]), detail["rows"])
@@ -109,27 +107,22 @@ class TarSource(SourceBase):
                 for sample in itertools.islice(self._found(archive), skip, skip + detail["rows"]):
                     yield self._row(archive, sample)
         finally:
-            self.skipped = counted
+            self.skipped, self.skipped_names = counted
 
     @contextlib.contextmanager
     def _opened(self, offset: int = 0) -> Iterator[tarfile.TarFile]:
         """Open the archive at a member; whatever is wrong with it becomes our error."""
         self._number = 0
-        try:
-            with self._path.open("rb") as stream:
-                stream.seek(offset)
-                with tarfile.open(fileobj=stream, mode="r:*") as archive:
-                    yield archive
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise InvalidInputError(
-                f"{self._path} is damaged or truncated after {self._number} images: {error}; fetch "
-                "it again, or leave it out"
-            ) from error
+        with self._members.opened(offset, self._images) as archive:
+            yield archive
+
+    def _images(self) -> str:
+        return f"{self._number} images"
 
     def _found(self, archive: tarfile.TarFile) -> Iterator[_Sample]:
         """All samples that have an image."""
-        self.skipped = {}
-        for key, members in self._samples(archive):
+        self._forget_skipped()
+        for key, members in self._members.samples(archive, self._skip):
             named = [(*os.path.splitext(member.name), member) for member in members]
             images: dict[str, tarfile.TarInfo] = {}
             for stem, extension, member in named:
@@ -149,59 +142,15 @@ class TarSource(SourceBase):
                 own = key if len(images) == 1 else stem
                 yield _Sample(own, image, list(texts.items()), first, number)
                 self._number += 1
-            for _ in range(len(members) - len(used)):
-                self._skip("other member")
+            for member in members:
+                if member not in used:
+                    self._skip("other member", member.name)
             if not images:
-                self._skip("sample without an image")
-
-    def _samples(self, archive: tarfile.TarFile) -> Iterator[tuple[str, list[tarfile.TarInfo]]]:
-        """Consecutive files of one path up to the first dot of their names."""
-        current: str | None = None
-        members: list[tarfile.TarInfo] = []
-        for found in archive:
-            archive.members = []  # type: ignore[attr-defined]  # or it grows with the archive
-            folder, name = os.path.split(found.name)
-            member = found
-            if found.isdir():
-                continue
-            if name.startswith("."):
-                self._skip("hidden")
-                continue
-            if found.islnk():
-                target = self._linked.get(found.linkname)
-                if target is None:
-                    self._skip("hard link to nowhere")
-                    continue
-                member = copy.copy(target)
-                member.name, member.offset = found.name, found.offset
-            elif not found.isfile():
-                self._skip("symbolic link" if found.issym() else "device or pipe")
-                continue
-            stem = name.partition(".")[0]
-            key = f"{folder}/{stem}" if folder else stem
-            if key != current and members and current is not None:
-                yield current, members
-                members = []
-            current = key
-            members.append(member)
-        if members and current is not None:
-            yield current, members
-
-    @cached_property
-    def _linked(self) -> dict[str, tarfile.TarInfo]:
-        """Files that hard links of the archive lead to."""
-        targets: dict[str, tarfile.TarInfo] = {}
-        with self._path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as archive:
-            wanted = {member.linkname for member in _members(archive) if member.islnk()}
-        with self._path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as archive:
-            for member in _members(archive):
-                if member.name in wanted and member.isfile():
-                    targets[member.name] = member
-        return targets
+                self._skip("sample without an image", key)
 
     def _row(self, archive: tarfile.TarFile, sample: _Sample) -> ImageRow:
         metadata: dict[str, Any] = {
-            part: _content(archive, member).decode("utf-8", "backslashreplace").strip()
+            part: content(archive, member).decode("utf-8", "backslashreplace").strip()
             for part, member in sample.texts
             if member.size <= MAX_TEXT_BYTES
         }
@@ -209,52 +158,5 @@ class TarSource(SourceBase):
         if image.size > MAX_BYTES:  # a sparse member takes no room in the archive
             reason = f"too_large: {image.size} bytes, more than the {MAX_BYTES} allowed"
         clean = sample.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        content = b"" if reason else _content(archive, image)
-        return ImageRow(clean, content, metadata, reason)
-
-    def _check_end(self, archive: tarfile.TarFile) -> None:
-        """Refuse an archive without its end, or with more behind it.
-
-        tarfile takes a cut or damaged header for the end; a whole archive ends with blocks of
-        zeros, and nothing but zeros follows.
-        """
-        stream: Any = archive.fileobj
-        stream.seek(archive.offset)
-        block = stream.read(_BLOCK)
-        problem = ""
-        if len(block) % _BLOCK:
-            problem = f"{archive.offset + len(block)} bytes are not a multiple of {_BLOCK}"
-        elif not block:
-            problem = (
-                "the blocks of zeros at its end are missing, as if it was cut between two members"
-            )
-        while not problem and block:
-            if block.strip(b"\0"):
-                problem = (
-                    f"what follows from byte {archive.offset} on is no header; if these are "
-                    "several archives in one file, split them"
-                )
-            block = stream.read(1 << 20)
-        if problem:
-            raise InvalidInputError(
-                f"{self._path} is damaged or truncated after {self._number} images: {problem}; "
-                "fetch it again, or leave it out"
-            )
-
-    def _packed(self) -> bool:
-        with self._path.open("rb") as stream:
-            return bytes(stream.read(2)) == b"\x1f\x8b"
-
-
-def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    for member in archive:
-        archive.members = []  # type: ignore[attr-defined]
-        yield member
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    stream = archive.extractfile(member)
-    content = b"" if stream is None else stream.read()
-    if len(content) != member.size:
-        raise tarfile.ReadError(f"{member.name} has {len(content)} of {member.size} bytes")
-    return content
+        data = b"" if reason else content(archive, image)
+        return ImageRow(clean, data, metadata, reason)

@@ -16,6 +16,9 @@ from bliss_index.storage.objects import is_object_store
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_MOST_NAMES = 5
+"""Names of things passed over for one reason that are kept."""
+
 
 @dataclass(frozen=True)
 class ImageRow:
@@ -69,12 +72,15 @@ class ImageSource(Protocol):
         For messages.
     skipped : dict
         After an iteration from the start: things passed over that are no rows, by reason.
+    skipped_names : dict
+        Names of the first of them, by reason.
     metadata_schema : pyarrow.Schema or None
         Columns besides key and image.
     """
 
     name: str
     skipped: dict[str, int]
+    skipped_names: dict[str, list[str]]
 
     @property
     def metadata_schema(self) -> pa.Schema | None: ...
@@ -101,8 +107,14 @@ class ImageSource(Protocol):
 
 
 def passed_over(source: ImageSource) -> str:
-    """Things of a source that are no rows, after an iteration: how many, and why."""
-    return ", ".join(f"{count} ({reason})" for reason, count in source.skipped.items())
+    """Things of a source that are no rows, after an iteration: how many, why, and the first."""
+
+    def named(reason: str, count: int) -> str:
+        names = ", ".join(source.skipped_names.get(reason, ()))
+        more = count - len(source.skipped_names.get(reason, ()))
+        return f"{count} ({reason}: {names}{f' and {more} more' if more else ''})"
+
+    return ", ".join(named(reason, count) for reason, count in source.skipped.items())
 
 
 def no_images(source: ImageSource) -> InvalidInputError:
@@ -113,12 +125,13 @@ def no_images(source: ImageSource) -> InvalidInputError:
 
 
 class SourceBase(ABC):
-    """Counting what is passed over, and metadata rows to tables."""
+    """Counting and naming what is passed over, and metadata rows to tables."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.path = place_of(name) if is_object_store(name) else Path(name)
         self.skipped: dict[str, int] = {}
+        self.skipped_names: dict[str, list[str]] = {}
 
     @property
     def metadata_schema(self) -> pa.Schema | None:
@@ -146,6 +159,8 @@ class SourceBase(ABC):
     def metadata_table(self, rows: Sequence[ImageRow]) -> pa.Table | None:
         import pyarrow as pa
 
+        from bliss_index.store.carried import cast
+
         schema = self.metadata_schema
         if schema is None:
             return None
@@ -155,12 +170,23 @@ class SourceBase(ABC):
         for column in schema:
             values = [row.metadata.get(column.name) for row in rows]
             if any(isinstance(value, pa.Array) for value in values):
-                kind = column.type
-                arrays = (v if isinstance(v, pa.Array) else pa.array([v], kind) for v in values)
+                what, kind = f"{self.name}: column {column.name!r}", column.type
+                arrays = (
+                    cast(value, kind, what) if isinstance(value, pa.Array)
+                    else pa.nulls(1, kind) if value is None
+                    else pa.array([value], kind)
+                    for value in values
+                )  # fmt: skip
                 columns.append(pa.concat_arrays(list(arrays)))
             else:
                 columns.append(pa.array(values, column.type))
         return pa.table(columns, schema=schema)
 
-    def _skip(self, reason: str) -> None:
-        self.skipped[reason] = self.skipped.get(reason, 0) + 1
+    def _skip(self, reason: str, name: str, count: int = 1) -> None:
+        self.skipped[reason] = self.skipped.get(reason, 0) + count
+        names = self.skipped_names.setdefault(reason, [])
+        if len(names) < _MOST_NAMES:
+            names.append(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+
+    def _forget_skipped(self) -> None:
+        self.skipped, self.skipped_names = {}, {}

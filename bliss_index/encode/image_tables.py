@@ -81,7 +81,7 @@ class ParquetSource(SourceBase):
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         import pyarrow as pa
 
-        self.skipped = {}
+        self._forget_skipped()
         number = 0
         try:
             with self._open() as file:
@@ -184,7 +184,7 @@ class CsvSource(SourceBase):
         return pa.schema([(name, pa.string()) for name in names]) if names else None
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        self.skipped = {}
+        self._forget_skipped()
         records = self._records()
         next(records)
         for number, record in enumerate(record for record in records if record):
@@ -317,5 +317,5 @@ def _plain_schema(fields: Sequence[pa.Field]) -> pa.Schema | None:
     def value_type(kind: pa.DataType) -> pa.DataType:
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
-    plain = [(f.name, value_type(f.type)) for f in fields if not pa.types.is_nested(f.type)]
+    plain = [(field.name, value_type(field.type)) for field in fields]
     return pa.schema(plain) if plain else None

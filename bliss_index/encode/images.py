@@ -50,7 +50,7 @@ class FolderSource(SourceBase):
             raise InvalidInputError(f"image folder '{directory}' is not a directory")
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        self.skipped = {}
+        self._forget_skipped()
         for number, (key, path) in enumerate(self._walk(self._directory, "")):
             if number >= start:
                 yield ImageRow(key, path)
@@ -59,7 +59,7 @@ class FolderSource(SourceBase):
         return sum(1 for _ in self._walk(self._directory, ""))
 
     def pieces(self, rows: int) -> Iterator[Piece]:
-        self.skipped = {}
+        self._forget_skipped()
         listed = self._walk(self._directory, "")
         number = 0
         while files := list(itertools.islice(listed, rows)):
@@ -84,13 +84,13 @@ class FolderSource(SourceBase):
         entries.sort(key=lambda item: item[0].name + ("/" if item[1] else ""))
         for entry, is_directory, is_link in entries:
             if entry.name.startswith("."):
-                self._skip("hidden")
+                self._skip("hidden", prefix + entry.name)
             elif is_directory and is_link:
-                self._skip("link to a directory")
+                self._skip("link to a directory", prefix + entry.name)
             elif is_directory:
                 yield from self._walk(Path(entry.path), f"{prefix}{entry.name}/")
             elif Path(entry.name).suffix.lower() not in EXTENSIONS:
-                self._skip("no image extension")
+                self._skip("no image extension", prefix + entry.name)
             else:
                 name = (prefix + entry.name).encode("utf-8", "surrogateescape")
                 yield name.decode("utf-8", "backslashreplace"), entry.path
@@ -130,44 +130,43 @@ class ObjectFolder(SourceBase):
                 yield ImageRow(name, content)
 
     def _listed(self) -> Iterator[tuple[str, str]]:
-        self.skipped = {}
+        self._forget_skipped()
         for name, stamp in self._place.walk():
             if any(part.startswith(".") for part in name.split("/")):
-                self._skip("hidden")
+                self._skip("hidden", name)
             elif Path(name).suffix.lower() not in EXTENSIONS:
-                self._skip("no image extension")
+                self._skip("no image extension", name)
             else:
                 yield name, stamp
 
 
 class ChainSource(SourceBase):
-    """Several sources of the same columns, one after the other."""
+    """Several sources, one after the other; a column that one lacks is null in its rows."""
 
     def __init__(
         self,
         sources: Sequence[SourceBase],
         *,
         key_prefix: bool = False,
-        skipped: dict[str, int] | None = None,
+        beside: Sequence[str] = (),
     ) -> None:
         super().__init__(", ".join(source.name for source in sources))
-        self._beside = skipped or {}
+        self._beside = beside
         self._sources = list(sources)
         self.prefixes = _prefixes([source.name for source in sources]) if key_prefix else None
-        first = self._sources[0].metadata_schema
-        for source in self._sources[1:]:
-            if source.metadata_schema != first:
-                raise InvalidInputError(
-                    f"'{self._sources[0].name}' and '{source.name}' have different columns: "
-                    f"{_columns(first)} and {_columns(source.metadata_schema)}; encode them apart"
-                )
+        known = [(source.name, source.metadata_schema) for source in self._sources]
+        self._schema = None
+        if any(schema is not None for _, schema in known):
+            from bliss_index.store.carried import unified
+
+            self._schema = unified((name, schema) for name, schema in known if schema is not None)
 
     @property
     def metadata_schema(self) -> pa.Schema | None:
-        return self._sources[0].metadata_schema
+        return self._schema
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
-        self.skipped = dict(self._beside)
+        self._forget_skipped()
         remaining = start
         for source in self._sources:
             if remaining:
@@ -177,23 +176,33 @@ class ChainSource(SourceBase):
                     continue
             yield from self._named(source, source.iter(remaining))
             remaining = 0
-            for reason, count in source.skipped.items():
-                self.skipped[reason] = self.skipped.get(reason, 0) + count
+            self._add_skipped(source)
 
     def rows(self) -> int:
         return sum(source.rows() for source in self._sources)
 
     def pieces(self, rows: int) -> Iterator[Piece]:
-        self.skipped = dict(self._beside)
+        self._forget_skipped()
         for number, source in enumerate(self._sources):
             for piece in source.pieces(rows):
                 yield replace(piece, detail={**piece.detail, "source": number})
-            for reason, count in source.skipped.items():
-                self.skipped[reason] = self.skipped.get(reason, 0) + count
+            self._add_skipped(source)
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
         source = self._sources[detail["source"]]
         yield from self._named(source, source.read(detail))
+
+    def _forget_skipped(self) -> None:
+        super()._forget_skipped()
+        for name in self._beside:
+            self._skip("beside the tars", name)
+
+    def _add_skipped(self, source: SourceBase) -> None:
+        for reason, count in source.skipped.items():
+            first, *others = source.skipped_names[reason]
+            self._skip(reason, first, count - len(others))
+            for name in others:
+                self._skip(reason, name)
 
     def _named(self, source: SourceBase, rows: Iterator[ImageRow]) -> Iterator[ImageRow]:
         if self.prefixes is None:
@@ -222,10 +231,6 @@ def _prefixes(names: Sequence[str]) -> list[str]:
     )
 
 
-def _columns(schema: pa.Schema | None) -> list[str]:
-    return [] if schema is None else [f"{field.name} ({field.type})" for field in schema]
-
-
 def open_images(
     sources: str | Path | Sequence[str | Path], *, key_prefix: bool = False
 ) -> ImageSource:
@@ -251,8 +256,8 @@ def open_images(
     if not listed:
         raise InvalidInputError("no image source given; name a folder, tar, Parquet or CSV file")
     opened: list[Any] = []
-    skipped: dict[str, int] = {}
-    for place in _expand_folders(listed, skipped):
+    beside: list[str] = []
+    for place in _expand_folders(listed, beside):
         name = place.name.lower()
         if name.endswith(TAR_SUFFIXES) and not _is_folder(place):
             opened.append(TarSource(place))
@@ -269,9 +274,9 @@ def open_images(
                 f"image source '{place}' is neither a folder nor one of "
                 f"{', '.join((*TAR_SUFFIXES, *TABLE_SUFFIXES))}"
             )
-    if len(opened) == 1 and not (key_prefix or skipped):
+    if len(opened) == 1 and not (key_prefix or beside):
         return opened[0]  # type: ignore[no-any-return]
-    return ChainSource(opened, key_prefix=key_prefix, skipped=skipped)
+    return ChainSource(opened, key_prefix=key_prefix, beside=beside)
 
 
 def _is_folder(place: Place) -> bool:
@@ -282,7 +287,7 @@ def _is_folder(place: Place) -> bool:
     return False
 
 
-def _expand_folders(sources: Sequence[str | Path], skipped: dict[str, int]) -> Iterator[Place]:
+def _expand_folders(sources: Sequence[str | Path], others: list[str]) -> Iterator[Place]:
     """Folders that hold archives only, replaced by their archives.
 
     Beside tars there may be what img2dataset writes, tables and statistics, which are counted.
@@ -293,8 +298,7 @@ def _expand_folders(sources: Sequence[str | Path], skipped: dict[str, int]) -> I
         beside = [name for name in names if name.lower().endswith((".parquet", ".json"))]
         if tars and len(tars) + len(beside) == len(names):
             yield from (place / name for name in tars)
-            if beside:
-                skipped["beside the tars"] = skipped.get("beside the tars", 0) + len(beside)
+            others += beside
         elif names and all(name.lower().endswith(".parquet") for name in names):
             yield from (place / name for name in names)
         else:

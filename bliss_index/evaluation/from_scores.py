@@ -91,8 +91,10 @@ def read_anomalies(directory: ScoresDirectory, labels: str | Path) -> KnownAnoma
     if labels == FOLDERS:
         return _anomalies_of_folders(directory)
     given = Labels.read(labels, ANOMALY_COLUMNS)
-    keys = (table.column("key").to_pylist() for table in directory.iter_tables(["key"]))
-    listed = given.of_rows(keys, directory.rows)
+    listed = given.of_rows(
+        lambda: (table.column("key").to_pylist() for table in directory.iter_tables(["key"])),
+        directory.rows,
+    )
     anomaly, known = np.zeros((2, len(listed)), dtype=bool)
     for row, label in enumerate(listed):
         if label is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import heapq
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,15 @@ from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage.files import is_address
+from bliss_index.store.keys import key_meaning
 from bliss_index.store.schema import OK
 from bliss_index.store.source_part import ColumnNames
 
 _READ_ROWS = 8192
+_NEAR = 5
+"""Keys like one that is not there that a message names, of the first million."""
+_LEAST_NEAR = 0.6
+_MOST_COMPARED = 1_000_000
 _TOLERANCE = 1e-4
 
 
@@ -128,7 +135,7 @@ def explain_image(
     part, row, found = _find(directory, key)
     if found["status"] != OK:
         return _unscored(directory, found)
-    embedding = _read_embedding(directory, part, row, key, images, columns)
+    embedding = _read_embedding(directory, part, row, found["key"], images, columns)
     inputs = _open_inputs(directory, embedding, corpus, calibration)
     scorer = inputs.make_scorer()
     result = scorer.score(embedding)
@@ -200,14 +207,18 @@ def _entry_pulls(scorer: BlissScorer, result: Scores, texts: list[str]) -> tuple
 
 
 def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any]]:
-    """Return the part and row of a key, and its row in the scores."""
+    """Return the part and row of a key, and its row in the scores.
+
+    Where no row has the key as it is, the only one that means the same, or whose last names are
+    the key's, is taken.
+    """
     places = []
     for part, table in enumerate(directory.iter_tables(["key"])):
         row = pc.index(table.column("key"), key).as_py()
         if row >= 0:
             places.append((part, row))
     if not places:
-        raise InvalidInputError(f"none of the {directory.rows} rows of {directory.path} is {key!r}")
+        return _find(directory, _meant(directory, key))
     if len(places) > 1:
         named = listed([f"row {row} of {directory.plan[part].name}" for part, row in places])
         raise InvalidInputError(
@@ -216,6 +227,40 @@ def _find(directory: ScoresDirectory, key: str) -> tuple[int, int, dict[str, Any
         )
     part, row = places[0]
     return part, row, directory.read(directory.files[part]).slice(row, 1).to_pylist()[0]
+
+
+def _meant(directory: ScoresDirectory, key: str) -> str:
+    """The key of the row that a person means by another writing of it, or by its end."""
+    meaning = key_meaning(key)
+    ends, near = dict[str, bool](), list[tuple[float, str]]()
+    compared = difflib.SequenceMatcher(b=meaning, autojunk=False)
+    rows = 0
+    for table in directory.iter_tables(["key"]):
+        for own in table.column("key").to_pylist():
+            means = key_meaning(own)
+            if means == meaning or means.endswith(f"/{meaning}"):
+                ends[own] = means == meaning
+            rows += 1
+            if own in ends or rows > _MOST_COMPARED:
+                continue
+            compared.set_seq1(means)
+            least = near[0][0] if len(near) == _NEAR else _LEAST_NEAR
+            if compared.real_quick_ratio() > least and compared.quick_ratio() > least:
+                found = (compared.ratio(), own)
+                if found[0] > least:
+                    (heapq.heappushpop if len(near) == _NEAR else heapq.heappush)(near, found)
+    same = [own for own, is_same in ends.items() if is_same]
+    if len(same or ends) == 1:
+        return next(iter(same or ends))
+    what = f"none of the {directory.rows} rows of {directory.path} is {key!r}"
+    if ends:
+        raise InvalidInputError(f"{what}, and {len(ends)} end like it: {listed(list(ends))}")
+    if near:
+        alike = [repr(own) for _, own in sorted(near, reverse=True)]
+        raise InvalidInputError(f"{what}; near to it are {listed(alike)}")
+    first = next((table.column("key")[0] for table in directory.iter_tables(["key"])
+                  if table.num_rows), None)  # fmt: skip
+    raise InvalidInputError(f"{what}; the first is {first and first.as_py()!r}")
 
 
 def _read_embedding(

@@ -188,10 +188,13 @@ class JobInput:
         As given.
     source
         A store of ours, or files of somebody else.
+    columns
+        Which of their columns.
     """
 
     location: str
     source: EmbeddingStore | EmbeddingSource
+    columns: ColumnNames = field(default_factory=ColumnNames)
 
     @property
     def dim(self) -> int:
@@ -218,7 +221,8 @@ class JobInput:
     @property
     def identity(self) -> dict[str, Any]:
         """What must stay the same between the runs of a job, besides the parts."""
-        return {"dim": self.dim, "model": None if self.model is None else self.model.describe()}
+        model = None if self.model is None else self.model.describe()
+        return {"dim": self.dim, "model": model, **self.columns.named()}
 
     @property
     def has_keys(self) -> bool:
@@ -278,8 +282,9 @@ def open_input(location: str | Path, columns: ColumnNames | None = None) -> JobI
         return JobInput(str(location), EmbeddingStore.open(location, kind="image"))
     if "://" not in str(location) and not Path(location).exists():
         raise StoreError(f"{location} does not exist")
+    columns = columns or ColumnNames()
     source = open_source(location, kind="image", columns=columns, lenient=True)
-    return JobInput(str(location), source)
+    return JobInput(str(location), source, columns)
 
 
 def is_store(location: str | Path) -> bool:

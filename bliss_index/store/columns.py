@@ -22,6 +22,11 @@ from bliss_index.storage.cache import local_file
 
 _SUFFIXES = ".txt, .csv, .tsv, .npy or .parquet"
 
+KEY_COLUMNS = ("key", "id", "image_path", "path", "url")
+"""Columns of a table that name its rows: the first that is there."""
+
+_NAMES_OF_FILES = ("__key__", "file", "file_name", "filename", "filepath", "image", "image_id")
+
 # What numpy's parser of headers raises on damaged ones.
 NPY_ERRORS = (
     ValueError,
@@ -62,7 +67,8 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
     path
         ``.txt``: a value a line; ``.npy``: a one-dimensional array; ``.csv``, ``.tsv`` (with a
         header) and ``.parquet``: the first of `names` that is a column, in whatever case, else the
-        only column; their column ``key`` gives the keys. Bytes are UTF-8.
+        only column besides that with the keys: ``key``, or the first of those that name images or
+        rows in other tables (``id``, ``path``, ``file_name``, ...). Bytes are UTF-8.
     names
         Columns to look for.
 
@@ -333,16 +339,17 @@ def _from_table(file: Path, columns: dict[str, Any], names: Sequence[str]) -> Co
     lowered = [name.strip().lower() for name in columns]
     known = {low: name for low, name in zip(lowered, columns, strict=True)
              if name == low or lowered.count(low) == 1}  # fmt: skip
-    key = known.get("key")
+    named = [known[name] for name in (*KEY_COLUMNS, *_NAMES_OF_FILES) if name in known]
+    key = named[0] if named else None
     if names[0] == "key" and key is not None:  # keys are what is asked for
         return Column(file, _texts(file, key, columns))
-    found = [known[name] for name in names if name in known and name != "key"]
+    found = [known[name] for name in names if name in known and known[name] != key]
     others = [name for name in columns if name != key]
     if found:
         name = found[0]
     elif len(others) == 1:
         name = others[0]
-    elif not others and "key" in names and key is not None:
+    elif not others and key is not None:  # nothing else is there
         return Column(file, _texts(file, key, columns))
     else:
         raise InvalidInputError(

@@ -21,6 +21,7 @@ from bliss_index.jobs.work import Notify, Progress
 from bliss_index.storage import Directory
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
+from bliss_index.store.carried import as_carried, too_large
 from bliss_index.store.columns import names_bytes, read_names
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
@@ -123,7 +124,7 @@ def import_embeddings(
     prompt
         Template that texts were put into, for the record.
     columns
-        Of Parquet files.
+        Which columns of tables, or array of a file, to use.
     drop_bad_rows
         Leave bad rows of a text store out.
     rows_per_shard
@@ -236,6 +237,7 @@ class ImportWork(StoreWork):
                 "imported_from": Path(self.location).name,
                 "rows_per_shard": self.rows_per_shard,
                 "drop_bad_rows": self.drop_bad_rows,
+                **self.columns.named(),
                 **{
                     name: None if path is None else [Path(path).name, file_sha256(local_file(path))]
                     for name, path in given.items()
@@ -331,12 +333,8 @@ class ImportWorker:
         images = work.of_kind == "image"
         for batch in piece.read(work.batch_rows(piece), digest, carried=images):
             carried += 0 if batch.metadata is None else batch.metadata.nbytes
-            if carried > PART_BYTES * 3 // 2:
-                raise InvalidInputError(
-                    f"other columns of {part.name} take more than {carried} bytes, its footer says "
-                    f"{PART_BYTES} at most; write it again with use_dictionary=False and "
-                    "row_group_size=1000, or without its large columns"
-                )
+            if carried > PART_BYTES * 3 // 2 and batch.metadata is not None:
+                raise too_large(part.name, batch.metadata, carried, PART_BYTES)
             tables.append(self._table(batch, part.name, row))
             row += batch.embeddings.shape[0]
             self._progress(batch.embeddings.shape[0])
@@ -369,8 +367,10 @@ class ImportWorker:
         )
         keys = [str(row) if key is None else key for row, key in zip(rows, given, strict=True)]
         metadata = None
-        if self._carried and batch.metadata is not None:
-            metadata = _carried(batch.metadata, self._carried, name)
+        if self._carried:
+            table = pa.table({}) if batch.metadata is None else batch.metadata
+            columns = as_carried(table, len(rows), self._carried, name).columns
+            metadata = pa.table(columns, schema=_carried_schema(self._carried))
         return self._columns.table(
             keys, unit, status=status.tolist(), error=error, metadata=metadata
         )
@@ -405,22 +405,3 @@ class ImportWorker:
 def _carried_schema(carried: pa.Schema) -> pa.Schema:
     names = carried_names(carried.names)
     return pa.schema(column.with_name(n) for column, n in zip(carried, names, strict=True))
-
-
-def _carried(table: pa.Table, carried: pa.Schema, name: str) -> pa.Table:
-    """Write the carried columns of one file as those of all."""
-    columns = []
-    for wanted in carried:
-        if wanted.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, wanted.type))
-            continue
-        column = table.column(wanted.name)
-        try:
-            columns.append(column if column.type == wanted.type else column.cast(wanted.type))
-        except pa.ArrowException as error:
-            raise InvalidInputError(
-                f"{name}: column {wanted.name!r} is of type {column.type}, with the other files' "
-                f"it becomes {wanted.type}, which does not hold all values ({error}); write the "
-                "column with one type in all files, or leave it out"
-            ) from error
-    return pa.table(columns, schema=_carried_schema(carried))

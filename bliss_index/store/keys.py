@@ -1,4 +1,4 @@
-"""Finds keys that occur twice among any number, by hashes of 128 bits.
+"""Keys: what they mean, and which occur twice among any number, by hashes of 128 bits.
 
 Of a billion different keys, two have one hash with a probability of 2e-21: a hash stands for its
 key.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -49,6 +51,17 @@ class KeyRegistry:
             run = np.sort(np.concatenate([self._runs.pop(), run]))
         if run.size:
             self._runs.append(run)
+
+
+def key_meaning(key: str) -> str:
+    """What a key names, however a system writes it: 'a/b', './a/b' and 'a\\b'; '7' and '7.0'.
+
+    Letters with accents are those of Unicode's form NFC.
+    """
+    plain = unicodedata.normalize("NFC", key).replace("\\", "/")
+    while plain.startswith("./"):
+        plain = plain[2:]
+    return plain[:-2] if re.fullmatch(r"-?[0-9]+\.0", plain) else plain
 
 
 def _hashes(keys: Iterable[str]) -> npt.NDArray[np.bytes_]:

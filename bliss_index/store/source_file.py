@@ -86,26 +86,31 @@ def resolve(location: str | Path) -> tuple[pafs.FileSystem, str]:
 
 
 def list_files(
-    filesystem: pafs.FileSystem, path: str
+    filesystem: pafs.FileSystem, path: str, whole: tuple[str, ...] = ()
 ) -> tuple[list[SourceFile], dict[str, list[str]]]:
     """Return the files below a folder in order, and the names that were passed over, by reason.
+
+    A folder whose name ends as one of `whole` counts as a file.
 
     Names are in the order of the numbers in them: ``emb_2`` before ``emb_10``. Passed over are
     hidden names, those that begin with ``_`` (but not ``_year=2020``), and what is no file. A link
     to nowhere is among the files: opening it says so.
     """
     if isinstance(filesystem, pafs.LocalFileSystem):
-        found = _walk(path, "", ())
+        found = _walk(path, "", (), whole)
     else:
         root = path.rstrip("/") + "/"
-        found = (
-            (
-                i.path,
-                i.path.removeprefix(root).removeprefix(root.lstrip("/")),
-                NO_FILE if i.type == pafs.FileType.Unknown else None,
+        found = iter(
+            dict.fromkeys(
+                _within(
+                    i.path,
+                    i.path.removeprefix(root).removeprefix(root.lstrip("/")),
+                    NO_FILE if i.type == pafs.FileType.Unknown else None,
+                    whole,
+                )
+                for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+                if i.type != pafs.FileType.Directory
             )
-            for i in filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-            if i.type != pafs.FileType.Directory
         )
     files, skipped = [], dict[str, list[str]]()
     for full, name, reason in found:
@@ -118,6 +123,18 @@ def list_files(
     return sorted(files, key=lambda file: natural(file.name)), skipped
 
 
+def _within(
+    path: str, name: str, reason: str | None, whole: tuple[str, ...]
+) -> tuple[str, str, str | None]:
+    """A file of a listing, or the folder with it that counts as one."""
+    parts = name.split("/")
+    for number, part in enumerate(parts[:-1], 1):
+        if part.lower().endswith(whole or "/"):
+            kept = "/".join(parts[:number])
+            return path[: len(path) - len(name)] + kept, kept, None
+    return path, name, reason
+
+
 def natural(name: str) -> tuple[list[str | int], str]:
     """Sort by this to have numbers in the order of their values: ``emb_2`` before ``emb_10``."""
     words: list[str | int] = list(_DIGITS.split(name))
@@ -126,7 +143,7 @@ def natural(name: str) -> tuple[list[str | int], str]:
 
 
 def _walk(
-    folder: str, prefix: str, above: tuple[tuple[int, int], ...]
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...], whole: tuple[str, ...]
 ) -> Iterator[tuple[str, str, str | None]]:
     """Path, name and perhaps a reason against it of all there is below a folder of this machine."""
     try:
@@ -139,12 +156,13 @@ def _walk(
         name, reason = prefix + entry.name, None
         with contextlib.suppress(OSError):
             found = os.stat(entry.path)  # of a link, of what it leads to
-            if stat.S_ISDIR(found.st_mode) and not _is_hidden(entry.name):
+            is_folder = stat.S_ISDIR(found.st_mode) and not _is_hidden(entry.name)
+            if is_folder and not entry.name.lower().endswith(whole or "/"):
                 if (found.st_dev, found.st_ino) not in above:
-                    yield from _walk(entry.path, f"{name}/", above)
+                    yield from _walk(entry.path, f"{name}/", above, whole)
                     continue
                 reason = "link to a folder that it is in"
-            elif not stat.S_ISREG(found.st_mode):
+            elif not is_folder and not stat.S_ISREG(found.st_mode):
                 reason = NO_FILE
         yield entry.path, name, reason
 

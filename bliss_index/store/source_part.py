@@ -7,7 +7,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -89,12 +89,18 @@ class SourcePart(ABC):
         Its shape; -1 rows where it cannot be opened.
     dtype
         Type to store its unit rows in without loss: "float16" or "float32".
+    unread
+        Names of what else the file holds and is not read: other arrays.
+    folders
+        Columns that the folders of its path say, such as ``year=2020/``: one value for all rows.
     """
 
     file: SourceFile
     rows: int
     dim: int
     dtype: str
+    unread: tuple[str, ...] = field(default=(), kw_only=True)
+    folders: tuple[tuple[str, pa.Scalar], ...] = field(default=(), kw_only=True)
     _parked: list[tuple[RowStream, bool, list[Any]]] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
@@ -113,6 +119,18 @@ class SourcePart(ABC):
     def carried(self) -> pa.Schema | None:
         """Columns besides embeddings, keys and texts; None where it is no table."""
         return None
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """Names of all columns that are in the file."""
+        return frozenset(() if self.carried is None else self.carried.names)
+
+    @property
+    def described(self) -> pa.Schema | None:
+        """The carried columns, and behind them those that its folders say."""
+        if not self.folders:
+            return self.carried
+        return pa.schema([*(self.carried or ()), *((name, v.type) for name, v in self.folders)])
 
     @property
     def carries(self) -> bool:
@@ -168,7 +186,7 @@ class SourcePart(ABC):
                 if batch.embeddings.shape[0] != size:
                     raise InvalidInputError(f"{self.name} ends before row {end - 1}")
                 if stream.at > start:
-                    yield batch
+                    yield self._with_folders(batch) if carried and self.folders else batch
             if end < self.rows and not self._parked:
                 self._parked.append((stream, carried, stamp))
                 return
@@ -176,6 +194,15 @@ class SourcePart(ABC):
             stream.close()
             raise
         stream.close()
+
+    def _with_folders(self, batch: EmbeddingBatch) -> EmbeddingBatch:
+        rows = batch.embeddings.shape[0]
+        table = batch.metadata
+        names = [] if table is None else table.column_names
+        columns = [] if table is None else table.columns
+        columns = [*columns, *(pa.repeat(value, rows) for _, value in self.folders)]
+        names = [*names, *(name for name, _ in self.folders)]
+        return replace(batch, metadata=pa.table(columns, names=names))
 
     def _resumed(self, start: int, carried: bool) -> RowStream:
         origin = self.origin(start)
@@ -277,11 +304,27 @@ class ContentHash:
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Which columns of a table to use; None to recognise them by name."""
+    """Which columns of a table to use; None to recognise them by name.
+
+    Attributes
+    ----------
+    embedding
+        Also the name of an array, where a file holds several.
+    key, text
+        Columns.
+    dtype
+        Type of the values where embeddings are bytes: "float16", "float32" or "float64".
+    """
 
     embedding: str | None = None
     key: str | None = None
     text: str | None = None
+    dtype: str | None = None
+
+    def named(self) -> dict[str, dict[str, str]]:
+        """What was chosen, as {"columns": ...} for settings of a job; empty where nothing was."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"columns": given} if given else {}
 
 
 @dataclass(frozen=True)

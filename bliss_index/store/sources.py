@@ -1,4 +1,4 @@
-"""Embeddings that people already have: .npy, .npz, Parquet, clip-retrieval folders.
+"""Embeddings that people already have, in whatever layout: files, folders of them, data sets.
 
 A source is a list of parts, each a file that is read in batches. Paths may be local, or URIs that
 pyarrow or fsspec know (``s3://``, ``gs://``, ``hf://``, ``memory://``, ...).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,20 +19,43 @@ import pyarrow.fs as pafs
 
 from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
 from bliss_index.jobs.part import Growth, Part, Plan, grown
-from bliss_index.store.source_file import SourceFile, list_files, resolve
-from bliss_index.store.source_npy import NpyPart
-from bliss_index.store.source_parquet import ParquetPart
+from bliss_index.store.carried import unified
+from bliss_index.store.folder_columns import with_folder_columns
+from bliss_index.store.formats import clip_retrieval, saved_datasets
+from bliss_index.store.formats.lance import LANCE, is_lance
+from bliss_index.store.formats.others import is_otherwise, what_is
+from bliss_index.store.source_file import SourceFile, list_files, natural, resolve
 from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
 
 LAYOUTS = {
-    ".npy": "bliss_index.store.source_npy:open_npy",
-    ".npz": "bliss_index.store.source_npy:open_npz",
-    ".parquet": "bliss_index.store.source_parquet:open_parquet",
+    ".npy": "npy:open_npy",
+    ".npz": "npy:open_npz",
+    ".parquet": "parquet:open_parquet",
+    ".pq": "parquet:open_parquet",
+    ".arrow": "arrow:open_arrow",
+    ".arrows": "arrow:open_arrow",
+    ".feather": "arrow:open_arrow",
+    ".ipc": "arrow:open_arrow",
+    ".lance": "lance:open_lance",
+    ".tar": "tar:open_tar",
+    ".tar.gz": "tar:open_tar",
+    ".tgz": "tar:open_tar",
+    ".safetensors": "safetensors:open_safetensors",
+    ".pt": "pytorch:open_pytorch",
+    ".pth": "pytorch:open_pytorch",
+    ".fvecs": "vectors:open_vectors",
+    ".bvecs": "vectors:open_vectors",
+    ".ivecs": "vectors:open_vectors",
+    ".fbin": "vectors:open_vectors",
+    ".u8bin": "vectors:open_vectors",
+    ".i8bin": "vectors:open_vectors",
+    ".ibin": "vectors:open_vectors",
 }
-"""What opens a file, by the suffix of its name: "module:function" of (file, columns, texts)."""
+"""What opens a file, by the end of its name: "module:function" of (file, columns, texts), where the
+module is one of `bliss_index.store.formats`."""
 
-_TABLE = ".parquet"  # has columns beside the embeddings
-CLIP_RETRIEVAL_FOLDERS = {"image": "img_emb", "text": "text_emb"}
+UNREAD = "beside the embeddings in a file"
+_FORMATS = "bliss_index.store.formats"
 
 
 @dataclass(frozen=True)
@@ -47,7 +69,7 @@ class EmbeddingSource:
     parts
         Its files, in order of their names and of the numbers in these.
     skipped
-        Names of files of a folder that were passed over, by reason.
+        Names of files of a folder, and of arrays of a file, that were passed over, by reason.
     """
 
     location: str
@@ -55,8 +77,6 @@ class EmbeddingSource:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.parts:
-            raise InvalidInputError(f"{self.location} holds no embedding files")
         whole = [part for part in self.parts if not isinstance(part, BrokenPart)]
         if not whole:
             raise InvalidInputError(next(p.reason for p in self.parts if isinstance(p, BrokenPart)))
@@ -72,6 +92,8 @@ class EmbeddingSource:
         known = (p if p.dim or isinstance(p, BrokenPart) else replace(p, dim=first.dim)
                  for p in self.parts)  # fmt: skip
         object.__setattr__(self, "parts", tuple(known))
+        if unread := [f"{part.name}: {name}" for part in self.parts for name in part.unread]:
+            object.__setattr__(self, "skipped", {**self.skipped, UNREAD: unread})
 
     @property
     def dim(self) -> int:
@@ -89,11 +111,12 @@ class EmbeddingSource:
         return said
 
     def unclear_order(self) -> str:
-        """Name a pair of files that sorts otherwise by letter than by number; '' if none does."""
+        """Name a pair of files that are not in the order of letters; '' if there is none."""
         names = [part.name for part in self.parts]
         for name, by_letter in zip(names, sorted(names), strict=True):
             if name != by_letter:
-                return f"{name} is read before {by_letter}, by number; by letter it comes after it"
+                how = ", by number" if names == sorted(names, key=natural) else ""
+                return f"{name} is read before {by_letter}{how}; by letter it comes after it"
         return ""
 
     def pieces(self, rows: int, size: int, *, carried: bool) -> Iterator[Piece]:
@@ -124,16 +147,8 @@ class EmbeddingSource:
         InvalidInputError
             Types of a column differ and no type holds both.
         """
-        schema: pa.Schema | None = None
-        seen: dict[str, str] = {}
-        for part in self.parts:
-            own = part.carried
-            if own is None or (schema is not None and own.equals(schema)):
-                continue
-            schema = own if schema is None else _unified(schema, own, seen, part.name)
-            for name in own.names:
-                seen.setdefault(name, part.name)
-        return schema and pa.schema(column.with_nullable(True) for column in schema)
+        known = [(part.name, part.described) for part in self.parts]
+        return unified((name, schema) for name, schema in known if schema is not None)
 
     @cached_property
     def _by_name(self) -> dict[str, SourcePart]:
@@ -157,14 +172,15 @@ def open_source(
     Parameters
     ----------
     location
-        ``.npy`` (n, d); ``.npz`` with an array ``embeddings``; ``.parquet`` with a list column; a
-        folder of ``.npy`` and ``.npz``, or of ``.parquet`` files; a clip-retrieval folder
-        (``img_emb/*.npy`` or ``text_emb/*.npy``, with the ``metadata/*.parquet`` of the same
-        numbers).
+        A file of one of the layouts of :data:`LAYOUTS`; a folder of files of one layout, whose
+        folders ``year=2020/`` are a column; what ``Dataset.save_to_disk`` wrote; a Lance data set;
+        a clip-retrieval folder (``img_emb/*.npy`` or ``text_emb/*.npy``, with the
+        ``metadata/*.parquet`` of the same numbers).
     kind
-        "image" or "text": which half of a clip-retrieval folder.
+        "image" or "text": which half of a clip-retrieval folder, and which of two columns or
+        arrays that are named so.
     columns
-        Of Parquet files.
+        Which columns of tables, or array of a file, to use.
     lenient : bool, default=False
         Whether a file of a folder that cannot be opened is a part that fails when it is read.
 
@@ -184,71 +200,70 @@ def open_source(
         raise InvalidInputError(f"{location} does not exist")
 
     def opened(file: SourceFile) -> SourcePart:
-        part: SourcePart = resolve_name(LAYOUTS[_suffix(file)])(file, columns, texts)
-        return part
+        return _opened(file, columns, texts)
 
-    if info.type == pafs.FileType.File:
-        file = SourceFile(filesystem, path, Path(path).name)
-        if _suffix(file) in LAYOUTS:
-            return EmbeddingSource(str(location), (opened(file),))
-        raise InvalidInputError(
-            f"{location} is of an unknown type; known are {', '.join(LAYOUTS)} and folders of them"
-        )
-    files, skipped = list_files(filesystem, path)
-    folder = CLIP_RETRIEVAL_FOLDERS[kind]
+    one = SourceFile(filesystem, path, PurePosixPath(path).name)
+    if info.type == pafs.FileType.File or is_lance(one):
+        return EmbeddingSource(str(location), (opened(one),))
+    files, skipped = list_files(filesystem, path, (LANCE,))
+    folder = clip_retrieval.FOLDERS[kind]
     used = [f for f in files if f.name.startswith(f"{folder}/") and _suffix(f) == ".npy"]
     if used:
-        tables = [f for f in files if f.name.startswith("metadata/") and _suffix(f) == _TABLE]
-        parts = _with_metadata(used, tables, columns, texts)
+        tables = [f for f in files if f.name.startswith("metadata/") and _suffix(f) == ".parquet"]
+        parts = clip_retrieval.with_metadata(used, tables, columns, texts)
         used += tables
     else:
-        known = [f for f in files if _suffix(f) in LAYOUTS]
-        arrays = [f for f in known if _suffix(f) != _TABLE]
-        tables = [f for f in known if _suffix(f) == _TABLE]
-        if arrays and tables:
-            raise InvalidInputError(
-                f"{location} holds both arrays ({arrays[0].name}) and .parquet files "
-                f"({tables[0].name}) and no folder {folder}/; name one of its sub-folders"
-            )
-        used = arrays or tables
-        parts = _opened(used, opened, lenient)
+        files = saved_datasets.files_of(files, skipped)
+        used = [f for f in files if _suffix(f) in LAYOUTS]
+        _require_one_layout(str(location), used, folder)
+        parts = _all_opened(used, opened, lenient)
     names = {file.name for file in used}
     if others := [file.name for file in files if file.name not in names]:
         skipped["no embeddings by its name"] = others
-    return EmbeddingSource(str(location), parts, skipped)
+    if not parts:
+        raise InvalidInputError(
+            f"{location} holds no embedding files, whose names end in {', '.join(LAYOUTS)}"
+            + (f"; it holds {listed(others)}. {what_is(files[0])}" if others else "")
+        )
+    return EmbeddingSource(str(location), with_folder_columns(parts), skipped)
 
 
-def _unified(schema: pa.Schema, own: pa.Schema, seen: dict[str, str], name: str) -> pa.Schema:
-    """Put the columns of another file to those of earlier ones."""
-    for column in own:
-        if column.name not in schema.names:
-            schema = schema.append(column.with_nullable(True))
-            continue
-        number = schema.names.index(column.name)
-        before = schema.field(number)
-        if before.type == column.type:
-            continue
-        kinds = [pa.schema([("x", _plain(kind))]) for kind in (before.type, column.type)]
-        try:
-            both = pa.unify_schemas(kinds, promote_options="permissive").field(0).type
-        except pa.ArrowException as error:
-            raise InvalidInputError(
-                f"column {column.name!r} is of type {before.type} in {seen[column.name]} and of "
-                f"type {column.type} in {name}, and no type holds both; write it alike in all "
-                "files, or leave it out"
-            ) from error
-        schema = schema.set(number, before.with_type(both).with_nullable(True))
-    return schema
+def _opened(file: SourceFile, columns: ColumnNames, texts: bool) -> SourcePart:
+    """Open a file as its name says; where that fails, say what it is by its content."""
+    suffix = _suffix(file)
+    if suffix not in LAYOUTS and is_lance(file):
+        suffix = LANCE
+    if suffix not in LAYOUTS:
+        raise InvalidInputError(
+            f"{file.path} is of an unknown type; known are {', '.join(LAYOUTS)} and folders of "
+            f"them. {what_is(file)}"
+        )
+    module, _, function = LAYOUTS[suffix].partition(":")
+    opening = resolve_name(f"{_FORMATS}.{module}:{function}")
+    try:
+        part: SourcePart = opening(file, columns, texts)
+    except InvalidInputError as error:
+        if found := is_otherwise(file, suffix):
+            raise InvalidInputError(f"{str(error).rstrip('.')}. {found}") from error
+        raise
+    return part
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, where others than Arrow's plain ones cannot be put together."""
-    if pa.types.is_dictionary(kind):
-        return _plain(kind.value_type)
-    return pa.string() if pa.types.is_string_view(kind) else kind
+def _require_one_layout(location: str, files: list[SourceFile], folder: str) -> None:
+    """Refuse a folder of several layouts, which may be the same rows twice, or no embeddings."""
+    first: dict[str, SourceFile] = {}
+    for file in files:
+        module = LAYOUTS[_suffix(file)].partition(":")[0]
+        first.setdefault(module, file)
+    if len(first) > 1:
+        one, other = list(first.values())[:2]
+        raise InvalidInputError(
+            f"{location} holds both {_suffix(one)} files ({one.name}) and {_suffix(other)} files "
+            f"({other.name}) and no folder {folder}/; name one of its sub-folders or files"
+        )
 
 
-def _opened(
+def _all_opened(
     files: list[SourceFile], how: Callable[[SourceFile], SourcePart], lenient: bool
 ) -> tuple[SourcePart, ...]:
     parts: list[SourcePart] = []
@@ -263,52 +278,10 @@ def _opened(
 
 
 def _suffix(file: SourceFile) -> str:
-    return PurePosixPath(file.name).suffix.lower()
-
-
-def _with_metadata(
-    arrays: list[SourceFile], tables: list[SourceFile], columns: ColumnNames, texts: bool
-) -> tuple[SourcePart, ...]:
-    parts: list[SourcePart] = []
-    for array, of_it in _pairs(arrays, tables) if tables else ((array, None) for array in arrays):
-        part = NpyPart.open(array)
-        if of_it is not None:
-            table = ParquetPart.open(of_it, columns, texts=texts, embedded=False)
-            if table.rows != part.rows:
-                raise InvalidInputError(
-                    f"{array.name} has {part.rows} rows, {table.name} has {table.rows}"
-                )
-            part = replace(part, metadata=table)
-        parts.append(part)
-    return tuple(parts)
-
-
-def _pairs(
-    arrays: list[SourceFile], tables: list[SourceFile]
-) -> list[tuple[SourceFile, SourceFile]]:
-    """Find the metadata of each array: the file with the same numbers in its name."""
-    numbered: list[dict[tuple[int, ...], SourceFile]] = []
-    for files in (arrays, tables):
-        named: dict[tuple[int, ...], SourceFile] = {}
-        for file in files:
-            within = file.name.partition("/")[2]
-            stem = str(PurePosixPath(within).with_suffix(""))
-            other = named.setdefault(tuple(map(int, re.findall("[0-9]+", stem))), file)
-            if other is not file:
-                raise InvalidInputError(
-                    f"{other.name} and {file.name} have the same number; leave one out"
-                )
-        numbered.append(named)
-    of_arrays, of_tables = numbered
-    alone = [f[n].name for f, o in ((of_arrays, of_tables), (of_tables, of_arrays))
-             for n in f if n not in o]  # fmt: skip
-    if alone:
-        raise InvalidInputError(
-            f"{len(arrays)} embedding files ({arrays[0].name}, ...) and {len(tables)} metadata "
-            f"files ({tables[0].name}, ...); clip-retrieval writes one for each, with the same "
-            f"number, which {listed(alone)} {'has' if len(alone) == 1 else 'have'} not"
-        )
-    return [(array, of_tables[number]) for number, array in of_arrays.items()]
+    """The end of a name that says the layout, else its extension."""
+    name = PurePosixPath(file.name).name.lower()
+    fits = [suffix for suffix in LAYOUTS if name.endswith(suffix)]
+    return max(fits, key=len, default=PurePosixPath(name).suffix)
 
 
 def grown_source(kept: Plan, now: Plan) -> Growth:

@@ -1,0 +1,80 @@
+"""Embeddings in Parquet files, read page by page."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bliss_index.store.formats.table_columns import TableColumns
+from bliss_index.store.formats.tables import RowGroups, TablePart, readable
+from bliss_index.store.source_file import SourceFile
+from bliss_index.store.source_part import ColumnNames
+
+_BUFFER_BYTES = 1 << 20
+_FIRST_ROWS = 1024
+
+
+class ParquetPart(TablePart):
+    """The rows of one Parquet file."""
+
+    layout = "Parquet"
+
+    @classmethod
+    def open(
+        cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True, embedded: bool = True
+    ) -> ParquetPart:
+        """Read the schema and find the columns, as :meth:`TableColumns.find` does.
+
+        Raises
+        ------
+        InvalidInputError
+            It is not a Parquet file, or the columns are missing or unclear.
+        """
+        with _opened(file) as table:
+            schema = table.schema_arrow
+            columns = TableColumns.find(file.name, schema, wanted, texts=texts, embedded=embedded)
+            groups = _row_groups(table, columns.carried.names)
+            first = table.iter_batches(_FIRST_ROWS, columns=columns.names[:1])
+            dim = columns.dimension(file.name, first)
+            return cls(file, table.metadata.num_rows, dim, columns.dtype, columns, groups)
+
+    @contextlib.contextmanager
+    def reading(
+        self, group: int, names: list[str] | None, rows: int
+    ) -> Iterator[Iterator[pa.RecordBatch]]:
+        with _opened(self.file) as table:
+            yield (
+                batch
+                for number in range(group, len(self.groups.rows))
+                for batch in table.iter_batches(rows, [number], columns=names)
+            )
+
+
+def open_parquet(file: SourceFile, columns: ColumnNames, texts: bool) -> ParquetPart:
+    """Open a table with embeddings; errors as of :meth:`ParquetPart.open`."""
+    return ParquetPart.open(file, columns, texts=texts)
+
+
+@contextlib.contextmanager
+def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
+    with (
+        readable(file.name, ParquetPart.layout),
+        pq.ParquetFile(file.open(), buffer_size=_BUFFER_BYTES) as table,
+    ):
+        yield table
+
+
+def _row_groups(table: pq.ParquetFile, carried: Collection[str]) -> RowGroups:
+    """Read the sizes from the footer."""
+    sizes: list[tuple[int, int, int]] = []
+    for number in range(table.metadata.num_row_groups):
+        group = table.metadata.row_group(number)
+        parts = [0, 0]
+        for chunk in map(group.column, range(group.num_columns)):
+            root = chunk.path_in_schema.split(".")[0]
+            parts[root in carried] += chunk.total_uncompressed_size
+        sizes.append((group.num_rows, *parts))
+    return RowGroups(*zip(*sizes, strict=True)) if sizes else RowGroups((), (), ())
