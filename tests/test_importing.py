@@ -172,6 +172,30 @@ def test_texts_and_keys(tmp_path, rows):
     assert store.keys()[:2] == ["k0", "k1"]
 
 
+@pytest.mark.parametrize("where", ["in the source", "in a file"])
+def test_texts_with_keys_of_another_order_are_refused(tmp_path, rows, where):
+    keys = [f"w{row}" for row in range(50)]
+    table = pa.table({"embedding": list_column(rows, "list"), "key": keys})
+    pq.write_table(table, tmp_path / "e.parquet")
+    more = {}
+    if where == "in a file":
+        pq.write_table(table.drop_columns("key"), tmp_path / "e.parquet")
+        (tmp_path / "k.txt").write_text("\n".join(keys))
+        more["keys"] = tmp_path / "k.txt"
+
+    def with_texts(order, out):
+        lines = [f"{key},the word {row}" for row, key in order]
+        (tmp_path / "t.csv").write_text("\n".join(["key,text", *lines]))
+        return bring(tmp_path / "e.parquet", out, "text", texts=tmp_path / "t.csv", **more)[1]
+
+    numbered = list(enumerate(keys))
+    assert with_texts(numbered, tmp_path / "a").texts()[7] == "the word 7"
+    others = [(row, f"{row}") for row, _ in numbered]
+    assert with_texts(others, tmp_path / "b").texts()[7] == "the word 7"
+    with pytest.raises(InvalidInputError, match=r"row 0 has the key 'w49', .* the key 'w0'"):
+        with_texts(numbered[::-1], tmp_path / "c")
+
+
 def test_bad_rows_of_images_keep_their_place(tmp_path, rows):
     rows[3], rows[7, 2], rows[9, 0] = 0, np.nan, -np.inf
     np.save(tmp_path / "e.npy", rows)

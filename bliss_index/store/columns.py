@@ -8,7 +8,7 @@ import math
 import re
 import tokenize
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
     raise InvalidInputError(f"{file} is of an unknown type; expected {_SUFFIXES}")
 
 
-def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[str]:
-    """Read a column of texts in row order.
+def read_names(path: str | Path, name: str, *, rows: int | None = None) -> Column:
+    """Read a column of texts in row order, and the keys beside them.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[
     for row, value in enumerate(column.values):
         if value is None or value != value:
             raise InvalidInputError(f"{path}: the value in row {row} is missing")
-    return [number_text(value) for value in column.values]
+    return replace(column, values=[number_text(value) for value in column.values])
 
 
 def without_blank_end(values: list[Any], rows: int, blank: tuple[Any, ...] = ("",)) -> None:

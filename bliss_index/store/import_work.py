@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from bliss_index.storage import Directory
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
 from bliss_index.store.carried import as_carried, too_large
-from bliss_index.store.columns import names_bytes, read_names
+from bliss_index.store.columns import Column, names_bytes, read_names
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import StoreManifest
@@ -213,10 +213,10 @@ class ImportWork(StoreWork):
             )
         self.names()
 
-    def names(self) -> tuple[list[str] | None, list[str] | None]:
+    def names(self) -> tuple[list[str] | None, Column | None]:
         """Read the keys and texts that were given; InvalidInputError where lengths differ."""
         rows = self.source.rows
-        keys = None if self.keys is None else read_names(self.keys, "key", rows=rows)
+        keys = None if self.keys is None else read_names(self.keys, "key", rows=rows).values
         texts = None if self.texts is None else read_names(self.texts, "text", rows=rows)
         return keys, texts
 
@@ -310,6 +310,7 @@ class ImportWorker:
         self._directory = directory
         self._progress = progress
         self._keys, self._texts = work.names()
+        self._text_keys = frozenset((self._texts and self._texts.keys) or ())
         self._carried = work.source.carried if work.of_kind == "image" else None
         schema = _carried_schema(self._carried) if self._carried else None
         self._columns = ShardColumns(work.of_kind, work.source.dim, work.dtype, schema)
@@ -387,9 +388,27 @@ class ImportWorker:
         kept: list[int] = np.flatnonzero(good).tolist()
         return kept
 
+    def _require_same_keys(
+        self, texts: Column, given: Sequence[str | None] | None, rows: range
+    ) -> None:
+        """Refuse texts in another order than the embeddings, where both have keys that say so.
+
+        Keys of another kind, such as numbers beside names, say nothing.
+        """
+        if texts.keys is None or given is None:
+            return
+        for row, key in zip(rows, given, strict=True):
+            if key != texts.keys[row] and key in self._text_keys:
+                raise InvalidInputError(
+                    f"{texts.path}: row {row} has the key {texts.keys[row]!r}, the embedding of "
+                    f"that row the key {key!r}; write the texts in the order of the embeddings"
+                )
+
     def _texts_of(self, batch: EmbeddingBatch, name: str, rows: range) -> list[str]:
         if self._texts is not None:
-            return self._texts[rows.start : rows.stop]
+            given = self._keys[rows.start : rows.stop] if self._keys else batch.keys
+            self._require_same_keys(self._texts, given, rows)
+            return self._texts.values[rows.start : rows.stop]
         if batch.texts is None:
             raise InvalidInputError(
                 f"{name} holds no texts; a text store needs them: --texts FILE, one a row"
