@@ -1,6 +1,6 @@
 """Write the tables of docs/choosing.md from the committed results.
 
-    python benchmarks/choosing_tables.py
+    python benchmarks/render.py
 
 A table, or a sentence full of figures, stands between ``<!-- table NAME -->`` and ``<!-- end -->``;
 whatever is there is replaced.
