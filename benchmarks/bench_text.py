@@ -38,4 +38,4 @@ def test_reading_words(paired, words, tmp_path, where):
     def lines() -> None:
         dict.fromkeys(Path(path).read_text().splitlines())
 
-    paired({where: ours, "lines": lines}, rounds=5, lines=count)
+    paired({where: ours, "lines": lines}, count=count, rounds=5)

@@ -70,17 +70,17 @@ def paired(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Any]
     """Time ways in turn: ours first, then others, of which the first is the yardstick.
 
     Ways are functions of rows, of which each is given as many as it does in 0.4 s; or, without
-    rows, functions of nothing. Facts are kept beside the times.
+    rows, functions of nothing that do `count` of them. Facts are kept beside the times.
     """
     from bliss_index.bench.paired import Paired, Way
 
     def measure(
-        ways: Mapping[str, Callable[..., Any]], rows: Any = None, *, rounds: int = ROUNDS,
-        **facts: Any,
+        ways: Mapping[str, Callable[..., Any]], rows: Any = None, *, count: int = 1,
+        rounds: int = ROUNDS, **facts: Any,
     ) -> Paired:  # fmt: skip
         seconds = _CALL_SECONDS * request.config.getoption("scale")
         if rows is None:
-            fitted = {name: Way(way) for name, way in ways.items()}
+            fitted = {name: Way(way, count) for name, way in ways.items()}
         else:
             fitted = {name: Way.on_rows(way, rows, seconds) for name, way in ways.items()}
         turns, (ours, *others) = Paired(fitted), ways
