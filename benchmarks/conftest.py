@@ -30,8 +30,8 @@ from machine import describe_machine, peak_memory_mib, set_fast_blas
 THREADS = int(next((b for a, b in pairwise(sys.argv) if a == "--threads"), 0)) or len(
     os.sched_getaffinity(0)
 )
-ROUNDS = 7
-_CALL_SECONDS = 0.4
+ROUNDS = 15
+_CALL_SECONDS = 0.2
 _SURE = 3.0  # standard errors
 _LEAST = 0.05  # a smaller change is none
 
@@ -78,7 +78,7 @@ def scale(request: pytest.FixtureRequest) -> Callable[[int], int]:
 def paired(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Any]:
     """Time ways in turn: ours first, then others, of which the first is the yardstick.
 
-    Ways are functions of rows, of which each is given as many as it does in 0.4 s; or, without
+    Ways are functions of rows, of which each is given as many as it does in 0.2 s; or, without
     rows, functions of nothing that do `count` of them. Facts are kept beside the times.
     """
     from bliss_index.bench.paired import Paired, Way
@@ -129,6 +129,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _lines(found: list[Any]) -> Iterator[str]:
     for one in found:
-        if one.slower:
-            yield f"SLOWER {one}"
+        yield f"{'SLOWER ' if one.slower else ''}{one}"
     yield f"{sum(one.slower for one in found)} of {len(found)} are slower beyond their noise"

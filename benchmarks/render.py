@@ -271,6 +271,23 @@ def two_sets() -> str:
     return markdown(["data, normal classes", *titles.values()], rows)
 
 
+def clusters() -> str:
+    """What a vocabulary of near entries costs, beside one of as many apart."""
+    rows = []
+    for one in result("cpu")["benchmarks"]:
+        if one["group"] != "search":
+            continue
+        found = one["extra_info"]
+        lie = "340 around a text" if found["data"] == "clustered" else "apart"
+        counted = found["candidates_per_query"], 100 * found["rows_searched_in_full"]
+        times = found["ways"]["flat"]["times_slower"]
+        shown = (f"{counted[0]:,.0f}", f"{counted[1]:.0f} %", f"{times:.2f} times")
+        rows.append([f"{found['entries']:,}", lie, *shown])
+    header = ["entries", "they lie", "candidates a query", "queries searched in full",
+              "faiss's flat index takes"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def kills() -> str:
     """How often what was killed."""
     found: Counter[tuple[str, ...]] = Counter()
@@ -317,6 +334,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "accuracy": accuracy,
     "two-sets": two_sets,
     "kills": kills,
+    "clusters": clusters,
     "parts": parts,
 }
 
