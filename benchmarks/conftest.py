@@ -69,9 +69,9 @@ def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
 
 @pytest.fixture
 def scale(request: pytest.FixtureRequest) -> Callable[[int], int]:
-    """A size as asked for by --scale; 64 at least."""
+    """A size as asked for by --scale; 16 at least."""
     share = request.config.getoption("scale")
-    return lambda size: max(64, round(size * share))
+    return lambda size: max(16, round(size * share))
 
 
 @pytest.fixture
