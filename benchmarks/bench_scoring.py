@@ -1,145 +1,77 @@
-"""Whole scoring against its search alone, and calibration against the direct way.
+"""Whole scoring beside its search alone, and calibration beside the direct way.
 
-    python benchmarks/bench_scoring.py --json benchmarks/results/scoring_cpu.json
-
-Scoring: search, tables, class scores and minimum, W = 20,000, for several numbers of classes;
-paired with the search alone on the same images. Tables are computed as entries occur: the first
-pass over the images pays for them and is timed apart ("first").
-
-Calibration: moments of all classes, then mean and deviation of every class on every entry, against
-computing all similarities of each class and numpy's mean and std.
+Tables are computed as entries occur: the rounds of scoring are of images whose entries are known;
+"first_pass_seconds" is the pass before, which pays for the tables.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from pathlib import Path
-from statistics import median
-from typing import Any
-
 import numpy as np
-from machine import describe_machine, peak_memory_mib, use_fast_blas, write_result
+import pytest
+from conftest import THREADS
 
+from bliss_index.bench.paired import seconds_of
 from bliss_index.bench.synthetic import clip_like
 
-DIM, K = 512, 10
+DIM, K, ENTRIES = 512, 10, 20_000
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--entries", type=int, default=20_000)
-    parser.add_argument("--classes", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--images", type=int, default=16_384)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--calibration", type=int, nargs="*", default=[100, 5000],
-        help="classes and images of each; nothing: scoring alone",
-    )  # fmt: skip
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    use_fast_blas(given.threads)
-    vocabulary = clip_like(given.entries, DIM, "text", 1)
-    images = clip_like(given.images, DIM, "image", 2)
-    result: dict[str, Any] = {
-        "machine": describe_machine(given.threads),
-        "entries": given.entries,
-        "dim": DIM,
-        "k": K,
-        "images": given.images,
-        "scoring": [score(vocabulary, images, c, given) for c in given.classes],
-    }
-    if given.calibration:
-        result["calibration"] = calibrate_both(vocabulary, *given.calibration)
-    write_result(given.json, result)
-
-
-def score(
-    vocabulary: np.ndarray, images: np.ndarray, classes: int, given: argparse.Namespace
-) -> dict[str, Any]:
-    """Time search alone and whole scoring in turn."""
+@pytest.mark.benchmark(group="scoring")
+@pytest.mark.parametrize("classes", [10, 100, 1000])
+def test_scoring(paired, scale, benchmark, classes):
     from bliss_index.calibration import calibrate
     from bliss_index.scoring.scorer import BlissScorer
     from bliss_index.search import exact_search
 
+    vocabulary = clip_like(scale(ENTRIES), DIM, "text", 1)
+    images = clip_like(scale(16_384), DIM, "image", 2)
     known = clip_like(4 * classes, DIM, "image", 3)
-    calibration = calibrate(
-        [(known, np.arange(len(known)) % classes)], clip_like(classes, DIM, "text", 4)
-    )
-    search = exact_search(vocabulary, K, threads=given.threads)
-    scorer = BlissScorer(search, vocabulary, calibration, threads=given.threads)
-    search.search(images)
-    first = seconds(scorer.score, images)
-    alone, whole = [], []
-    for _ in range(given.rounds):
-        alone.append(seconds(search.search, images))
-        whole.append(seconds(scorer.score, images))
-    return {
-        "classes": classes,
-        "search_images_per_second": round(len(images) / median(alone)),
-        "scoring_images_per_second": round(len(images) / median(whole)),
-        "added_to_search": round(median(w / a for a, w in zip(alone, whole, strict=True)) - 1, 3),
-        "first_pass_seconds": round(first, 3),
-        "entries_in_tables": scorer.tables.known,
-    }
+    labels = np.arange(len(known)) % classes
+    calibration = calibrate([(known, labels)], clip_like(classes, DIM, "text", 4))
+    search = exact_search(vocabulary, K, threads=THREADS)
+    scorer = BlissScorer(search, vocabulary, calibration, threads=THREADS)
+    first = seconds_of(lambda: scorer.score(images))
+    ways = {"scoring": scorer.score, "search": search.search}
+    turns = paired(ways, images, entries=len(vocabulary), classes=classes, k=K)
+    added = np.median(turns.ratios("scoring", "search")) - 1
+    benchmark.extra_info["added_to_search"] = round(float(added), 3)
+    benchmark.extra_info["first_pass_seconds"] = round(first, 3)
+    benchmark.extra_info["entries_in_tables"] = scorer.tables.known
 
 
-def calibrate_both(vocabulary: np.ndarray, classes: int, images: int) -> dict[str, Any]:
-    """Time the moments and the direct way; images come class by class."""
+@pytest.mark.benchmark(group="calibration")
+@pytest.mark.parametrize(
+    ("classes", "images"), [(20, 500), pytest.param(100, 5000, marks=pytest.mark.slow)]
+)
+def test_calibration(paired, scale, benchmark, classes, images):
+    """Moments of all classes, then mean and deviation of every class on every entry.
+
+    The direct way computes all similarities of a class in float32, and their mean and deviation in
+    float64; it is timed on two classes, and all take the same.
+    """
     from bliss_index.calibration import calibrate
 
+    vocabulary = clip_like(scale(ENTRIES), DIM, "text", 1)
     texts = clip_like(classes, DIM, "text", 4)
+    each = scale(images)
+    rows = np.split(clip_like(each * classes, DIM, "image", 100), classes)
 
-    def batches() -> Any:
-        for c in range(classes):
-            yield clip_like(images, DIM, "image", 100 + c), np.full(images, c)
+    def by_moments() -> tuple[np.ndarray, np.ndarray]:
+        made = calibrate(((part, np.full(each, c)) for c, part in enumerate(rows)), texts)
+        return made.statistics(vocabulary)
 
-    making = seconds(lambda _: [None for _ in batches()], None)
-    calibration: list[Any] = []
-    moments = seconds(lambda _: calibration.append(calibrate(batches(), texts)), None) - making
-    tables = seconds(calibration[0].statistics, vocabulary)
-    checked = 2  # the direct way is timed on some classes, all take the same
-    direct, difference = 0.0, 0.0
-    for c in range(checked):
-        rows = clip_like(images, DIM, "image", 100 + c)
-        began = time.perf_counter()
-        mean, deviation = direct_statistics(rows, vocabulary)
-        direct += time.perf_counter() - began
-        mu, sigma = calibration[0].moments[c].statistics(vocabulary)
-        difference = max(difference, float(np.abs(sigma - deviation).max() / deviation.min()))
-        difference = max(difference, float(np.abs(mu - mean).max()))
-    ours = moments + tables
-    theirs = direct / checked * classes
-    return {
-        "classes": classes,
-        "images_per_class": images,
-        "entries": len(vocabulary),
-        "moments_seconds": round(moments, 2),
-        "all_tables_seconds": round(tables, 2),
-        "direct_seconds": round(theirs, 2),
-        "times_faster": round(theirs / ours, 2),
-        "times_faster_without_tables": round(theirs / moments, 2),
-        "largest_difference": difference,
-        "peak_mib": round(peak_memory_mib()),
-    }
+    def directly() -> None:
+        for part in rows[:2]:
+            direct_statistics(part, vocabulary)
+
+    ways = {"moments": by_moments, "direct, two classes": directly}
+    turns = paired(ways, rounds=3, entries=len(vocabulary), classes=classes, images_a_class=each)
+    times = np.median(turns.ratios("direct, two classes", "moments")) * classes / 2
+    benchmark.extra_info["times_as_fast_as_the_direct_way"] = round(float(times), 2)
 
 
-def direct_statistics(rows: np.ndarray, vocabulary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All similarities of a class in float32, then mean and deviation in float64, in blocks."""
-    mean, deviation = [], []
+def direct_statistics(rows: np.ndarray, vocabulary: np.ndarray) -> None:
     for start in range(0, len(vocabulary), 2000):
         similarity = rows @ vocabulary[start : start + 2000].T
-        mean.append(similarity.mean(0, dtype=np.float64))
-        deviation.append(similarity.std(0, dtype=np.float64) + 1e-8)
-    return np.concatenate(mean), np.concatenate(deviation)
-
-
-def seconds(function: Any, argument: Any) -> float:
-    began = time.perf_counter()
-    function(argument)
-    return time.perf_counter() - began
-
-
-if __name__ == "__main__":
-    main()
+        similarity.mean(0, dtype=np.float64)
+        similarity.std(0, dtype=np.float64)

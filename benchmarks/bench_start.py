@@ -1,39 +1,22 @@
-"""Time that ``bliss-index --help`` takes, from the start of the process to its end.
-
-python benchmarks/bench_start.py --json benchmarks/results/start.json
-"""
+"""Starting: from the start of the process to its end, beside Python with nothing to do."""
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
-import time
-from pathlib import Path
 
-import numpy as np
-from machine import describe_machine, write_result
+import pytest
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
-    command = [Path(sys.executable).with_name("bliss-index"), "--help"]
-    seconds = []
-    for _ in range(given.runs + 1):  # the first fills the file cache
-        began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds.append(round(time.perf_counter() - began, 3))
-    result = {
-        "benchmark": "start",
-        "machine": describe_machine(1),
-        "seconds": seconds[1:],
-        "median": float(np.median(seconds[1:])),
-    }
-    write_result(given.json, result)
+@pytest.mark.benchmark(group="start")
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["score", "--help"], ["info", "."]], ids=" ".join
+)
+def test_start(paired, arguments):
+    def run(*words: str):
+        return lambda: subprocess.run(
+            [sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
-
-if __name__ == "__main__":
-    main()
+    ways = {"bliss-index": run("-m", "bliss_index", *arguments), "python": run("-c", "pass")}
+    paired(ways, rounds=9)

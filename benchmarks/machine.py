@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from datetime import date
@@ -21,13 +22,18 @@ def use_fast_blas(threads: int) -> None:
     OpenBLAS reads these variables when it is loaded. A preset OPENBLAS_CORETYPE or L2 size can cost
     faiss and numpy a third of their speed, which would not be a fair comparison.
     """
-    wanted = {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-    if has_avx512():
-        wanted["OPENBLAS_CORETYPE"] = "SKYLAKEX"
-    if "OPENBLAS_L2_SIZE" in os.environ or any(os.environ.get(n) != v for n, v in wanted.items()):
-        os.environ.pop("OPENBLAS_L2_SIZE", None)
-        os.environ.update(wanted)
+    before = dict(os.environ)
+    set_fast_blas(threads)
+    if os.environ != before:
         os.execv(sys.executable, [sys.executable, *sys.argv])
+
+
+def set_fast_blas(threads: int) -> None:
+    """Set what OpenBLAS reads when it is loaded."""
+    os.environ.update(OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
+    os.environ.pop("OPENBLAS_L2_SIZE", None)
+    if has_avx512():
+        os.environ["OPENBLAS_CORETYPE"] = "SKYLAKEX"
 
 
 def has_avx512() -> bool:
@@ -113,6 +119,19 @@ def run_command(*arguments: object) -> tuple[dict[str, Any], float]:
         sys.exit(f"{arguments[0]} failed")
     output, _, peak = done.stdout.rpartition("\n")
     return json.loads(output), round(int(peak) / 1024, 1)
+
+
+def score(folder: Path, images: str, out: str, threads: int, *more: str) -> dict[str, Any]:
+    """Run ``bliss-index score``; return its summary, its peak memory and its rate while scoring."""
+    shutil.rmtree(folder / out, ignore_errors=True)
+    summary, peak = run_command(
+        "score", folder / images, "--corpus", folder / "corpus",
+        "--calibration", folder / "calibration", "--out", folder / out, "--threads", threads, *more,
+    )  # fmt: skip
+    summary["peak_mib"] = peak
+    records = [json.loads(p.read_text()) for p in (folder / out / "_records").iterdir()]
+    summary["scoring_rows_per_second"] = summary["rows"] / sum(r["seconds"] for r in records)
+    return summary
 
 
 _MEASURED = """

@@ -1,4 +1,4 @@
-"""Draw what ``bench_sensitivity.py`` measured.
+"""Draw what ``study_sensitivity.py`` measured.
 
 For example::
 

@@ -3,7 +3,7 @@
 #   scripts/test.sh              all that take no long time; on two processors some three minutes
 #   scripts/test.sh --fast       the ones to run while writing: less than a minute
 #   scripts/test.sh --slow       what takes more than about ten seconds each
-#   scripts/test.sh ARGUMENTS    go to pytest: a file, -k WORDS, -m long
+#   scripts/test.sh ARGUMENTS    go to pytest: a file, -k WORDS, -m gpu
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment clip,faiss,object-stores,ray,report,dev
@@ -14,7 +14,7 @@ export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0
 # A process for each processor, of one thread of BLAS each: more would only wait for each other.
 processes=$(.venv/bin/python -c 'import os; print(min(8, len(os.sched_getaffinity(0))))')
 together=(-q -n "$processes" --dist worksteal)
-quick="not slow and not long and not gpu"
+quick="not slow and not gpu"
 case "${1:-}" in
   "") set -- "${together[@]}" -m "$quick" ;;
   --fast)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -45,14 +46,33 @@ def test_the_table_of_simpler_scores(caltech):
             assert cell == f"{100 * values[count]['mean']:.1f}"
 
 
-def test_the_tables_that_a_script_writes():
-    """`python benchmarks/choosing_tables.py` would change nothing."""
-    spec = spec_from_file_location("choosing_tables", ROOT / "benchmarks" / "choosing_tables.py")
+@pytest.fixture(scope="module")
+def render():
+    spec = spec_from_file_location("render", ROOT / "benchmarks" / "render.py")
     script = module_from_spec(spec)
     spec.loader.exec_module(script)
-    page = (ROOT / "docs" / "choosing.md").read_text()
-    assert page.count("<!-- table ") == page.count("<!-- end -->") == len(script.TABLES)
-    assert script.render(page) == page
+    return script
+
+
+def test_the_tables_that_a_script_writes(render):
+    """`python benchmarks/render.py` would change nothing, and every table has its place."""
+    placed = Counter()
+    for page in render.PAGES:
+        text = page.read_text()
+        placed.update(re.findall(r"<!-- table (\S+) -->", text))
+        assert text.count("<!-- table ") == text.count("<!-- end -->"), page.name
+        assert render.render(text) == text, page.name
+    assert placed == Counter(list(render.TABLES))
+
+
+def test_a_table_follows_its_result(render, monkeypatch):
+    page = (ROOT / "README.md").read_text()
+    changed = json.loads(json.dumps(render.result("search_cpu_k10")))
+    for found in changed["results"]:
+        found["ways"]["native"]["queries_per_second"] = 123456
+    monkeypatch.setattr(render, "result", lambda name, old=render.result: (
+        changed if name == "search_cpu_k10" else old(name)))  # fmt: skip
+    assert render.render(page).count("123,456 images/s") == 4
 
 
 def result(name: str) -> dict:
@@ -70,56 +90,6 @@ def readme_rows(first: str) -> dict[str, list[str]]:
         head, *cells = (cell.strip() for cell in line.strip("|").split("|"))
         rows[head] = cells
     return rows
-
-
-def test_the_readmes_searches():
-    xeon, epyc = result("search_cpu_xeon")["results"], result("search_cpu_k10")["results"]
-
-    def of(results: list, entries: int) -> dict:
-        return next(
-            r["ways"] for r in results if (r["entries"], r["dim"], r["k"]) == (entries, 512, 10)
-        )
-
-    def times(text: str, ratio: float) -> bool:
-        digits = 0 if ratio >= 10 else 1
-        return f"{ratio:.{digits}f} times" in text
-
-    rows = readme_rows("entries")
-    assert [int(name.replace(",", "")) for name in rows] == [2_000, 20_000, 100_000, 1_000_000]
-    for name, (amx, vnni, other) in rows.items():
-        ways = of(xeon, int(name.replace(",", "")))
-        flat = ways["flat"]["queries_per_second"]
-        assert f"{ways['native']['queries_per_second']:,.0f} images/s" in amx
-        assert times(amx, ways["native"]["queries_per_second"] / flat)
-        assert times(vnni, ways["avx512-vnni"]["queries_per_second"] / flat)
-        ways = of(epyc, int(name.replace(",", "")))
-        assert f"{ways['native']['queries_per_second']:,.0f} images/s" in other
-        assert times(other, ways["flat"]["times_slower"])
-
-
-def test_the_readmes_accuracy():
-    auroc = result("caltech101_chain")["auroc"]
-    for name, cells in zip(auroc, readme_rows("normal classes").values(), strict=True):
-        runs, *means = cells
-        for cell, way in zip(means, ("BLISS", "raw similarity", "label term"), strict=True):
-            found = auroc[name][way]
-            shown = cell.replace("*", "").split(" ± ")
-            assert shown == [f"{found['mean']:.4f}", f"{found['std']:.4f}"]
-            assert runs == str(found["runs"])
-
-
-def test_the_readmes_second_data_set():
-    data = result("choosing")["detectors"]
-    rows = readme_rows("data, normal classes")
-    names = ("bliss", "bliss:shrinkage=10", "raw", "neglabel:negatives=1", "knn:neighbours=1")
-    protocols = {"six": "6 normal", "half": "half"}
-    assert set(rows) == {f"{title}, {name}" for title in data for name in protocols}
-    for title, cells in rows.items():
-        name, protocol = title.split(", ")
-        for cell, detector in zip(cells, names, strict=True):
-            found = data[name][protocols[protocol]][detector]
-            shown = (f"{100 * found[end]:.1f}" for end in ("mean", "low", "high"))
-            assert cell == "{} ({} to {})".format(*shown)
 
 
 def test_the_default_has_not_changed(caltech):
@@ -187,19 +157,6 @@ def test_the_page_about_bulk_jobs():
     assert f"{rate['ray']:,} instead of {rate['local']:,} images/s" in page
     seconds = (median(ray[f"{engine}_seconds"]) for engine in ("ray", "local"))
     assert "took {:.1f} s instead of {:.1f} s".format(*seconds) in page
-
-
-def test_the_kills_on_the_page_about_bulk_jobs():
-    page = (ROOT / "docs" / "bulk.md").read_text()
-    kills, starting = Counter(), Counter()
-    for run in result("kill_test")["runs"]:
-        assert run["byte_identical_and_nothing_left_over"]
-        way = (run["work"], run["what_was_killed"], run["answers_lost"])
-        kills[way] += run["kills"]
-        starting[way] += run.get("kills_while_starting", 0)
-    assert {work for work, *_ in kills} == {"import", "score", "encode-text", "encode-images"}
-    for way in kills:
-        assert f"| {' | '.join(way)} | {kills[way]} | {starting[way]} |" in page
 
 
 def test_the_readmes_scoring():
@@ -347,15 +304,8 @@ def test_where_the_time_of_a_job_on_a_gpu_goes():
 
 
 def test_what_a_part_of_a_job_costs():
-    text = (ROOT / "docs" / "bulk.md").read_text()
     jobs = [job for job in result("jobs_parts")["jobs"] if job["parts"] > 1]
     assert [job["parts"] for job in jobs] == [1_000, 10_000, 100_000, 1_000_000]
-    for job in jobs:
-        assert (
-            f"| {job['parts']:,} | {job['ms_a_part']:.2f} | {job['bytes_written_a_part']:.0f} | "
-            f"{job['start_s']:.1f} s | {job['resume_half_done_s']:.1f} s | "
-            f"{job['finish_s']:.1f} s | {job['run_again_s']:.1f} s | {max(job['peak_mib'])} |"
-        ) in text
     assert jobs[-1]["ms_a_part"] < 1.2 * jobs[0]["ms_a_part"]
 
 

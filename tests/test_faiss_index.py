@@ -24,6 +24,7 @@ from bliss_index.search.faiss import runtime as faiss_runtime
 
 faiss = pytest.importorskip("faiss")
 
+from bliss_index.search.faiss.candidates import Candidates  # noqa: E402
 from bliss_index.search.faiss.index import (  # noqa: E402
     IndexParameters,
     build_index,
@@ -352,3 +353,29 @@ def test_the_bound_holds_for_what_is_stored_rounded(storage: str) -> None:
     # What rounding costs is the most of it where it is coarse, so nothing smaller would do.
     if storage == "float16":
         assert errors.max() > 0.5 * bounds.min()
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+def test_the_bound_holds_where_small_coordinates_become_zero(storage: str) -> None:
+    """On both sides: a coordinate below the smallest number loses itself times the other's."""
+    dim = 64
+    smallest = 2.0**-126 if storage == "float32" else 2.0**-24
+    lost = np.full(dim, 0.49 * smallest)
+    entries = np.stack([np.ones(dim), lost])
+    search = build_index(entries, "flat", k=1, threads=1)
+    search._placement = Placement("cpu", storage)
+    for query in (np.ones(dim), lost):  # stored as it is, and as nothing
+        errors = np.abs(entries @ query) if query is lost else np.abs(entries[1:] @ query)
+        bound = search.error_bound(np.array([np.linalg.norm(query)]))
+        assert (errors <= bound).all()
+
+
+def test_a_long_entry_near_the_best_does_not_hide_it() -> None:
+    """Its product is known less exactly, so what it may be is more than what the best is."""
+    vocabulary = np.array([[1.0, 0.0], [1.0 - 1e-10, 1e6], [0.5, 0.0]])
+    queries = np.array([[1.0, 0.0]])
+    found = Candidates(queries, vocabulary, np.linalg.norm(vocabulary, axis=1), 1)
+    found.scan(np.array([0]))
+    values, ids, counted = found.ordered()
+    assert (ids.tolist(), values.tolist()) == ([[0]], [[1.0]])
+    assert counted.candidates == 2  # the long one had to be looked at

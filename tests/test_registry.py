@@ -103,6 +103,16 @@ print(json.dumps({
     "unknown": str(CliRunner().invoke(app, ["import", other, "--out", "x", *names]).exception),
 }))
 """
+USE_COMMAND = """
+from bliss_index.store import ModelIdentity, StoreWriter
+store = sys.argv[1] + "/store"
+with StoreWriter(store, kind="image", model=ModelIdentity("m", None), dim=4) as writer:
+    writer.append(["a", "b\\tc"], np.eye(4, dtype=np.float32)[:2])
+def run(*words):
+    done = CliRunner().invoke(app, ["keys", *words])
+    return [done.exit_code, done.stdout]
+print(json.dumps([run(store), run(store, "--json"), run("file:///tmp/x")[0]]))
+"""
 
 
 def blocks_of(title: str) -> list[tuple[str, str, str]]:
@@ -113,7 +123,7 @@ def blocks_of(title: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def use_of_added(title: str, folder: Path, use: str) -> dict[str, Any]:
+def use_of_added(title: str, folder: Path, use: str) -> Any:
     """What a program prints with a copy of the package in which the guide was followed."""
     for path in PACKAGE.rglob("*"):
         if path.suffix in (".py", ".cu", ".json") and "__pycache__" not in path.parts:
@@ -123,11 +133,13 @@ def use_of_added(title: str, folder: Path, use: str) -> dict[str, Any]:
     (_, path, text), (_, listed, change) = blocks_of(title)
     assert not (folder / path).exists()
     (folder / path).write_text(text)
-    (_, context), (plus, line) = ((row[:1], row[1:]) for row in change.splitlines())
-    assert plus == "+"
     text = (folder / listed).read_text()
-    assert text.count(f"{context}\n") == 1
-    (folder / listed).write_text(text.replace(f"{context}\n", f"{context}\n{line}\n"))
+    rows = [(row[:1], row[1:]) for row in change.splitlines()]
+    for (_, context), (plus, line) in zip(rows[::2], rows[1::2], strict=True):
+        assert plus == "+"
+        assert text.count(f"{context}\n") == 1
+        text = text.replace(f"{context}\n", f"{context}\n{line}\n")
+    (folder / listed).write_text(text)
     done = subprocess.run(
         [sys.executable, "-c", PREPARE + use, str(folder)],
         capture_output=True,
@@ -135,8 +147,7 @@ def use_of_added(title: str, folder: Path, use: str) -> dict[str, Any]:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_another_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
@@ -159,6 +170,13 @@ def test_another_layout_is_one_file_and_one_line(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["rows"], found["expected"], atol=1e-3)
     assert found["both"] == 100
     assert "known are .toy, .npy, .npz, .parquet" in " ".join(found["unknown"].split())
+
+
+def test_another_command_is_one_file_and_two_lines(tmp_path: Path) -> None:
+    plain, as_json, refused = use_of_added("A command", tmp_path, USE_COMMAND)
+    assert plain == [0, "a\nb\ufffdc\n"]
+    assert (as_json[0], json.loads(as_json[1])) == (0, ["a", "b\tc"])
+    assert refused == 2
 
 
 @pytest.mark.parametrize("name", [engine.name for engine in ENGINES])

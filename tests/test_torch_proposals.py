@@ -84,6 +84,15 @@ def test_scores_are_within_their_bounds(precision: str, kind: str) -> None:
         assert (gap <= bound + bound[:, :1] + roundings).all()
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_precision_that_is_asked_for_multiplies(precision: str) -> None:
+    backend = TorchBackend(clip_like(100, 16, "text", 1), 3, precision=precision)
+    assert precision in backend.description
+    assert isinstance(
+        backend._scores, {"float32": Float32Scores, "bfloat16": Bfloat16Scores}[precision]
+    )
+
+
 def test_centring_leaves_few_candidates() -> None:
     entries, queries = clip_like(8000, 256, "text", 1), clip_like(256, 256, "image", 2)
     for precision in PRECISIONS:

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.bench.paired import Paired, Way, seconds_of
 from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import InvalidInputError, MissingDependencyError
@@ -31,7 +31,6 @@ MODEL = ModelIdentity("synthetic", None)
 _ROWS = 65536
 _IMAGES_PER_CLASS = 200
 _QUERIES = 4096
-_PROBE_QUERIES = 256
 _ROUND_SECONDS = 0.5
 _ROUNDS = 7
 _JOB_SECONDS = 12.0
@@ -225,17 +224,10 @@ def paired_rates(
     -------
     Medians over the rounds.
     """
-    sizes = {}
-    for name, function in ways.items():
-        function(queries[:_PROBE_QUERIES])  # warms up
-        seconds = _seconds(function, queries[:_PROBE_QUERIES])
-        size = int(_PROBE_QUERIES * _ROUND_SECONDS / seconds)
-        sizes[name] = min(len(queries), max(_PROBE_QUERIES, size))
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(_ROUNDS):
-        for name, function in ways.items():
-            times[name].append(_seconds(function, queries[: sizes[name]]))
-    return {name: sizes[name] / median(times[name]) for name in ways}
+    fitted = {name: Way.on_rows(way, queries, _ROUND_SECONDS) for name, way in ways.items()}
+    paired = Paired(fitted)
+    paired.run(_ROUNDS)
+    return {name: 1 / seconds for name, seconds in paired.medians().items()}
 
 
 def measure_job(
@@ -295,7 +287,7 @@ def measure_encoding(folder: Path, model: str, pretrained: str | None) -> dict[s
     words = load_vocabulary(["imagenet"]).entries[:_TEXTS]
     prompts = render_prompts(words)
     encoder.encode_text(prompts[:_PICTURES])
-    texts = len(prompts) / _seconds(encoder.encode_text, prompts)
+    texts = len(prompts) / seconds_of(lambda: encoder.encode_text(prompts))
     pictures = folder / "pictures"
     pictures.mkdir()
     rng = np.random.default_rng(0)
@@ -316,9 +308,3 @@ class _Clock(JobListener):
 
     def finished_part(self, record: Record) -> None:
         self.seconds += record.seconds
-
-
-def _seconds(function: Callable[[Any], Any], argument: Any) -> float:
-    began = time.perf_counter()
-    function(argument)
-    return max(time.perf_counter() - began, 1e-9)

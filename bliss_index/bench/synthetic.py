@@ -50,6 +50,52 @@ def clip_like(
     return rows
 
 
+def clustered(
+    count: int,
+    dim: int,
+    seed: int,
+    *,
+    near: int = 340,
+    distance: float = 0.05,
+    dtype: npt.DTypeLike = np.float32,
+) -> npt.NDArray[Any]:
+    """Draw a vocabulary as real ones are: many entries near each other.
+
+    Of a list of a million entries, most are other words for what others say. Around each text of
+    :func:`clip_like` lie `near` entries; their order is mixed. Where a search expects few entries
+    to reach an image's k-th best, whole clusters do.
+
+    Parameters
+    ----------
+    count, dim
+        Shape of the result.
+    seed
+        Of the rows.
+    near
+        Entries around a text.
+    distance
+        Mean distance of an entry from its text, between unit vectors.
+    dtype
+        Of the result.
+
+    Returns
+    -------
+    (count, dim), unit norm up to rounding.
+    """
+    texts = clip_like(-(-count // near), dim, "text", seed)
+    rng = np.random.default_rng(seed + 1)
+    order = rng.permutation(count)
+    rows: npt.NDArray[Any] = np.empty((count, dim), dtype=dtype)
+    for start in range(0, count, _BLOCK_ROWS):
+        places = order[start : start + _BLOCK_ROWS]
+        part = rng.standard_normal((len(places), dim), dtype=np.float32)
+        part *= distance / np.sqrt(dim)
+        part += texts[places // near]
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+        rows[start : start + len(places)] = part
+    return rows
+
+
 def clip_shape(dim: int, kind: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return the common direction and the spread of :func:`clip_like`'s vectors.
 

@@ -12,7 +12,7 @@ SHRINKAGE = 10
 """The shrinkage that a warning names."""
 
 # AUROC in percent by images a class, six normal classes, shrinkage 0 and SHRINKAGE; measured by
-# benchmarks/bench_few_images.py on Caltech101 and ImageNet.
+# benchmarks/study_few_images.py on Caltech101 and ImageNet.
 MEASURED = {
     ("Caltech101", 2): (87.7, 98.4),
     ("Caltech101", 5): (98.6, 99.2),

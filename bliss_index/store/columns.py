@@ -100,8 +100,14 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
     raise InvalidInputError(f"{file} is of an unknown type; expected {_SUFFIXES}")
 
 
-def read_names(path: str | Path, name: str, *, rows: int | None = None) -> Column:
-    """Read a column of texts in row order, and the keys beside them.
+def read_names(path: str | Path, name: str, *, rows: int | None = None) -> list[str]:
+    """Read a column of texts in row order; see :func:`read_names_and_keys`."""
+    names: list[str] = read_names_and_keys(path, name, rows=rows).values
+    return names
+
+
+def read_names_and_keys(path: str | Path, name: str, *, rows: int | None = None) -> Column:
+    """Read a column of texts in row order, and the keys beside them where there are any.
 
     Raises
     ------

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import CorruptStoreError, InvalidInputError, listed
+from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
 from bliss_index.jobs.memory import MemoryPlan, fit_memory
 from bliss_index.jobs.part import Growth
@@ -22,7 +22,7 @@ from bliss_index.storage import Directory
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.hashing import file_sha256
 from bliss_index.store.carried import as_carried, too_large
-from bliss_index.store.columns import Column, names_bytes, read_names
+from bliss_index.store.columns import Column, names_bytes, read_names, read_names_and_keys
 from bliss_index.store.identity import ModelIdentity
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.manifest import StoreManifest
@@ -205,6 +205,8 @@ class ImportWork(StoreWork):
             raise InvalidInputError(
                 f"{self.location} holds 0 rows of embeddings; nothing to import"
             )
+        if not images and self.texts is None:
+            self._require_texts()
         unclear = self.source.unclear_order()
         if unclear and (self.keys or self.texts):
             raise InvalidInputError(
@@ -213,11 +215,27 @@ class ImportWork(StoreWork):
             )
         self.names()
 
+    def _require_texts(self) -> None:
+        """Refuse a source without texts before anything is begun, so that --texts can be added."""
+        part = next((part for part in self.source.parts if part.rows > 0), None)
+        if part is None:
+            return
+        try:
+            stream = part.stream(0, False)
+            try:
+                texts = stream.read(1).texts
+            finally:
+                stream.close()
+        except BlissError:
+            return  # a damaged part fails by itself, with its reason
+        if texts is None:
+            raise _no_texts(part.name)
+
     def names(self) -> tuple[list[str] | None, Column | None]:
         """Read the keys and texts that were given; InvalidInputError where lengths differ."""
         rows = self.source.rows
-        keys = None if self.keys is None else read_names(self.keys, "key", rows=rows).values
-        texts = None if self.texts is None else read_names(self.texts, "text", rows=rows)
+        keys = None if self.keys is None else read_names(self.keys, "key", rows=rows)
+        texts = None if self.texts is None else read_names_and_keys(self.texts, "text", rows=rows)
         return keys, texts
 
     @cached_property
@@ -383,7 +401,7 @@ class ImportWorker:
             bad = [f"{rows[row]} ({status[row]})" for row in np.flatnonzero(~good)]
             raise InvalidInputError(
                 f"embeddings of texts have no direction in row(s) {listed(bad)}; fix them, or "
-                "leave them out with --drop-bad-rows"
+                "leave them out: --drop-bad-rows and another --out"
             )
         kept: list[int] = np.flatnonzero(good).tolist()
         return kept
@@ -410,15 +428,19 @@ class ImportWorker:
             self._require_same_keys(self._texts, given, rows)
             return self._texts.values[rows.start : rows.stop]
         if batch.texts is None:
-            raise InvalidInputError(
-                f"{name} holds no texts; a text store needs them: --texts FILE, one a row"
-            )
+            raise _no_texts(name)
         missing = [row for row, text in zip(rows, batch.texts, strict=True) if text is None]
         if missing:
             raise InvalidInputError(
                 f"{name}: {len(missing)} texts are null, the first in row {missing[0]}"
             )
         return [text for text in batch.texts if text is not None]
+
+
+def _no_texts(name: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{name} holds no texts; a text store needs them: --texts FILE, one a row"
+    )
 
 
 def _carried_schema(carried: pa.Schema) -> pa.Schema:

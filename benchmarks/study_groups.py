@@ -1,6 +1,6 @@
 """How well groups of outliers agree with what the outliers are, beside k-means that is told more.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_groups.py \
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_groups.py \
         --out benchmarks/results/groups.json
 
 The images of all classes that are not normal are grouped, as `bliss-index groups` does, from their

@@ -1,6 +1,6 @@
 """AUROC by shrinkage and by calibration images a class, on two sets of real embeddings.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_few_images.py \
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_few_images.py \
         --out benchmarks/results/few_images.json
 
 Intervals are of the mean over the runs (choices of normal classes), by a bootstrap of the runs,

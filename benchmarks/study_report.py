@@ -1,6 +1,6 @@
 """Size of the report, the time it takes and its memory, by the number of rows.
 
-    python benchmarks/bench_report.py FOLDER --json benchmarks/results/report_size.json
+    python benchmarks/study_report.py FOLDER --json benchmarks/results/report_size.json
 
 Scores synthetic images (d = 64, 3,000 entries, 40 classes, entries, a threshold) into FOLDER,
 which takes about 0.6 GB, and makes a report of them, each in a process of its own.

@@ -3,7 +3,7 @@
 Embeddings have the shape of CLIP's (a common direction, a decaying spectrum), and classes of their
 own; they say how long a protocol takes, not how good a detector is.
 
-    python benchmarks/bench_evaluation.py --threads 2 --out benchmarks/results/evaluation_protocols.json
+    python benchmarks/study_evaluation.py --threads 2 --out benchmarks/results/evaluation_protocols.json
 """  # noqa: E501
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the choice of k, lambda, vocabulary and detector does, on two sets of real embeddings.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_choosing.py \
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_choosing.py \
         --out benchmarks/results/choosing.json
 
-Caltech101 as in bench_sensitivity.py; ImageNet with three of four images a class for calibration,
+Caltech101 as in study_sensitivity.py; ImageNet with three of four images a class for calibration,
 in four turns, so that every image is scored once. Every value is the mean AUROC over the runs of a
 protocol, a run averaged over turns and draws first; intervals are 95 %, by a bootstrap of the runs:
 they say what another choice of normal classes would change, not what other images would. "gain" is

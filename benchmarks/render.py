@@ -1,6 +1,6 @@
-"""Write the tables of docs/choosing.md from the committed results.
+"""Write the tables of README.md and the pages in docs/ from the committed results.
 
-    python benchmarks/choosing_tables.py
+    python benchmarks/render.py
 
 A table, or a sentence full of figures, stands between ``<!-- table NAME -->`` and ``<!-- end -->``;
 whatever is there is replaced.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "choosing.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SETS = ("Caltech101", "ImageNet")
 PROTOCOLS = {"6 normal": "six", "half": "half", "all-but-one": "all but one"}
 _TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
@@ -210,6 +211,111 @@ def float16() -> str:
     )  # fmt: skip
 
 
+def searches() -> str:
+    """Exact search beside faiss on two machines."""
+    xeon, epyc = (
+        {
+            found["entries"]: found["ways"]
+            for found in result(name)["results"]
+            if (found["dim"], found["k"]) == (512, 10)
+        }
+        for name in ("search_cpu_xeon", "search_cpu_k10")
+    )
+
+    def cell(ways: dict[str, Any], ratio: float, name: str = "", faiss: str = "") -> str:
+        rate = f"{ways[name]['queries_per_second']:,.0f} images/s, " if name else ""
+        return f"{rate}{ratio:.{0 if ratio >= 10 else 1}f} times{faiss}"
+
+    rows = []
+    for entries in sorted(epyc):
+        ways, other = xeon[entries], epyc[entries]
+        rates = {name: way["queries_per_second"] for name, way in ways.items()}
+        rows.append(
+            [
+                f"{entries:,}",
+                cell(ways, rates["native"] / rates["flat"], "native", "" if rows else " faiss"),
+                cell(ways, rates["avx512-vnni"] / rates["flat"]),
+                cell(other, other["flat"]["times_slower"], "native"),
+            ]
+        )
+    header = ["entries", "Xeon with AMX", "the same, AVX-512 VNNI only", "EPYC with AVX-512 VNNI"]
+    return markdown(header, rows)
+
+
+def accuracy() -> str:
+    """AUROC of the whole chain on Caltech101."""
+    titles = ("one", "six", "all but one")
+    ways = {"BLISS": "**{}**", "raw similarity": "{}", "label term": "{}"}
+    rows = []
+    for title, found in zip(titles, result("caltech101_chain")["auroc"].values(), strict=True):
+        cells = [
+            f"{shown.format(format(found[way]['mean'], '.4f'))} ± {found[way]['std']:.4f}"
+            for way, shown in ways.items()
+        ]
+        rows.append([title, str(found["BLISS"]["runs"]), *cells])
+    return markdown(["normal classes", "runs", *ways], rows)
+
+
+def two_sets() -> str:
+    """AUROC of some detectors on both sets."""
+    titles = {
+        "bliss": "BLISS", "bliss:shrinkage=10": "shrinkage 10", "raw": "raw similarity",
+        "neglabel:negatives=1": "NegLabel, all entries", "knn:neighbours=1": "nearest image",
+    }  # fmt: skip
+    data = result("choosing")["detectors"]
+    rows = [
+        [f"{title}, {PROTOCOLS[name]}", *(percent(data[title][name][one]) for one in titles)]
+        for title in SETS
+        for name in ("6 normal", "half")
+    ]
+    return markdown(["data, normal classes", *titles.values()], rows)
+
+
+def clusters() -> str:
+    """What a vocabulary of near entries costs, beside one of as many apart."""
+    rows = []
+    for one in result("cpu")["benchmarks"]:
+        if one["group"] != "search":
+            continue
+        found = one["extra_info"]
+        lie = "340 around a text" if found["data"] == "clustered" else "apart"
+        counted = found["candidates_per_query"], 100 * found["rows_searched_in_full"]
+        times = found["ways"]["flat"]["times_slower"]
+        shown = (f"{counted[0]:,.0f}", f"{counted[1]:.0f} %", f"{times:.2f} times")
+        rows.append([f"{found['entries']:,}", lie, *shown])
+    header = ["entries", "they lie", "candidates a query", "queries searched in full",
+              "faiss's flat index takes"]  # fmt: skip
+    return markdown(header, rows)
+
+
+def kills() -> str:
+    """How often what was killed."""
+    found: Counter[tuple[str, ...]] = Counter()
+    starting: Counter[tuple[str, ...]] = Counter()
+    for run in result("kill_test")["runs"]:
+        way = (run["work"], run["what_was_killed"], run["answers_lost"])
+        found[way] += run["kills"]
+        starting[way] += run.get("kills_while_starting", 0)
+    header = ["work", "what was killed", "answers lost", "kills", "of them while it started"]
+    return markdown(header, [[*way, str(found[way]), str(starting[way])] for way in found])
+
+
+def parts() -> str:
+    """What a part of a job costs."""
+    rows = [
+        [
+            f"{job['parts']:,}", f"{job['ms_a_part']:.2f}", f"{job['bytes_written_a_part']:.0f}",
+            f"{job['start_s']:.1f} s", f"{job['resume_half_done_s']:.1f} s",
+            f"{job['finish_s']:.1f} s", f"{job['run_again_s']:.1f} s", str(max(job["peak_mib"])),
+        ]
+        for job in result("jobs_parts")["jobs"]
+        if job["parts"] > 1
+    ]  # fmt: skip
+    header = ["parts", "ms a part", "bytes written a part", "start", "resume, half done", "finish",
+              "run again, all done", "peak MiB"]  # fmt: skip
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "k": lambda: gains("k", "10"),
     "lambda": lambda: gains("lambda", "0.5"),
@@ -224,12 +330,19 @@ TABLES: dict[str, Callable[[], str]] = {
     "contamination": contamination,
     "names": names,
     "float16": float16,
+    "searches": searches,
+    "accuracy": accuracy,
+    "two-sets": two_sets,
+    "kills": kills,
+    "clusters": clusters,
+    "parts": parts,
 }
 
 
 def main() -> None:
-    """Rewrite the page."""
-    PAGE.write_text(render(PAGE.read_text()))
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(render(page.read_text()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The whole chain by its commands on real CLIP embeddings of Caltech101: a table of AUROC.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_caltech_chain.py \
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_caltech_chain.py \
         --out benchmarks/results/caltech101_chain.json
 
 Every run imports its classes' texts, calibrates, scores with lambda 0.5 (BLISS) and with lambda 0

@@ -1,6 +1,6 @@
 """What the choice of k, lambda, vocabulary and calibration images does, on real embeddings.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_sensitivity.py \
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_sensitivity.py \
         --out benchmarks/results/sensitivity_caltech101.json
 
 ``plot_sensitivity.py`` draws the result.

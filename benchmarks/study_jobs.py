@@ -1,6 +1,6 @@
 """What the engine of jobs itself costs: a work of a line a part, of more and more parts.
 
-    python benchmarks/bench_jobs.py --parts 1000 10000 100000 --json benchmarks/results/jobs.json
+    python benchmarks/study_jobs.py --parts 1000 10000 100000 --json benchmarks/results/jobs.json
 
 Start is planning and writing the plan, resume finds half of the parts done, finish writes the
 manifest. Every run (first half, second half, again) has a process of its own, whose peak memory is

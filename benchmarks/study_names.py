@@ -1,6 +1,6 @@
 """What happens when names stand for the wrong classes, on two sets of real embeddings.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_names.py --out benchmarks/results/names.json
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_names.py --out benchmarks/results/names.json
 
 A share of the classes exchange their text embeddings, in a ring. AUROC is that of half of the
 classes normal, mean over 20 choices; "warned" counts classes of whose calibration images fewer than

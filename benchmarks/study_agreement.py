@@ -1,6 +1,6 @@
 """Whether `bliss-index bench` tells the truth: its images/s against those of a real `score`.
 
-    python benchmarks/bench_agreement.py FOLDER --json benchmarks/results/bench_agreement.json
+    python benchmarks/study_agreement.py FOLDER --json benchmarks/results/bench_agreement.json
 
 Both are run as a person runs them, in turn, several times. FOLDER takes about 1 GB. A job's rate
 is that of its parts (rows over the seconds in their records), as in `bench`; its whole time is
@@ -18,8 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_bulk import score
-from machine import describe_machine, use_fast_blas, write_result
+from machine import describe_machine, score, use_fast_blas, write_result
 from make_embeddings import make_missing
 
 DIM, ENTRIES, CLASSES = 512, 20_000, 10

@@ -1,6 +1,6 @@
 """Peak memory of every work against the plan that it prints, in all layouts of input.
 
-    python benchmarks/bench_memory.py FOLDER --json benchmarks/results/memory.json
+    python benchmarks/study_memory.py FOLDER --json benchmarks/results/memory.json
 
 Every figure is of a command in a process of its own: the largest resident memory of it and of the
 processes that it started (VmHWM), summed, against "memory: at most ..." as it was printed.

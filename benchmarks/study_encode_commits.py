@@ -1,6 +1,6 @@
 """Encoding by two checkouts of this project in turn: what a change did to the commands' rates.
 
-    python benchmarks/bench_encode_commits.py --before ../older --json result.json
+    python benchmarks/study_encode_commits.py --before ../older --json result.json
 
 Both encode the same drawn JPEGs and the same words, with the same random weights, by
 ``encode-images`` and ``encode-text`` with their defaults, as whole commands and by the rate that

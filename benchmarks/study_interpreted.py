@@ -1,6 +1,6 @@
 """Exactness of the GPU kernels on a processor, and how many candidates their bounds leave.
 
-    python benchmarks/bench_interpreted.py --json benchmarks/results/gpu_kernels_interpreted.json
+    python benchmarks/study_interpreted.py --json benchmarks/results/gpu_kernels_interpreted.json
 
 Triton's interpreter runs the kernels on CPU tensors, with the blocks, samples and lists that they
 have on a GPU; ids and similarities are compared with float64 brute force. No times are taken.

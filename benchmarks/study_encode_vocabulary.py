@@ -1,6 +1,6 @@
 """Peak memory of reading, deduplicating and encoding word lists, on disk and in memory.
 
-    python benchmarks/bench_encode_vocabulary.py FOLDER \
+    python benchmarks/study_encode_vocabulary.py FOLDER \
         --json benchmarks/results/encode_vocabulary_memory.json
 
 Lists of made-up lines, a fifth of them repeated, are read by ``spool_vocabulary`` (as

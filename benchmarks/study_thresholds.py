@@ -1,6 +1,6 @@
 """False alarms of thresholds: what is promised and what is observed, over random splits.
 
-    BLISS_INDEX_REALDATA=FOLDER python benchmarks/bench_thresholds.py \
+    BLISS_INDEX_REALDATA=FOLDER python benchmarks/study_thresholds.py \
         --out benchmarks/results/thresholds.json
 
 Every split draws the normal classes and deals their images at random: some calibrate and give the

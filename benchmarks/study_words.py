@@ -1,6 +1,6 @@
 """A large word list through the whole chain: encode, index, top k of images; the embedded model.
 
-    python benchmarks/bench_words.py WORDS.txt FOLDER --json benchmarks/results/words_tiny.json
+    python benchmarks/study_words.py WORDS.txt FOLDER --json benchmarks/results/words_tiny.json
 
 The images are drawn scenes. FOLDER takes about 100 MB while it runs.
 """
