@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--before", type=Path, required=True, help="another checkout")
     parser.add_argument("--after", type=Path, default=ROOT, help="by default this one")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 20_000, 100_000, 1_000_000])
+    parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--json", type=Path)
@@ -80,7 +81,7 @@ def main() -> None:
     sizes = sorted({20_000, *given.sizes})
     cases: list[dict[str, Any]] = [
         {"entries": size, "dtype": dtype, "k": 10, "images": min(8192, max(256, 2**29 // size))}
-        for size in given.sizes for dtype in ("float16", "float32")
+        for size in given.sizes for dtype in given.dtypes
     ]  # fmt: skip
     cases += [
         {"classes": classes, "images_a_class": each, "rows": rows}
