@@ -18,16 +18,17 @@ from test_cli import MODEL, SCORE, chain
 from bliss_index.cli.app import app
 
 PACKAGE = Path(__file__).parents[1] / "bliss_index"
-COMMANDS = typer.main.get_command(app).commands
+APP = typer.main.get_command(app)
+COMMANDS = APP.commands
 OPTIONS = {
     name: {"--help", *(option for given in command.params for option in given.opts)}
     for name, command in COMMANDS.items()
 }
-EVERY_OPTION = set().union(*OPTIONS.values())
+EVERY_OPTION = set().union(*OPTIONS.values(), *(param.opts for param in APP.params))
 EXTRAS = re.findall(r"^(\S+) = \[", (PACKAGE.parent / "pyproject.toml").read_text().split(
     "[project.optional-dependencies]")[1].split("\n[")[0], re.MULTILINE)  # fmt: skip
 # A command, perhaps what it works on, and its options.
-_USE = re.compile(rf"\b({'|'.join(COMMANDS)})((?: [A-Z/][^\s;]*)*(?: --?[a-z-]+[^;.)']*)+)")
+_USE = re.compile(rf"(?<!-)\b({'|'.join(COMMANDS)})((?: [A-Z/][^\s;]*)*(?: --?[a-z-]+[^;.)']*)+)")
 SILENT = {"search/hopper/launch.py"}  # its options are those of a compiler
 
 _ = chain  # a fixture
