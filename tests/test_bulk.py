@@ -311,8 +311,8 @@ def test_the_memory_plan():
     assert plan.total <= plan.budget == 8 << 30
     assert plan.batch_rows == 8192
     assert "memory: at most" in plan.describe()
-    smaller = plan_memory(**sizes, workers=2, budget=parse_bytes("1736MiB"))
-    assert smaller.total <= 1736 << 20
+    smaller = plan_memory(**sizes, workers=2, budget=parse_bytes("1768MiB"))
+    assert smaller.total <= 1768 << 20
     assert smaller.batch_rows < 8192
     with pytest.raises(JobError, match=r"2 workers need at least 1.6 GiB .* budget is 1.5 GiB"):
         plan_memory(**sizes, workers=2, budget=parse_bytes("1.5GiB"))

@@ -12,7 +12,7 @@ MOST_BATCH_ROWS = 8192
 MOST_BATCH_ROWS_ON_GPU = 65536
 LEAST_BATCH_ROWS = 64
 _THREAD_BYTES = 12 << 20
-_MANY_ENTRIES, _THREAD_BYTES_FOR_MANY = 65536, 20 << 20  # the search then has more room
+_MANY_ENTRIES, _THREAD_BYTES_FOR_MANY = 16384, 20 << 20  # the search then has more room
 
 
 def plan_memory(

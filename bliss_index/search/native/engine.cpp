@@ -11,7 +11,7 @@
 namespace bliss {
 namespace {
 
-constexpr std::size_t kManyEntries = 65536;  // of which many are near each other
+constexpr std::size_t kManyEntries = 16384;  // of which many are near each other
 constexpr std::size_t kCapacity = 512, kCapacityForMany = 2048;
 constexpr std::size_t kNumbers = (std::size_t(8) << 20) / 12;  // of candidates of a thread: 8 MiB
 
