@@ -314,7 +314,7 @@ def test_the_memory_plan():
     smaller = plan_memory(**sizes, workers=2, budget=parse_bytes("1768MiB"))
     assert smaller.total <= 1768 << 20
     assert smaller.batch_rows < 8192
-    with pytest.raises(JobError, match=r"2 workers need at least 1.6 GiB .* budget is 1.5 GiB"):
+    with pytest.raises(JobError, match=r"2 workers need at least 1.7 GiB .* budget is 1.5 GiB"):
         plan_memory(**sizes, workers=2, budget=parse_bytes("1.5GiB"))
     for text in ("", "much", "-3GB", "0"):
         with pytest.raises(InvalidInputError, match="is not a size; write for example 8GiB"):
