@@ -12,7 +12,7 @@ namespace bliss {
 namespace {
 
 constexpr std::size_t kManyEntries = 16384;  // of which many are near each other
-constexpr std::size_t kCapacity = 512, kCapacityForMany = 2048;
+constexpr std::size_t kCapacity = 1024, kCapacityForMany = 2048;
 constexpr std::size_t kNumbers = (std::size_t(8) << 20) / 12;  // of candidates of a thread: 8 MiB
 
 float above(double value) { return float(value * (1 + 1e-6)) + 0x1p-100f; }
