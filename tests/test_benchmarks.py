@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +102,8 @@ def test_a_benchmark_is_saved_and_compared(tmp_path):
 
 @pytest.mark.slow
 def test_every_benchmark_runs():
-    pytest.importorskip("faiss")
-    pytest.importorskip("open_clip")
+    if not all(find_spec(package) for package in ("faiss", "open_clip")):
+        pytest.skip("faiss or open_clip is not installed")
     done = subprocess.run(
         [*COMMAND, "-m", "not slow", "--benchmark-disable"], cwd=ROOT, env=ALONE,
         capture_output=True, text=True, timeout=500,
