@@ -126,7 +126,9 @@ def score(
         summary = run_job(
             images, out, settings, options, make_listener(progress, "scored"), columns
         )
-    flagged = ScoresDirectory.open(out).flagged if summary.complete else None
+    # The last task of an array leaves the end to a run without --task.
+    ended = summary.complete and task is None
+    flagged = ScoresDirectory.open(out).flagged if ended else None
     if as_json:
         print_json({**summary.to_json(), "flagged": flagged})
     else:
