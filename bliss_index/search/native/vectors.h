@@ -113,16 +113,6 @@ inline unsigned mask_of(uint32x4_t lanes) {
   return vaddvq_u32(vandq_u32(lanes, bits));
 }
 inline unsigned reaching_mask(Floats a, Floats b) { return mask_of(vcgeq_f32(a, b)); }
-inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
-                                unsigned mask) {
-  for (; mask; mask &= mask - 1, ++kept) {
-    const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
-    s.ids[kept] = s.ids[from];
-    s.lower[kept] = s.lower[from];
-    s.upper[kept] = s.upper[from];
-  }
-  return kept;
-}
 template <int kOffset>
 Floats store_codes(std::uint8_t* out, Floats scaled) {
   const int32x4_t code = vcvtnq_s32_f32(scaled);
@@ -180,16 +170,6 @@ inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 inline unsigned reaching_mask(Floats a, Floats b) {
   return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
 }
-inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
-                                unsigned mask) {
-  for (; mask; mask &= mask - 1, ++kept) {
-    const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
-    s.ids[kept] = s.ids[from];
-    s.lower[kept] = s.lower[from];
-    s.upper[kept] = s.upper[from];
-  }
-  return kept;
-}
 template <int kOffset>
 Floats store_codes(std::uint8_t* out, Floats scaled) {
   const __m256i code = _mm256_cvtps_epi32(scaled);
@@ -227,6 +207,20 @@ inline void count_larger(const double* numbers, std::size_t count, Doubles own, 
   alignas(32) std::int64_t lane[kLanes / 2];
   _mm256_store_si256(reinterpret_cast<__m256i*>(lane), counts);
   for (std::size_t l = 0; l < kLanes / 2; ++l) out[l] = std::uint32_t(lane[l]);
+}
+#endif
+
+#ifndef __AVX512F__
+// Move the lanes in `mask` one by one; see above.
+inline std::uint32_t keep_lanes(const Selection& s, std::uint32_t i, std::uint32_t kept,
+                                unsigned mask) {
+  for (; mask; mask &= mask - 1, ++kept) {
+    const std::uint32_t from = i + std::uint32_t(__builtin_ctz(mask));
+    s.ids[kept] = s.ids[from];
+    s.lower[kept] = s.lower[from];
+    s.upper[kept] = s.upper[from];
+  }
+  return kept;
 }
 #endif
 
