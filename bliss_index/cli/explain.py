@@ -13,6 +13,7 @@ from bliss_index.cli.options import (
     ImagesOption,
     JsonOption,
     KeyColumnOption,
+    MovedCorpusOption,
     as_key,
     path_or_uri,
 )
@@ -30,15 +31,7 @@ def explain(
         ),
     ],
     images: ImagesOption = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(
-            "--corpus",
-            help="Where the vocabulary is now.",
-            show_default="where it was",
-            parser=path_or_uri,
-        ),
-    ] = None,
+    corpus: MovedCorpusOption = None,
     calibration: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, print_table
-from bliss_index.cli.options import JsonOption, path_or_uri
+from bliss_index.cli.options import JsonOption, MovedCorpusOption, path_or_uri
 
 if TYPE_CHECKING:
     from bliss_index.report.groups import Group
@@ -27,15 +27,7 @@ def groups(
             parser=path_or_uri,
         ),
     ] = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(
-            "--corpus",
-            help="Where the vocabulary is now.",
-            show_default="where it was",
-            parser=path_or_uri,
-        ),
-    ] = None,
+    corpus: MovedCorpusOption = None,
     threshold: Annotated[
         float | None,
         typer.Option(

@@ -163,3 +163,12 @@ EmbeddingDtypeOption = Annotated[
     ),
 ]
 KeyColumnOption = Annotated[str | None, typer.Option("--key-column", help="Column with the keys.")]
+MovedCorpusOption = Annotated[
+    str | None,
+    typer.Option(
+        "--corpus",
+        help="Where the vocabulary is now.",
+        show_default="where it was",
+        parser=path_or_uri,
+    ),
+]
