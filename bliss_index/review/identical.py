@@ -1,0 +1,119 @@
+"""Images whose embeddings are equal: copies of one picture, and calibration images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.scoring.score_inputs import open_input
+from bliss_index.scoring.scores_directory import ScoresDirectory
+from bliss_index.search.duplicates import row_digests
+from bliss_index.store import EmbeddingStore
+
+_READ_ROWS = 8192
+_DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class IdenticalImages:
+    """Rows of scores whose stored embeddings are equal to others.
+
+    Attributes
+    ----------
+    rows : (n,) int64 array
+        Rows that have a copy, in order.
+    first : (n,) int64 array
+        The first row with the same embedding.
+    calibrated : (m,) int64 array
+        Rows whose embedding is that of an image which calibrated the scores.
+    """
+
+    rows: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+    calibrated: npt.NDArray[np.int64]
+
+
+def find_identical(
+    directory: ScoresDirectory, images: str, normal: EmbeddingStore | None
+) -> IdenticalImages:
+    """Compare the embeddings that were scored; they are read twice, memory is 8 bytes a row.
+
+    Parameters
+    ----------
+    directory : ScoresDirectory
+        The scores.
+    images : str
+        Where the scored embeddings are now.
+    normal : EmbeddingStore or None
+        Images that calibrated.
+
+    Raises
+    ------
+    StoreError, CorruptStoreError, JobError
+        The embeddings are gone, damaged, or others than were scored.
+    """
+    digests = np.zeros(directory.rows, dtype=np.uint64)
+    good = np.zeros(directory.rows, dtype=bool)
+    for start, embeddings, fine in _batches(directory, images):
+        rows = slice(start, start + len(fine))
+        digests[rows], good[rows] = row_digests(embeddings), fine
+    known = np.concatenate(
+        [np.empty(0, np.uint64), *(row_digests(part) for part in _normal(normal))]
+    )
+    suspects = good & (_repeated(digests, good) | np.isin(digests, known))
+    hashes = np.zeros(int(suspects.sum()), dtype=f"V{_DIGEST_BYTES}")
+    rows_of = np.flatnonzero(suspects)
+    for start, embeddings, fine in _batches(directory, images) if rows_of.size else ():
+        begin, end = np.searchsorted(rows_of, [start, start + len(fine)])
+        some = embeddings[rows_of[begin:end] - start]
+        hashes[begin:end] = [_hash(row) for row in some]
+    calibrating = np.array(
+        [
+            _hash(row)
+            for part in _normal(normal)
+            for row in part[np.isin(row_digests(part), digests)]
+        ],
+        dtype=hashes.dtype,
+    )
+    _, first, inverse, counts = np.unique(
+        hashes, return_index=True, return_inverse=True, return_counts=True
+    )
+    several = counts[inverse] > 1
+    return IdenticalImages(
+        rows_of[several], rows_of[first[inverse]][several], rows_of[np.isin(hashes, calibrating)]
+    )
+
+
+def _batches(
+    directory: ScoresDirectory, images: str
+) -> Iterator[tuple[int, npt.NDArray[Any], npt.NDArray[np.bool_]]]:
+    """First row, embeddings and whether they are good, in the order of the scores."""
+    source = open_input(images)
+    start = 0
+    for planned, file in zip(directory.plan, directory.files, strict=True):
+        at = start
+        for batch in source.find(planned).read(_READ_ROWS):
+            yield at, np.ascontiguousarray(batch.embeddings), batch.good
+            at += len(batch.good)
+        start += file.rows
+
+
+def _normal(store: EmbeddingStore | None) -> Iterator[npt.NDArray[Any]]:
+    for shard in () if store is None else store.iter_shards():
+        yield np.ascontiguousarray(shard.embeddings[shard.good])
+
+
+def _repeated(
+    digests: npt.NDArray[np.uint64], good: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    ordered = np.sort(digests[good])
+    return np.isin(digests, ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def _hash(row: npt.NDArray[Any]) -> bytes:
+    return hashlib.blake2b(row.tobytes(), digest_size=_DIGEST_BYTES).digest()
