@@ -14,9 +14,7 @@ from bliss_index.cli.options import path
 def review(
     target: Annotated[
         Path,
-        typer.Argument(
-            help="Directory of a screen, or of scores.", metavar="RUN|SCORES", parser=path
-        ),
+        typer.Argument(help="Run of 'bliss-index screen', or scores directory.", parser=path),
     ],
     images: Annotated[
         Path | None,

@@ -302,7 +302,7 @@ def read_log(path: Path) -> PersonalLog:
 
 
 def _read(path: Path) -> tuple[PersonalLog, int | None]:
-    """Read a log; return it and how many bytes are torn at its end, None where it is whole."""
+    """Read a log; return it and how many bytes are torn at its end, None where a line ends it."""
     lines = enumerate(_lines(path), 1)
     _, first = next(lines, (1, b""))
     header = _values(first)
@@ -314,7 +314,7 @@ def _read(path: Path) -> tuple[PersonalLog, int | None]:
         raise _damaged(path, 1, f"it is the log of {header.get('person')!r}")
     pending: list[dict[str, Any]] = []
     torn: int | None = None
-    torn_line = 0
+    torn_line, line = 0, first
     for number, line in lines:
         values = _values(line)
         if values is None:
@@ -327,6 +327,8 @@ def _read(path: Path) -> tuple[PersonalLog, int | None]:
             log.notes.append(_torn(path, torn_line, torn))
             torn = None
             continue
+        if values.get("kind") == "recovered" and values.get("bytes") == 0:
+            continue  # the line before had everything but its end
         try:
             pending = _replay(log, values, pending, path, number)
         except (KeyError, TypeError, IndexError, ValueError) as error:
@@ -335,6 +337,8 @@ def _read(path: Path) -> tuple[PersonalLog, int | None]:
         log.notes.append(_unfinished(path, pending))
     if torn is not None:
         log.notes.append(_torn(path, torn_line, torn))
+    elif not line.endswith(b"\n"):
+        torn = 0
     return log, torn
 
 
@@ -398,7 +402,7 @@ def _values(line: bytes) -> dict[str, Any] | None:
         fits = hashlib.sha256(_canonical(values).encode()).hexdigest()[:16] == digest
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return values if fits and line.endswith(b"\n") else None
+    return values if fits else None
 
 
 def _damaged(path: Path, line: int, reason: str) -> CorruptStoreError:

@@ -21,9 +21,12 @@
   let anchor = 0;
   let extending = false;
 
+  // Control characters, and those that turn the direction of what follows, are shown as such.
+  const readable = (text) => text.replace(/[\p{Cc}\u2028-\u202e\u2066-\u2069\u200e\u200f]/gu, "\ufffd");
+
   const make = (kind, text = "", className = "") => {
     const element = document.createElement(kind);
-    element.textContent = text;
+    element.textContent = readable(text);
     element.className = className;
     return element;
   };
@@ -149,9 +152,12 @@
     tile.classList.toggle("selected", several && place >= first && place < end);
     tile.setAttribute("aria-selected", place >= first && place < end);
     const row = rowAt(place);
-    const saving = row?.saving;
+    if (!row) {
+      return;
+    }
+    const saving = row.saving;
     tile.classList.toggle("saving", Boolean(saving));
-    const verdict = saving || row?.verdict || "";
+    const verdict = saving || row.verdict;
     tile.dataset.verdict = saving ? "" : verdict;
     const badge = tile.querySelector(".verdict");
     if (badge) {
@@ -163,14 +169,16 @@
   const fill = (tile, place) => {
     const row = rowAt(place);
     if (!row) {
-      tile.replaceChildren(make("div", "…", "picture"));
+      if (!tile.dataset.image) { // else it is only asked for again
+        tile.replaceChildren(make("div", "…", "picture"));
+      }
       want(place);
     } else if (tile.dataset.image !== String(row.id)) {
       tile.dataset.image = row.id;
       const picture = make("div", "", "picture");
       if (facts.pictures) {
         const image = make("img");
-        image.alt = row.key;
+        image.alt = readable(row.key);
         image.draggable = false;
         image.onerror = () => picture.replaceChildren(make("span", "no picture"));
         image.src = `picture?id=${row.id}`;
@@ -182,7 +190,7 @@
       caption.append(make("div", row.key));
       const score = row.score === null ? row.status : row.score.toFixed(3);
       caption.append(make("div", row.group ? `${score} · ${row.group}` : `${score} · ${row.nearest || ""}`, "more"));
-      tile.title = row.key;
+      tile.title = readable(row.key);
       tile.replaceChildren(picture, caption, make("span", "", "verdict"));
       if (row.copies > 1) {
         tile.append(make("span", `× ${row.copies}`, "copies"));
@@ -264,8 +272,8 @@
     const copies = view.images > view.shown ? `, ${images(view.images)} with their copies` : "";
     const judged = Object.entries(VERDICTS).filter(([name]) => view.counts[name])
       .map(([name, text]) => `${whole.format(view.counts[name])} ${text}`).join(", ");
-    $("says").textContent = `${images(view.shown)} shown${copies}; ${judged || "none judged"}` +
-      (values.draw ? `; the order of the draw ${values.draw}` : "");
+    $("says").textContent = `${images(view.shown)} shown${copies}; at first ${judged || "none judged"}` +
+      (values.draw ? `; in the order of the draw ${values.draw}` : "");
     grid.show(view.shown, focus);
     markAll();
     showImage();
@@ -446,7 +454,7 @@
     const large = $("large");
     large.hidden = !facts.pictures;
     if (facts.pictures) {
-      large.alt = row.key;
+      large.alt = readable(row.key);
       large.src = `picture?id=${row.id}&size=large`;
       $("no-picture").hidden = true;
     }
@@ -677,6 +685,8 @@
     select.disabled = !listed.length && !none;
   };
 
+  $("filter-box").open = innerWidth > 800;
+
   const start = async () => {
     try {
       facts = await ask("facts");
@@ -684,8 +694,8 @@
       problem(error, start);
       return;
     }
-    $("name").textContent = facts.name;
-    document.title = `${facts.name}: review`;
+    $("name").textContent = readable(facts.name);
+    document.title = `${readable(facts.name)}: review`;
     $("notices").hidden = !facts.notices.length;
     $("notices").replaceChildren(...facts.notices.map((text) => make("li", text)));
     options("group", facts.groups);

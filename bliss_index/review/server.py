@@ -37,7 +37,12 @@ HOST = "127.0.0.1"
 FIRST_PORT = 8700
 _PORTS = 20
 _LOCAL = frozenset(("127.0.0.1", "localhost", "[::1]"))
-_FILES = {"page.js": "text/javascript", "grid.js": "text/javascript", "page.css": "text/css"}
+_FILES = {
+    "page.js": "text/javascript",
+    "grid.js": "text/javascript",
+    "page.css": "text/css",
+    "icon.svg": "image/svg+xml",
+}
 _MOST_BYTES = 1 << 20
 _AT_ONCE = 64
 _HEADERS = {
@@ -74,6 +79,7 @@ def listen(port: int | None = None) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, number))
+            listener.listen()
         except OSError as error:
             listener.close()
             reason = error.strerror or str(error)

@@ -1,0 +1,102 @@
+"""What tests of the review share: scores with pictures, a server, requests without a browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from test_report import write_scores
+
+HOSTILE = (
+    "<img src=x onerror=\"document.title='owned'\">",
+    "'\"><script>document.title='owned'</script>",
+    "javascript:document.title='owned'",
+    "{{constructor.constructor('document.title=1')()}}",
+    "\u202efdp.gnp",
+)
+TOKEN = "a-token"
+
+
+def make_pictures(folder: Path, rows: int = 60) -> Path:
+    """Scores of pictures, some with hostile names, none decodable that has no file."""
+    rng = np.random.default_rng(1)
+    images = folder / "images"
+    images.mkdir(parents=True)
+    names = [f"{n:03}.png" for n in range(rows)]
+    names[:5] = [name.replace("/", "|") for name in HOSTILE]
+    for name in names[:-2]:
+        Image.new("RGB", (64, 48), tuple(rng.integers(0, 255, 3).tolist())).save(
+            images / name, format="PNG"
+        )
+    names[-2:] = ["../outside.png", "gone.png"]
+    Image.new("RGB", (8, 8)).save(folder / "outside.png")
+    scored = [
+        (name, None if n == 7 else float(rows - n), HOSTILE[0] if n % 3 else "dog")
+        for n, name in enumerate(names)
+    ]
+    write_scores(
+        folder / "scores", [scored[: rows // 2], scored[rows // 2 :]], (HOSTILE[0], "dog"),
+        threshold=rows / 2,
+    )  # fmt: skip
+    return folder / "scores"
+
+
+def ask(app, path, method="GET", *, headers=(), body=b"", token=TOKEN, host="127.0.0.1:8700"):
+    """Send a request to an application; return status, headers and body."""
+    path, _, query = path.partition("?")
+    given = {"host": host, "content-type": "application/json", **dict(headers)}
+    if token:
+        given["cookie"] = f"bliss_review={token}"
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
+        "path": path, "raw_path": path.encode(), "query_string": query.encode(), "scheme": "http",
+        "headers": [(k.encode(), v.encode()) for k, v in given.items()], "server": ("x", 1),
+        "client": ("127.0.0.1", 2), "root_path": "",
+    }  # fmt: skip
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    content = b"".join(message.get("body", b"") for message in sent[1:])
+    found = {k.decode(): v.decode() for k, v in sent[0]["headers"]}
+    is_json = found.get("content-type") == "application/json"
+    return sent[0]["status"], found, json.loads(content) if is_json else content
+
+
+def post(app, path, values, **more):
+    return ask(app, path, "POST", body=json.dumps(values).encode(), **more)
+
+
+@contextmanager
+def serving(target: Path, *arguments):
+    """Run the command in a process of its own; yield the process and the address it prints."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bliss_index", "review", str(target), *map(str, arguments)],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"},
+    )  # fmt: skip
+    try:
+        for line in process.stdout:
+            if found := re.search(r"http://127\.0\.0\.1:\d+/\?token=\S+", line):
+                yield process, found[0]
+                break
+        else:
+            raise AssertionError(f"it ended with {process.wait()}")
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
