@@ -13,8 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from bulk_fixtures import MODEL, write_images, write_text
 from PIL import Image
 from test_report import write_scores
+
+from bliss_index.calibration import calibrate
+from bliss_index.scoring import ScoreSettings, run_job
+from bliss_index.store import EmbeddingStore
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">",
@@ -48,6 +53,35 @@ def make_pictures(folder: Path, rows: int = 60) -> Path:
         threshold=rows / 2,
     )  # fmt: skip
     return folder / "scores"
+
+
+def make_with_copies(folder: Path) -> Path:
+    """Scores of 40 images, of which some are copies, some calibrated, and two have no embedding."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 16)).astype(np.float32)
+    rows[[5, 17, 33]] = rows[2]
+    rows[20] = rows[19]
+    rows[[7, 8]] = 0
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows /= np.where(norm == 0, 1, norm)
+    status = ["zero_embedding" if i in (7, 8) else "ok" for i in range(40)]
+    error = ["zero" if i in (7, 8) else None for i in range(40)]
+    write_images(folder / "images", rows, 15, status=status, error=error)
+    known = np.concatenate([rng.normal(size=(30, 16)), rows[[3, 19]]]).astype(np.float32)
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    write_images(folder / "normal", known, 20)
+    words = rng.normal(size=(30, 16)).astype(np.float32)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    write_text(folder / "corpus", words)
+    calibrate(
+        [(known, np.zeros(32, np.int64))], words[:1], ["cat"], model=MODEL,
+        attributes={"images": EmbeddingStore.open(folder / "normal").content_hash},
+    ).save(folder / "calibration")  # fmt: skip
+    settings = ScoreSettings(
+        str(folder / "corpus"), str(folder / "calibration"), 4, 0.5, explain=True, threshold=2.0
+    )
+    assert run_job(folder / "images", folder / "scores", settings).complete
+    return folder
 
 
 def ask(app, path, method="GET", *, headers=(), body=b"", token=TOKEN, host="127.0.0.1:8700"):

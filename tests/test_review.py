@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -14,12 +15,10 @@ import pytest
 if not all(map(find_spec, ("starlette", "uvicorn", "duckdb", "jinja2", "matplotlib", "PIL"))):
     pytest.skip("the extras 'review' and 'report' are not installed", allow_module_level=True)
 
-from bulk_fixtures import MODEL, write_images, write_text
 from command import run
-from review_fixtures import HOSTILE, TOKEN, ask, make_pictures, post
+from review_fixtures import HOSTILE, TOKEN, ask, make_pictures, make_with_copies, post
 from scipy import stats
 
-from bliss_index.calibration import calibrate
 from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
 from bliss_index.report.groups import groups
 from bliss_index.review import session as session_module
@@ -30,7 +29,7 @@ from bliss_index.review.judgement_log import BELONGS, DOES_NOT_BELONG, SKIP, Jud
 from bliss_index.review.judgements import DISPUTED, Judgements
 from bliss_index.review.server import listen, make_app
 from bliss_index.review.session import ReviewSession
-from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
+from bliss_index.scoring import ScoresDirectory
 from bliss_index.scoring.normal_scores import NormalScores
 from bliss_index.scoring.thresholds import share_interval
 from bliss_index.store import EmbeddingStore
@@ -144,34 +143,7 @@ def test_the_database_is_kept_and_is_of_these_scores(of_kinds, job_of_kinds, tmp
 
 @pytest.fixture(scope="module")
 def with_copies(tmp_path_factory):
-    """Scores of 40 images, of which some are copies, and some calibrated."""
-    folder = tmp_path_factory.mktemp("copies")
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(40, 16)).astype(np.float32)
-    rows[[5, 17, 33]] = rows[2]
-    rows[20] = rows[19]
-    rows[[7, 8]] = 0
-    rows[np.arange(40) // 2 != 4] /= 1
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    rows /= np.where(norm == 0, 1, norm)
-    status = ["zero_embedding" if i in (7, 8) else "ok" for i in range(40)]
-    error = ["zero" if i in (7, 8) else None for i in range(40)]
-    write_images(folder / "images", rows, 15, status=status, error=error)
-    known = np.concatenate([rng.normal(size=(30, 16)), rows[[3, 19]]]).astype(np.float32)
-    known /= np.linalg.norm(known, axis=1, keepdims=True)
-    write_images(folder / "normal", known, 20)
-    words = rng.normal(size=(30, 16)).astype(np.float32)
-    words /= np.linalg.norm(words, axis=1, keepdims=True)
-    write_text(folder / "corpus", words)
-    calibrate(
-        [(known, np.zeros(32, np.int64))], words[:1], ["cat"], model=MODEL,
-        attributes={"images": EmbeddingStore.open(folder / "normal").content_hash},
-    ).save(folder / "calibration")  # fmt: skip
-    settings = ScoreSettings(
-        str(folder / "corpus"), str(folder / "calibration"), 4, 0.5, explain=True, threshold=2.0
-    )
-    assert run_job(folder / "images", folder / "scores", settings).complete
-    return folder
+    return make_with_copies(tmp_path_factory.mktemp("copies"))
 
 
 def test_copies_and_calibration_images_are_found(with_copies):
@@ -182,7 +154,7 @@ def test_copies_and_calibration_images_are_found(with_copies):
     assert found.first.tolist() == [2, 2, 2, 19, 19, 2]
     assert found.calibrated.tolist() == [3, 19, 20]
     alone = find_identical(scores, str(with_copies / "images"), None)
-    assert alone.calibrated.size == 0 and alone.rows.tolist() == found.rows.tolist()
+    assert alone.calibrated is None and alone.rows.tolist() == found.rows.tolist()
 
 
 def test_copies_are_shown_as_one_and_judged_once(with_copies, tmp_path):
@@ -238,6 +210,24 @@ def test_verdicts_on_images_ranges_groups_and_views(review, tmp_path):
         review.judge(whole["view"], [(0, 1)], "maybe")
     assert [review.undo()["images"] for _ in range(4)] == [group["shown"], 11, 1, 0]
     assert review.counts()["unjudged"] == 90
+
+
+def test_a_word_is_dropped_after_a_look_at_what_it_pulls(review, tmp_path):
+    rows = table_of(review.inputs.scores)
+    word = rows[0]["entries"][0]
+    pulled = [r for r in rows if r["entries"] and word in r["entries"]
+              and r["contributions"][r["entries"].index(word)] >= 0.05]  # fmt: skip
+    made = review.make_view(Filters(word=word, pull=0.05))
+    group_of = review.inputs.groups.name_of
+    named = Counter(filter(None, (group_of(r["row"]) for r in pulled)))
+    assert made["images"] == len(pulled) > 3
+    assert made["flagged"] == sum(r["flag"] for r in pulled) > 0
+    assert sorted(made["groups"]) == sorted(named.most_common(5))
+    review.judge(made["view"], [(0, made["shown"])], DOES_NOT_BELONG)
+    said = Judgements.read(tmp_path / "logs").verdicts
+    assert said == {r["key"]: DOES_NOT_BELONG for r in pulled}
+    last = json.loads((tmp_path / "logs" / "ann.jsonl").read_text().splitlines()[-1])
+    assert last["why"]["view"] == {"word": word, "pull": 0.05, "order": "score"}
 
 
 def test_a_view_stays_as_it_is_while_it_is_judged(review):

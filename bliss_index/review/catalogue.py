@@ -197,6 +197,7 @@ class Catalogue:
         self, database: Any, groups: GroupedRows | None, identical: IdenticalImages | None
     ) -> None:
         none = np.empty(0, np.int64)
+        known = None if identical is None else identical.calibrated
         tables = {
             "grouped": {"row": none, "number": none}
             if groups is None
@@ -204,7 +205,7 @@ class Catalogue:
             "same": {"row": none, "first": none}
             if identical is None
             else {"row": identical.rows, "first": identical.first},
-            "calibrated": {"row": none if identical is None else identical.calibrated},
+            "calibrated": {"row": none if known is None else known},
         }
         for name, columns in tables.items():
             database.register(name, pa.table(columns))
@@ -371,6 +372,13 @@ class Catalogue:
         found: npt.NDArray[np.float32] = self._columns(query)["score"]
         return -np.sort(-found)
 
+    def flags_and_groups(self) -> tuple[npt.NDArray[np.bool_], Ids]:
+        """Return whether each image is flagged, and the number of its group; -1 for none."""
+        found = self._columns("SELECT rowid AS id, flag, number FROM images")
+        flags, groups = np.zeros(self.rows, np.bool_), np.full(self.rows, -1, np.int32)
+        flags[found["id"]], groups[found["id"]] = found["flag"], found["number"]
+        return flags, groups
+
     def strongest_words(self, most: int = 100) -> list[tuple[Any, ...]]:
         """Return the entries that add most to the scores of flagged images.
 
@@ -426,8 +434,9 @@ def _duckdb() -> Any:
     return duckdb
 
 
-def _digest(*arrays: npt.NDArray[Any]) -> str:
+def _digest(*arrays: npt.NDArray[Any] | None) -> str:
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"{None if array is None else array.size}".encode())
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -29,13 +29,14 @@ class IdenticalImages:
         Rows that have a copy, in order.
     first : (n,) int64 array
         The first row with the same embedding.
-    calibrated : (m,) int64 array
-        Rows whose embedding is that of an image which calibrated the scores.
+    calibrated : (m,) int64 array or None
+        Rows whose embedding is that of an image which calibrated the scores; None where these are
+        not known.
     """
 
     rows: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
-    calibrated: npt.NDArray[np.int64]
+    calibrated: npt.NDArray[np.int64] | None
 
 
 def find_identical(
@@ -85,7 +86,9 @@ def find_identical(
     )
     several = counts[inverse] > 1
     return IdenticalImages(
-        rows_of[several], rows_of[first[inverse]][several], rows_of[np.isin(hashes, calibrating)]
+        rows_of[several],
+        rows_of[first[inverse]][several],
+        None if normal is None else rows_of[np.isin(hashes, calibrating)],
     )
 
 

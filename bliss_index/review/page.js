@@ -272,7 +272,9 @@
     const copies = view.images > view.shown ? `, ${images(view.images)} with their copies` : "";
     const judged = Object.entries(VERDICTS).filter(([name]) => view.counts[name])
       .map(([name, text]) => `${whole.format(view.counts[name])} ${text}`).join(", ");
-    $("says").textContent = `${images(view.shown)} shown${copies}; at first ${judged || "none judged"}` +
+    const groups = view.groups.map(([name, count]) => `${readable(name)} ${whole.format(count)}`).join(", ");
+    const kinds = groups && !values.group ? ` (${groups}${facts.groups.length > view.groups.length ? ", …" : ""})` : "";
+    $("says").textContent = `${images(view.shown)} shown${copies}, ${whole.format(view.flagged)} flagged${kinds}; at first ${judged || "none judged"}` +
       (values.draw ? `; in the order of the draw ${values.draw}` : "");
     grid.show(view.shown, focus);
     markAll();

@@ -40,6 +40,7 @@ _MOST_AT_ONCE = 1_000_000
 _MOST_ROWS = 500
 _MOST_DRAWN = 10_000
 _MOST_COPIES = 20
+_MOST_GROUPS = 5
 _KEPT_VIEWS = 6
 
 
@@ -89,6 +90,7 @@ class ReviewSession:
                 self.inputs.scores, self.inputs.groups, self.inputs.identical
             )
             stack.callback(self.catalogue.close)
+            self._flags, self._groups = self.catalogue.flags_and_groups()
             self._codes = np.zeros(self.catalogue.rows, np.int8)
             self._refresh(force=True)
             self._stack = stack.pop_all()
@@ -230,8 +232,8 @@ class ReviewSession:
         Returns
         -------
         dict
-            Its name ``view``; ``shown`` and ``images`` (with copies), ``flagged`` of these, and
-            ``counts`` of every code.
+            Its name ``view``; ``shown`` and ``images`` (with copies); of these the ``flagged``,
+            the largest ``groups`` with their images, and ``counts`` of every code.
 
         Raises
         ------
@@ -263,8 +265,17 @@ class ReviewSession:
             "view": made.name,
             "shown": int(made.ids.size),
             "images": int(ids.size),
+            "flagged": int(self._flags[ids].sum()),
+            "groups": self._groups_of(ids),
             "counts": dict(zip(CODES, counts, strict=True)),
         }
+
+    def _groups_of(self, ids: Ids) -> list[tuple[str, int]]:
+        """The groups that most of some images are in, with how many."""
+        names = self.catalogue.group_names
+        found = np.bincount(self._groups[ids] + 1, minlength=len(names) + 1)[1:]
+        first = np.argsort(-found, kind="stable")[:_MOST_GROUPS]
+        return [(names[i], int(found[i])) for i in first.tolist() if found[i]]
 
     def view_of(self, name: str) -> View:
         """Return a view; KeyError where it is no longer kept, so that it must be made again."""
