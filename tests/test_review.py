@@ -157,6 +157,27 @@ def test_copies_and_calibration_images_are_found(with_copies):
     assert alone.calibrated is None and alone.rows.tolist() == found.rows.tolist()
 
 
+def test_what_was_compared_is_kept_in_the_cache(with_copies, tmp_path, monkeypatch):
+    options = ReviewOptions(normal=str(with_copies / "normal"))
+
+    def found():
+        return ReviewInputs.open(with_copies / "scores", options).identical
+
+    first = found()
+    (kept,) = (tmp_path / "cache" / "review").glob("*.npz")
+    with monkeypatch.context() as patch:
+        patch.setattr("bliss_index.review.inputs.find_identical", None)
+        again = found()
+    for name, values in vars(first).items():
+        assert np.array_equal(values, vars(again)[name])
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    assert found().rows.tolist() == first.rows.tolist()
+    alone = ReviewInputs.open(with_copies / "scores").identical
+    assert alone.calibrated is None and alone.rows.tolist() == first.rows.tolist()
+
+
 def test_copies_are_shown_as_one_and_judged_once(with_copies, tmp_path):
     options = ReviewOptions(normal=str(with_copies / "normal"), judgements=tmp_path)
     with ReviewSession(ReviewInputs.open(with_copies / "scores", options), "ann") as session:

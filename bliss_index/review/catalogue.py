@@ -345,11 +345,12 @@ class Catalogue:
     def look_up(self, ids: Ids) -> list[dict[str, Any]]:
         """Return what is known of images, in the order given."""
         names = ("id", "row", "key", "score", "nearest", "status", "error", "flag", "number")
-        found = self.rows_of(
-            f"SELECT rowid, {', '.join(names[1:])}, calibrated FROM images "
-            "WHERE rowid IN (SELECT unnest(?::BIGINT[]))",
-            [ids.tolist()],
-        )
+        with contextlib.closing(self._database.cursor()) as cursor:
+            cursor.register("wanted", pa.table({"id": np.unique(ids)}))
+            found = cursor.execute(
+                f"SELECT rowid, {', '.join(names[1:])}, calibrated FROM images "
+                "WHERE rowid IN (SELECT id FROM wanted)"
+            ).fetchall()
         by_id = {row[0]: dict(zip((*names, "calibrated"), row, strict=True)) for row in found}
         return [by_id[image] for image in ids.tolist()]
 

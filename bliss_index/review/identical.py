@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import io
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +16,13 @@ import numpy.typing as npt
 from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.search.duplicates import row_digests
+from bliss_index.storage.cache import cache_folder
+from bliss_index.storage.files import atomic_file, make_directory
 from bliss_index.store import EmbeddingStore
 
 _READ_ROWS = 8192
 _DIGEST_BYTES = 16
+_VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,40 @@ class IdenticalImages:
     rows: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
     calibrated: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def kept(
+        cls, made_of: dict[str, str | None], find: Callable[[], IdenticalImages]
+    ) -> IdenticalImages:
+        """Return what the cache has of the same embeddings; else find it and keep it there.
+
+        Parameters
+        ----------
+        made_of : dict
+            Content hashes.
+        find : callable
+            Makes it.
+
+        Raises
+        ------
+        OutputError
+            The cache cannot be written.
+        """
+        digest = hashlib.sha256(json.dumps({"version": _VERSION, **made_of}).encode()).hexdigest()
+        path = cache_folder() / "review" / f"{digest[:32]}.npz"
+        try:
+            with np.load(path) as arrays:
+                calibrated = arrays.get("calibrated")
+                return cls(arrays["rows"], arrays["first"], calibrated)
+        except (OSError, ValueError, KeyError, BadZipFile):
+            found = find()
+        arrays = {name: value for name, value in vars(found).items() if value is not None}
+        make_directory(path.parent)
+        content = io.BytesIO()
+        np.savez(content, **arrays)
+        with atomic_file(path) as sink:
+            sink.write(content.getvalue())
+        return found
 
 
 def find_identical(

@@ -12,8 +12,10 @@ from bliss_index.jobs.description import SCREEN_KIND, JobDescription
 from bliss_index.report.groups import GroupedRows, read_grouped_rows
 from bliss_index.review.identical import IdenticalImages, find_identical
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
+from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage import open_directory
+from bliss_index.storage.directory import content_sha256
 from bliss_index.storage.files import is_address
 from bliss_index.store import EmbeddingStore
 
@@ -153,7 +155,12 @@ class ReviewInputs:
             )
             return None
         try:
-            return find_identical(self.scores, place, self._calibrating(place))
+            normal = self._calibrating(place)
+            made_of = {
+                "scores": content_sha256(self.scores.directory, MANIFEST_NAME),
+                "normal": None if normal is None else normal.content_hash,
+            }
+            return IdenticalImages.kept(made_of, lambda: find_identical(self.scores, place, normal))
         except BlissError as error:
             self.notices.append(f"copies of one image are shown apart: {error}")
             return None

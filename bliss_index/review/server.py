@@ -75,7 +75,8 @@ def listen(port: int | None = None) -> socket.socket:
     tried = range(FIRST_PORT, FIRST_PORT + _PORTS) if port is None else [port]
     reason = ""
     for number in tried:
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        # With its protocol named, asyncio sends small answers at once.
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, number))
