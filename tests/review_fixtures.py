@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from bulk_fixtures import MODEL, write_images, write_text
+from bulk_fixtures import DIM, MODEL, unit, write_images, write_text
 from PIL import Image
 from test_report import write_scores
 
 from bliss_index.calibration import calibrate
+from bliss_index.calibration.class_texts import ClassTexts
+from bliss_index.calibration.from_store import calibrate_store
+from bliss_index.calibration.labels import Labels
+from bliss_index.jobs.description import JobDescription
+from bliss_index.report.groups import groups
 from bliss_index.scoring import ScoreSettings, run_job
-from bliss_index.store import EmbeddingStore
+from bliss_index.scoring.normal_scores import score_held_out
+from bliss_index.search import exact_search
+from bliss_index.storage import open_directory
+from bliss_index.store import EmbeddingStore, StoreWriter
 
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\">",
@@ -82,6 +91,56 @@ def make_with_copies(folder: Path) -> Path:
     )
     assert run_job(folder / "images", folder / "scores", settings).complete
     return folder
+
+
+def make_run(folder: Path, *, own: bool = False) -> Path:
+    """A run of embeddings: two normal classes, three other kinds; each kind has near synonyms.
+
+    With `own`, the images calibrated themselves.
+    """
+    rng = np.random.default_rng(6)
+    centres = unit(rng.normal(size=(5, DIM)))
+    synonyms = unit(centres[:, None] + 0.05 * rng.normal(size=(5, 3, DIM))).reshape(15, DIM)
+    words = np.concatenate([unit(rng.normal(size=(40, DIM))), synonyms]).astype(np.float32)
+    run, names = folder / "run", ("cat", "dog")
+    write_text(folder / "corpus", words)
+
+    def write(place, kinds, keys):
+        rows = unit(centres[kinds] + 0.12 * rng.normal(size=(kinds.size, DIM))).astype(np.float32)
+        with StoreWriter(
+            place, kind="image", model=MODEL, dim=DIM, dtype="float32", rows_per_shard=40
+        ) as writer:
+            writer.append(keys, rows)
+
+    known = np.arange(80) % 2
+    write(run / "normal", known, [f"{names[c]}/{i}.png" for i, c in enumerate(known)])
+    kinds = rng.permutation(np.repeat([0, 1, 2, 3, 4], [30, 20, 25, 15, 5]))
+    write(run / "photos", kinds, [f"{kind}/{i:02}.png" for i, kind in enumerate(kinds.tolist())])
+    if own:
+        shutil.rmtree(run / "normal")
+    images = EmbeddingStore.open(run / ("photos" if own else "normal"))
+    labels = None if own else Labels.of_folders(images)
+    texts = ClassTexts(names, centres[:2].astype(np.float32), MODEL, "centres", None)
+    made = calibrate_store(images, labels, texts, assign=own, trim=0.1 if own else 0.0)
+    made.calibration.save(run / "calibration")
+    corpus = EmbeddingStore.open(folder / "corpus")
+    search = exact_search(corpus.embeddings(), 6)
+    normal = score_held_out(images, labels, made.calibration, corpus, search)
+    normal.write(run / "normal-scores.parquet")
+    settings = ScoreSettings(
+        str(folder / "corpus"), str(run / "calibration"), 6, 0.5, explain=True,
+        normal_scores=str(run / "normal-scores.parquet"), false_alarm_rate=0.1,
+    )  # fmt: skip
+    assert run_job(run / "photos", run / "scores", settings).complete
+    groups(run / "scores", out=run / "groups.parquet")
+    begun = {"photos": [str(folder / "pictures")], "normal": None, "embeddings": False}
+    JobDescription("screen", begun, None, {}, {}).create(open_directory(run))
+    store = EmbeddingStore.open(run / "photos")
+    for key in store.keys():  # noqa: SIM118
+        path = folder / "pictures" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), tuple(rng.integers(0, 255, 3).tolist())).save(path)
+    return run
 
 
 def ask(app, path, method="GET", *, headers=(), body=b"", token=TOKEN, host="127.0.0.1:8700"):

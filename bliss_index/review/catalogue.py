@@ -85,34 +85,51 @@ class Filters:
             raise InvalidInputError(f"a pull ({self.pull}) needs the word that pulls")
 
 
-@dataclass(frozen=True, eq=False)
 class Copies:
-    """Images with copies, by number: (n,) numbers, the number shown for each, and set sizes."""
+    """Images with copies: which is shown for each, and for how many it is.
 
-    ids: Ids
-    leaders: Ids
-    sizes: Ids
+    Parameters
+    ----------
+    rows : int
+        Images in all.
+    ids, leaders, sizes : (n,) int32 arrays
+        Images with copies in order, the one that is shown for each, and how many these are.
+    """
 
-    def leaders_of(self, ids: Ids) -> Ids:
-        """The image that is shown for each."""
-        if not self.ids.size:
+    def __init__(self, rows: int, ids: Ids, leaders: Ids, sizes: Ids) -> None:
+        self._ids, self._leaders, self._sizes = ids, leaders, sizes
+        self._shared = np.zeros(rows if ids.size else 0, dtype=bool)  # 1 byte a row
+        self._shared[ids] = True
+
+    def one_of_each(self, ids: Ids) -> Ids:
+        """Return the images that are shown for some, each once, where it first comes."""
+        if not self._ids.size:
             return ids
-        place = np.minimum(np.searchsorted(self.ids, ids), self.ids.size - 1)
-        return np.where(self.ids[place] == ids, self.leaders[place], ids)
+        places = np.flatnonzero(self._shared[ids])
+        leaders = self._leaders[np.searchsorted(self._ids, ids[places])]
+        _, first = np.unique(leaders, return_index=True)
+        shown, kept = ids.copy(), np.ones(ids.size, dtype=bool)
+        shown[places] = leaders
+        kept[places] = False
+        kept[places[first]] = True
+        return shown[kept]
 
     def members_of(self, ids: Ids) -> Ids:
-        """Images with all their copies, in order."""
-        if not self.ids.size:
+        """Return images with all their copies, in order."""
+        if not self._ids.size:
             return np.unique(ids)
-        mine = self.ids[np.isin(self.leaders, self.leaders_of(ids))]
+        shared = ids[self._shared[ids]]
+        leaders = self._leaders[np.searchsorted(self._ids, shared)]
+        mine = self._ids[np.isin(self._leaders, leaders)]
         return np.union1d(ids, mine).astype(np.int32)
 
     def size_of(self, ids: Ids) -> Ids:
-        """How many images each is shown for."""
-        if not self.ids.size:
-            return np.ones(ids.size, np.int32)
-        place = np.minimum(np.searchsorted(self.ids, ids), self.ids.size - 1)
-        return np.where(self.ids[place] == ids, self.sizes[place], 1)
+        """Return for how many images each is shown."""
+        sizes = np.ones(ids.size, np.int32)
+        if self._ids.size:
+            shared = self._shared[ids]
+            sizes[shared] = self._sizes[np.searchsorted(self._ids, ids[shared])]
+        return sizes
 
 
 class Catalogue:
@@ -157,7 +174,9 @@ class Catalogue:
             self._make(path, groups, identical)
         self._database = _connect(path, read_only=True)
         found = self._columns("SELECT id, leader, size FROM copies ORDER BY id")
-        self.copies = Copies(*(found[name].astype(np.int32) for name in ("id", "leader", "size")))
+        self.copies = Copies(
+            self.rows, *(found[name].astype(np.int32) for name in ("id", "leader", "size"))
+        )
 
     def close(self) -> None:
         """Close the database."""

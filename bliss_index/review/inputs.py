@@ -95,12 +95,13 @@ class ReviewInputs:
         """Folder of the logs."""
         if self.options.judgements is not None:
             return self.options.judgements
-        # Readers of Parquet folders skip names that begin with _.
-        return (
-            Path(self.scores.path) / f"_{JUDGEMENTS}"
-            if self.run is None
-            else (self.run / JUDGEMENTS)
-        )
+
+        if self.run is None:  # readers of Parquet folders skip names that begin with _
+            return Path(self.scores.path) / f"_{JUDGEMENTS}"
+        run = self.run
+        while _is_run(run.absolute().parent):  # with a further class it is in the one before
+            run = run.absolute().parent
+        return run / JUDGEMENTS
 
     @cached_property
     def images(self) -> Path | None:
@@ -144,10 +145,22 @@ class ReviewInputs:
             str(settings["calibration content hash"]),
         )  # fmt: skip
 
+    @property
+    def embeddings_place(self) -> str:
+        """Where the scored embeddings are now."""
+        return self.scores.job.find(self.scores.location)
+
+    @property
+    def calibration_place(self) -> str:
+        """Where the calibration of the scores is now."""
+        if self.run is not None and (self.run / "calibration").is_dir():
+            return str(self.run / "calibration")
+        return self.scores.job.find(str(self.scores.job.facts.get("calibration")))
+
     @cached_property
     def identical(self) -> IdenticalImages | None:
         """Images that are shown as one, and those that calibrated; None without embeddings."""
-        place = self.scores.job.find(self.scores.location)
+        place = self.embeddings_place
         if is_address(place) or not Path(place).exists():
             self.notices.append(
                 f"the embeddings are not at {place}: copies of one image are shown apart, and "
@@ -155,7 +168,7 @@ class ReviewInputs:
             )
             return None
         try:
-            normal = self._calibrating(place)
+            normal = self.calibrating
             made_of = {
                 "scores": content_sha256(self.scores.directory, MANIFEST_NAME),
                 "normal": None if normal is None else normal.content_hash,
@@ -165,9 +178,10 @@ class ReviewInputs:
             self.notices.append(f"copies of one image are shown apart: {error}")
             return None
 
-    def _calibrating(self, place: str) -> EmbeddingStore | None:
-        """The images that calibrated."""
-        calibration = self.scores.job.find(str(self.scores.job.facts.get("calibration")))
+    @cached_property
+    def calibrating(self) -> EmbeddingStore | None:
+        """The images that calibrated the scores; None where they are not found."""
+        calibration, place = self.calibration_place, self.embeddings_place
         if is_address(calibration) or not Path(calibration).exists():
             self.notices.append(
                 f"the calibration is not at {calibration}: which images calibrated is not known"

@@ -608,6 +608,69 @@
     }));
   };
 
+  // A group that is normal, too
+
+  let watching = 0;
+  const strip = (element, listed) => element.replaceChildren(...listed.map(({ id, key }) => {
+    if (!facts.pictures) {
+      return make("span", key);
+    }
+    const image = make("img");
+    image.alt = readable(key);
+    image.title = readable(key);
+    image.src = `picture?id=${id}`;
+    return image;
+  }));
+
+  const showProposal = (found) => {
+    clearTimeout(watching);
+    const done = found.state === "done" || found.state === "accepted";
+    $("normal-try").disabled = found.state === "working" || !facts.extendable || !facts.groups.length;
+    $("normal-changes").hidden = !done;
+    $("normal-accept").disabled = found.state === "accepted";
+    if (found.state === "working") {
+      $("normal-says").textContent = `${found.step} …`;
+      watching = setTimeout(watchProposal, 1000); // until it is made, or the server does not answer
+    } else if (found.state === "failed") {
+      $("normal-says").textContent = found.error;
+    } else if (!done) {
+      $("normal-says").textContent = facts.extendable ? "" : "Needs a run of bliss-index screen.";
+    } else {
+      const contradicted = found.contradicted ? ` ${images(found.contradicted)} judged not to belong would no longer be flagged.` : "";
+      $("normal-says").textContent = found.state === "accepted"
+        ? `Accepted. Go on with: bliss-index review ${readable(found.folder)}`
+        : `${readable(found.name)} of ${images(found.images)}: ${whole.format(found.flagged[0])} flagged now, ` +
+          `${whole.format(found.flagged[1])} then (${whole.format(found.no_longer)} no longer, ${whole.format(found.newly)} newly); ` +
+          `the threshold ${found.threshold[0].toFixed(3)} becomes ${found.threshold[1].toFixed(3)}.${contradicted}`;
+      $("normal-groups").tBodies[0].replaceChildren(...found.groups.map(([name, was, is]) => {
+        const line = make("tr");
+        line.append(make("td", name), make("td", whole.format(was)), make("td", whole.format(is)));
+        return line;
+      }));
+      strip($("normal-gone"), found.examples.no_longer);
+      strip($("normal-come"), found.examples.newly);
+    }
+  };
+  const watchProposal = async () => {
+    try {
+      showProposal(await ask("proposal"));
+    } catch (error) {
+      problem(error, watchProposal);
+    }
+  };
+  const change = async (name, values) => {
+    try {
+      showProposal(await ask(name, values, true));
+    } catch (error) {
+      $("normal-says").textContent = error.message;
+    }
+  };
+  $("normal-panel").addEventListener("toggle", watchProposal);
+  $("normal-group").addEventListener("change", () => { $("normal-name").value = $("normal-group").value; });
+  $("normal-try").addEventListener("click", () =>
+    change("propose", { group: $("normal-group").value, name: $("normal-name").value.trim() }));
+  $("normal-accept").addEventListener("click", () => change("accept", {}));
+
   // Keys and buttons
 
   const selectWhole = () => {
@@ -702,6 +765,17 @@
     $("notices").replaceChildren(...facts.notices.map((text) => make("li", text)));
     options("group", facts.groups);
     options("nearest_class", facts.classes);
+    $("normal-group").replaceChildren(...facts.groups.map(([name, count]) => {
+      const option = make("option", `${name} (${whole.format(count)})`);
+      option.value = name;
+      return option;
+    }));
+    $("normal-names").replaceChildren(...facts.groups.map(([name]) => {
+      const option = make("option");
+      option.value = name;
+      return option;
+    }));
+    $("normal-name").value = facts.groups.length ? facts.groups[0][0] : "";
     showCounts(facts.counts);
     showBudget();
     showWords();

@@ -118,10 +118,11 @@ def make_app(
         Names under which a proxy serves the page, beside those of this machine.
     """
     routes = _Routes(session)
-    posts = {"judge": routes.judge, "undo": routes.undo, "draw": routes.draw}
+    posts = {"judge": routes.judge, "undo": routes.undo, "draw": routes.draw,
+             "propose": routes.propose, "accept": routes.accept}  # fmt: skip
     gets = {
         "facts": routes.facts, "view": routes.view, "rows": routes.rows, "image": routes.image,
-        "picture": routes.picture, "draws": routes.draws,
+        "picture": routes.picture, "draws": routes.draws, "proposal": routes.proposal,
     }  # fmt: skip
     app = Starlette(
         routes=[
@@ -223,6 +224,18 @@ class _Routes:
 
     async def draws(self, request: Request) -> Response:
         return await _answer(self._session.draws)
+
+    async def proposal(self, request: Request) -> Response:
+        return await _answer(self._session.proposal)
+
+    async def propose(self, request: Request) -> Response:
+        given = await _body(request)
+        group, name = str(given.get("group")), str(given.get("name"))
+        return await _answer(lambda: self._session.propose(group, name))
+
+    async def accept(self, request: Request) -> Response:
+        await _body(request)
+        return await _answer(self._session.accept)
 
     async def view(self, request: Request) -> Response:
         def make() -> Any:

@@ -14,13 +14,13 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.review.catalogue import Catalogue, Filters, Ids
 from bliss_index.review.estimates import budget, estimate
 from bliss_index.review.inputs import ReviewInputs
 from bliss_index.review.judgement_log import (
+    DOES_NOT_BELONG,
     SCORED,
     UNFLAGGED,
     VERDICTS,
@@ -30,6 +30,7 @@ from bliss_index.review.judgement_log import (
     read_log,
 )
 from bliss_index.review.judgements import DISPUTED, Judgements, log_files
+from bliss_index.review.proposal import Proposal
 from bliss_index.store.schema import OK
 
 UNJUDGED = "unjudged"
@@ -41,6 +42,7 @@ _MOST_ROWS = 500
 _MOST_DRAWN = 10_000
 _MOST_COPIES = 20
 _MOST_GROUPS = 5
+_MOST_EXAMPLES = 12
 _KEPT_VIEWS = 6
 
 
@@ -80,6 +82,7 @@ class ReviewSession:
         self._stack = ExitStack()
         self._log = JudgementLog(inputs.judgements, person)
         self._lock = threading.RLock()
+        self._proposal = Proposal(inputs)
         self._views: OrderedDict[str, View] = OrderedDict()
         self._others: dict[Path, tuple[tuple[int, int], PersonalLog]] = {}
 
@@ -255,7 +258,7 @@ class ReviewSession:
             asked = {**asdict(filters), "verdict": verdict, "draw": draw}
             made = View(
                 secrets.token_hex(6),
-                _first_of_each(self.catalogue.copies.leaders_of(ids)),
+                self.catalogue.copies.one_of_each(ids),
                 {name: value for name, value in asked.items() if value is not None},
             )
             self._views[made.name] = made
@@ -339,6 +342,7 @@ class ReviewSession:
             "threshold": settings.get("threshold"),
             "lam": settings["lam"],
             "pictures": self.inputs.images is not None,
+            "extendable": self.inputs.run is not None,
             "notices": [*self.inputs.notices, *notes],
             **self._offered,
         }
@@ -427,10 +431,50 @@ class ReviewSession:
             found = sorted(self.judgements.draws, key=lambda draw: draw.time, reverse=True)
             return [self._estimate(draw) for draw in found]
 
+    # A group that is normal, too
 
-def _first_of_each(ids: npt.NDArray[np.int32]) -> Ids:
-    """Drop what came before."""
-    if (np.diff(ids) > 0).all():
-        return ids
-    _, first = np.unique(ids, return_index=True)
-    return ids if first.size == ids.size else ids[np.sort(first)]
+    def propose(self, group: str, name: str) -> dict[str, Any]:
+        """Begin to make a group a normal class: all is scored again, and compared.
+
+        Parameters
+        ----------
+        group : str
+            Its images become normal, but those judged not to belong.
+        name : str
+            Of the class: an entry of the vocabulary.
+
+        Raises
+        ------
+        InvalidInputError, StoreError
+            As of :meth:`bliss_index.review.extension.Extension.begin`.
+        """
+        with self._lock:
+            self._refresh()
+            ids = self.catalogue.select(Filters(group=group))
+            ids = ids[self._codes[ids] != CODES.index(DOES_NOT_BELONG)]
+        found = self.catalogue.look_up(ids)
+        self._proposal.begin(name, np.array([row["row"] for row in found], np.int64))
+        return self.proposal()
+
+    def proposal(self) -> dict[str, Any]:
+        """Return what is known of it: its state, and in the end what it changes.
+
+        ``contradicted`` counts images judged not to belong that would no longer be flagged;
+        ``examples`` are the first images that would no longer be, and newly be flagged.
+        """
+        found, of = self._proposal.to_json(), self._proposal.comparison
+        if of is not None:
+            gone, come = (self.catalogue.ids_of("row", rows) for rows in (of.no_longer, of.newly))
+            bad = CODES.index(DOES_NOT_BELONG)
+            found["contradicted"] = int((self._codes[gone] == bad).sum())
+            found["examples"] = {
+                name: [{"id": int(image), "key": self.key_of(int(image))}
+                       for image in ids[:_MOST_EXAMPLES]]
+                for name, ids in (("no_longer", gone), ("newly", come))
+            }  # fmt: skip
+        return found
+
+    def accept(self) -> dict[str, Any]:
+        """Accept the proposal; errors as of :meth:`bliss_index.review.proposal.Proposal.accept`."""
+        self._proposal.accept()
+        return self.proposal()
