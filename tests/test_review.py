@@ -22,7 +22,7 @@ from scipy import stats
 from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
 from bliss_index.report.groups import groups
 from bliss_index.review import session as session_module
-from bliss_index.review.catalogue import Catalogue, Filters
+from bliss_index.review.catalogue import Catalogue, Copies, Filters
 from bliss_index.review.identical import find_identical
 from bliss_index.review.inputs import ReviewInputs, ReviewOptions
 from bliss_index.review.judgement_log import BELONGS, DOES_NOT_BELONG, SKIP, JudgementLog
@@ -203,6 +203,25 @@ def test_copies_are_shown_as_one_and_judged_once(with_copies, tmp_path):
 
 def scores_keys(folder):
     return ScoresDirectory.open(folder / "scores").table(["key"]).column("key").to_pylist()
+
+
+def test_one_of_each_set_of_copies_where_it_first_comes(rng):
+    ids = np.flatnonzero(rng.random(200) < 0.4).astype(np.int32)
+    of_set = rng.integers(0, 25, ids.size)
+    leaders = np.array([ids[of_set == one].min() for one in of_set], np.int32)
+    sizes = np.array([(of_set == one).sum() for one in of_set], np.int32)
+    copies = Copies(200, ids, leaders, sizes)
+    leader, size = dict(zip(ids.tolist(), leaders.tolist(), strict=True)), {}
+    for one, count in zip(ids.tolist(), sizes.tolist(), strict=True):
+        size[one] = count
+    for _ in range(30):
+        some = rng.permutation(200)[: rng.integers(0, 200)].astype(np.int32)
+        expected = list(dict.fromkeys(leader.get(one, one) for one in some.tolist()))
+        assert copies.one_of_each(some).tolist() == expected
+        assert copies.size_of(some).tolist() == [size.get(one, 1) for one in some.tolist()]
+        chosen = {leader.get(one, one) for one in some.tolist()}
+        members = sorted({one for one in range(200) if leader.get(one, one) in chosen})
+        assert copies.members_of(some).tolist() == members
 
 
 def test_verdicts_on_images_ranges_groups_and_views(review, tmp_path):

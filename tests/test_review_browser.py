@@ -18,7 +18,7 @@ if shutil.which("chromium") is None:
     pytest.skip("there is no chromium", allow_module_level=True)
 
 from playwright.sync_api import expect, sync_playwright
-from review_fixtures import HOSTILE, make_pictures, serving
+from review_fixtures import HOSTILE, make_pictures, make_run, serving
 
 from bliss_index.review.judgements import Judgements
 
@@ -84,18 +84,18 @@ def test_judge_undo_reload_kill_and_go_on(page, place):
         page.keyboard.press("ArrowRight")
         page.keyboard.press("b")
         page.keyboard.press("s")
-        expect(page.locator("#saved")).to_have_text("saved: 1 image skipped")
+        expect(page.locator("#saved")).to_have_text("saved: 1 image, skipped")
         shown = {0: "does not belong", 1: "", 2: "", 3: "belongs", 4: "skipped"}
         for number, text in shown.items():
             expect(tile(page, number).locator(".verdict")).to_have_text(text)
         assert sorted(verdicts(place).values()) == ["belongs", "does_not_belong", "skip"]
         page.keyboard.press("u")
-        expect(page.locator("#saved")).to_have_text("undone: 1 image skipped")
+        expect(page.locator("#saved")).to_have_text("undone: 1 image, skipped")
         expect(tile(page, 4).locator(".verdict")).to_have_text("")
         page.keyboard.press("Shift+End")  # a range, to the end
         expect(page.locator("#selected")).to_have_text("55 images selected")
         page.keyboard.press("b")
-        expect(page.locator("#saved")).to_have_text("saved: 55 images belongs")
+        expect(page.locator("#saved")).to_have_text("saved: 55 images, belongs")
         page.reload()
         expect(tile(page, 0).locator(".verdict")).to_have_text("does not belong")
         expect(page.locator("#counts")).to_contain_text("56 belongs, 1 does not belong, 0 skipped")
@@ -117,7 +117,7 @@ def test_after_a_kill_everything_is_there_and_can_be_undone(page, place):
         opened(page, address)
         for key in "nbn":
             page.keyboard.press(key)
-        expect(page.locator("#saved")).to_have_text("saved: 1 image does not belong")
+        expect(page.locator("#saved")).to_have_text("saved: 1 image, does not belong")
         expect(page.locator("#counts")).to_contain_text("1 belongs, 2 does not belong")
         process.send_signal(signal.SIGKILL)
     with serving(*command(place)) as (process, address):
@@ -147,7 +147,7 @@ def test_arrows_only_navigate_and_the_view_is_kept_over_a_reload(page, place):
         assert page.locator("select[name=nearest_class]").input_value() == "dog"
         page.keyboard.press("a")
         page.keyboard.press("n")
-        expect(page.locator("#saved")).to_have_text("saved: 20 images does not belong")
+        expect(page.locator("#saved")).to_have_text("saved: 20 images, does not belong")
         assert set(verdicts(place).values()) == {"does_not_belong"} and len(verdicts(place)) == 20
         page.locator("#clear").click()
         expect(page.locator("#says")).to_contain_text(
@@ -200,6 +200,34 @@ def test_words_budget_and_samples(page, place):
         expect(page.locator("#draws li")).to_contain_text("5 judged, 0 do not belong")
         # All 5 of 30 belong: at most 1 - 0.025^(1/5) of them do not, 15 of 30.
         expect(page.locator("#draws strong")).to_have_text("0 to 15 of them do not belong (95 %)")
+
+
+def test_a_group_becomes_normal_after_its_changes_were_seen(page, place):
+    run = make_run(place / "of run")
+    with serving(run, "--person", "ann", "--port", "0") as (_, address):
+        opened(page, address)
+        page.locator("#budget").evaluate(
+            "slider => { slider.value = slider.max; slider.dispatchEvent(new Event('input')); }"
+        )
+        expect(page.locator("#budget-says")).to_contain_text("72 images of 95 to look at")
+        page.locator("#normal-panel summary").click()
+        page.locator("#normal-try").click()
+        expect(page.locator("#normal-says")).to_contain_text("no longer", timeout=60_000)
+        assert page.locator("#normal-gone img").count() == 12
+        assert not (run / "extended-1" / "_job.json").exists()
+        page.locator("#normal-accept").click()
+        command = f"bliss-index review {run / 'extended-1'}"
+        expect(page.locator("#normal-says")).to_contain_text(command)
+        assert (run / "extended-1" / "_job.json").exists()
+        page.locator("#grid").focus()
+        page.keyboard.press("g")  # the group of the first image
+        expect(page.locator("#says")).to_contain_text("at first none judged")
+        page.keyboard.press("n")
+        expect(page.locator("#saved")).to_contain_text("does not belong")
+        judged = Judgements.read(run / "judgements").verdicts
+        assert len(judged) > 1 and set(judged.values()) == {"does_not_belong"}
+        if folder := os.environ.get("BLISS_INDEX_SCREENSHOTS"):
+            page.screenshot(path=f"{folder}/review-normal.png")
 
 
 def test_without_the_token_or_under_another_name_there_is_nothing(chromium, page, place):

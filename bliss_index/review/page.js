@@ -378,7 +378,7 @@
             reloadRows();
           }
         }
-        showSaved(`saved: ${images(answer.images)} ${VERDICTS[verdict]}`);
+        showSaved(`saved: ${images(answer.images)}, ${VERDICTS[verdict]}`);
         markAll();
         showImage();
         showDraws();
@@ -411,7 +411,7 @@
       name: "undo",
       values: {},
       done: (answer) => {
-        showSaved(answer.images ? `undone: ${images(answer.images)} ${VERDICTS[answer.verdict]}` : "nothing to undo");
+        showSaved(answer.images ? `undone: ${images(answer.images)}, ${VERDICTS[answer.verdict]}` : "nothing to undo");
         reloadRows();
         showDraws();
       },
@@ -611,7 +611,7 @@
   // A group that is normal, too
 
   let watching = 0;
-  const strip = (element, listed) => element.replaceChildren(...listed.map(({ id, key }) => {
+  const strip = (element, listed) => element.replaceChildren(...listed.length ? listed.map(({ id, key }) => {
     if (!facts.pictures) {
       return make("span", key);
     }
@@ -620,7 +620,7 @@
     image.title = readable(key);
     image.src = `picture?id=${id}`;
     return image;
-  }));
+  }) : [make("span", "none")]);
 
   const showProposal = (found) => {
     clearTimeout(watching);
