@@ -108,8 +108,9 @@ def test_views_have_the_rows_of_a_plain_filter(of_kinds):
         for entry, pull in zip(*(row[n] or () for n in ("entries", "contributions")), strict=True):
             if row["flag"]:
                 totals[entry] = totals.get(entry, 0) + pull
-    words = catalogue.strongest_words(5)
-    assert [w for w, _, _ in words] == sorted(totals, key=lambda w: (-totals[w], w))[:5]
+    words = catalogue.strongest_words()
+    expected = sorted(totals, key=lambda w: (-totals[w], w))
+    assert [w for w, _, _ in words] == expected[:100] and len(words) > 20
     for bad in (lambda: Filters(status="x"), lambda: Filters(order="x"), lambda: Filters(pull=1),
                 lambda: catalogue.select(Filters(group="nothing"))):  # fmt: skip
         with pytest.raises(InvalidInputError):
@@ -442,14 +443,15 @@ def test_nothing_is_changed_for_other_pages(pictured, tmp_path):
 
 
 def test_every_answer_forbids_what_is_from_elsewhere(pictured):
-    app, _ = pictured
-    for path in (*READS, "/nothing"):
+    app, session = pictured
+    whole = f"/picture?id=0&of={session.catalogue.name}"
+    for path in (*READS, "/nothing", whole):
         _, headers, _ = ask(app, path)
         policy = headers["content-security-policy"]
         assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
         assert headers["x-content-type-options"] == "nosniff"
         assert headers["referrer-policy"] == "no-referrer"
-        kept = "private, max-age=600" if path.startswith("/picture") else "no-store"
+        kept = "private, max-age=600" if path == whole else "no-store"
         assert headers["cache-control"] == kept
 
 
@@ -467,9 +469,14 @@ def test_the_page_names_no_other_place():
 def test_pictures_are_below_the_folder_and_made_here(pictured, tmp_path):
     app, _ = pictured
     view = ask(app, "/view?order=input")[2]["view"]
+    catalogue = ask(app, "/facts")[2]["catalogue"]
+
+    def picture(row, of=catalogue):
+        return f"/picture?id={row['id']}&of={of}"
+
     rows = ask(app, f"/rows?view={view}&first=0&count=60")[2]
     for row in rows:
-        status, headers, body = ask(app, f"/picture?id={row['id']}")
+        status, headers, body = ask(app, picture(row))
         if row["key"] in ("../outside.png", "gone.png"):
             reason = "leads out" if ".." in row["key"] else "no such file"
             assert status == 404 and reason in body["error"]
@@ -479,13 +486,14 @@ def test_pictures_are_below_the_folder_and_made_here(pictured, tmp_path):
     assert {row["key"] for row in rows} >= {name.replace("/", "|") for name in HOSTILE}
     kept = list((tmp_path / "cache" / "thumbnails").rglob("*.jpg"))
     assert len(kept) == 58
+    assert ask(app, picture(rows[10], "other"))[0] == 410  # a picture of other scores
     changed = tmp_path / "made" / "images" / rows[10]["key"]
     changed.write_bytes(b"<svg onload=alert(1)>")
-    status, _, body = ask(app, f"/picture?id={rows[10]['id']}")
+    status, _, body = ask(app, picture(rows[10]))
     assert status == 404 and "cannot be decoded" in body["error"]
     changed.unlink()
     changed.symlink_to(tmp_path / "made" / "outside.png")
-    assert "leads out" in ask(app, f"/picture?id={rows[10]['id']}")[2]["error"]
+    assert "leads out" in ask(app, picture(rows[10]))[2]["error"]
 
 
 def test_what_makes_no_sense_is_an_error_that_says_so(pictured):
@@ -495,7 +503,7 @@ def test_what_makes_no_sense_is_an_error_that_says_so(pictured):
         "/view?status=x", "/view?color=red", "/view?least=x", "/view?least=nan", "/view?pull=1",
         "/view?verdict=x", "/view?draw=x", "/view?group=x", "/rows?view=x", "/image",
         "/image?id=-1", "/image?id=60", "/image?id=99999999999", "/image?id=%C2%B2",
-        "/picture?id=0&size=huge",
+        f"/picture?id=0&size=huge&of={session.catalogue.name}",
         f"/rows?view={view}&first=0&count=501", f"/rows?view={view}&first=0&count=0",
     ):  # fmt: skip
         status, _, body = ask(app, path)

@@ -133,6 +133,35 @@ def test_after_a_kill_everything_is_there_and_can_be_undone(page, place):
         expect(page.locator("#saved")).to_have_text("nothing to undo")
 
 
+@pytest.mark.parametrize("status", [410, 500, 0])
+def test_what_fails_is_asked_for_a_few_times_only(page, place, status):
+    with serving(*command(place)) as (_, address):
+        opened(page, address)
+        asked = []
+
+        def fail(route):
+            asked.append(route.request.url)
+            if status:
+                route.fulfill(status=status, json={"error": "it failed"})
+            else:
+                route.abort()
+
+        page.route("**/rows?*", fail)
+        page.route("**/picture?*", fail)
+        page.locator("#clear").click()
+        expect(page.locator("#problem")).to_be_visible()
+        page.wait_for_timeout(1500)
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(300)
+        many = len(asked)
+        assert 0 < many < 40
+        page.wait_for_timeout(1500)
+        assert len(asked) == many  # nothing goes on by itself
+        page.unroute("**/rows?*")
+        page.locator("#retry").click()
+        expect(tile(page, 0).locator(".caption")).to_be_visible()
+
+
 def test_arrows_only_navigate_and_the_view_is_kept_over_a_reload(page, place):
     with serving(*command(place)) as (_, address):
         opened(page, address)

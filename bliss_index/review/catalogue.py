@@ -31,9 +31,10 @@ from bliss_index.storage.directory import content_sha256
 from bliss_index.storage.files import make_directory, output_error
 from bliss_index.store.schema import OK
 
-_VERSION = 1
+_VERSION = 2
 _MEMORY = "1GB"
 _KEPT_WORDS = 8
+_WORDS = 100
 
 FLAGGED, UNFLAGGED, UNSCORED = "flagged", "unflagged", "unscored"
 STATUSES = (FLAGGED, UNFLAGGED, UNSCORED)
@@ -168,6 +169,7 @@ class Catalogue:
         self.explained = bool(directory.job.settings.get("explain"))
         self.group_names = [] if groups is None else [one.name for one in groups.groups.groups]
         self._starts = np.cumsum([0, *(file.rows for file in directory.files)])
+        self._checked: dict[int, Path] = {}
         self._words: OrderedDict[str, tuple[Ids, npt.NDArray[np.float32]]] = OrderedDict()
         path = self._path(groups, identical)
         if not path.is_file():
@@ -263,11 +265,28 @@ class Catalogue:
                 count(*) OVER (PARTITION BY first) AS size
             FROM images WHERE first IS NOT NULL"""
         )
+        database.execute("CREATE TABLE words (entry VARCHAR, images BIGINT, pull DOUBLE)")
+        if self.explained and self.flags:
+            database.execute(
+                "INSERT INTO words SELECT entry, count(*), sum(pull) AS pull FROM "
+                "(SELECT unnest(entries) AS entry, unnest(contributions) AS pull "
+                "FROM read_parquet(?) WHERE flag) "
+                f"GROUP BY entry ORDER BY 3 DESC, 1 LIMIT {_WORDS}",
+                [[str(file) for _, file in self._files()]],
+            )
 
     def _files(self) -> Iterator[tuple[int, Path]]:
-        """First row and path of every file, whose content is compared with the manifest."""
-        for start, file in zip(self._starts.tolist(), self.directory.files, strict=False):
-            yield start, checked_file(self.directory.directory, file.file, file.sha256)
+        """First row and path of every file."""
+        for part, start in enumerate(self._starts[:-1].tolist()):
+            yield start, self._file(part)
+
+    def _file(self, part: int) -> Path:
+        """Path of a file; its content is compared with the manifest, once."""
+        if part not in self._checked:
+            file = self.directory.files[part]
+            found = checked_file(self.directory.directory, file.file, file.sha256)
+            self._checked[part] = found
+        return self._checked[part]
 
     def _columns(self, query: str, values: Sequence[Any] = ()) -> dict[str, Any]:
         found: dict[str, Any] = self._database.cursor().execute(query, list(values)).fetchnumpy()
@@ -313,7 +332,9 @@ class Catalogue:
             pulled, pulls = self.pulled_by(filters.word)
             if filters.pull is not None:
                 pulled = pulled[pulls >= np.float32(filters.pull)]
-            ids = ids[np.isin(ids, pulled)]
+            mask = np.zeros(self.rows, dtype=bool)
+            mask[pulled] = True
+            ids = ids[mask[ids]]
         return ids[::-1] if filters.order == LOWEST else ids
 
     def pulled_by(self, word: str) -> tuple[Ids, npt.NDArray[np.float32]]:
@@ -332,11 +353,11 @@ class Catalogue:
                 f"{self.directory.path} has no column 'entries'; score again with --explain"
             )
         rows, pulls = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-        for start, file in zip(self._starts.tolist(), self.directory.files, strict=False):
+        for start, file in self._files():
             found = self._columns(
                 "SELECT file_row_number AS row, contributions[list_position(entries, ?)] AS pull "
                 "FROM read_parquet(?, file_row_number = true) WHERE list_contains(entries, ?)",
-                [word, str(checked_file(self.directory.directory, file.file, file.sha256)), word],
+                [word, str(file), word],
             )
             rows.append(found["row"] + start)
             pulls.append(found["pull"].astype(np.float32))
@@ -376,7 +397,7 @@ class Catalogue:
     def scores_of(self, row: int) -> dict[str, Any]:
         """Return all columns of one row of the scores."""
         part = int(np.searchsorted(self._starts, row, side="right")) - 1
-        file = Path(self.directory.path) / self.directory.files[part].file
+        file = self._file(part)
         with contextlib.closing(self._database.cursor()) as cursor:
             found = cursor.execute(
                 "SELECT * EXCLUDE (file_row_number) FROM read_parquet(?, file_row_number = true) "
@@ -399,23 +420,15 @@ class Catalogue:
         flags[found["id"]], groups[found["id"]] = found["flag"], found["number"]
         return flags, groups
 
-    def strongest_words(self, most: int = 100) -> list[tuple[Any, ...]]:
-        """Return the entries that add most to the scores of flagged images.
+    def strongest_words(self) -> list[tuple[Any, ...]]:
+        """Return the hundred entries that add most to the scores of flagged images.
 
         Returns
         -------
         list of (str, int, float)
             Entry, flagged images that have it among their k, and the sum of what it adds.
         """
-        if not (self.explained and self.flags):
-            return []
-        files = [str(file) for _, file in self._files()]
-        return self.rows_of(
-            "SELECT entry, count(*), sum(pull) FROM (SELECT unnest(entries) AS entry, "
-            "unnest(contributions) AS pull FROM read_parquet(?) WHERE flag) "
-            "GROUP BY entry ORDER BY 3 DESC, 1 LIMIT ?",
-            [files, most],
-        )
+        return self.rows_of("SELECT entry, images, pull FROM words ORDER BY pull DESC, entry")
 
     def keys_of(self, ids: Ids) -> list[str]:
         """Return the keys of images, in the order given."""

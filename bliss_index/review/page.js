@@ -80,6 +80,7 @@
   };
 
   const wanted = new Set();
+  let remade = 0; // times that the view was made again without getting rows
   let waiting = 0;
   const want = (place) => {
     const number = Math.floor(place / CHUNK);
@@ -111,6 +112,7 @@
       if (of !== view.view) {
         return;
       }
+      remade = 0;
       chunks.delete(number);
       chunks.set(number, rows);
       for (const [old, chunk] of chunks) {
@@ -130,7 +132,8 @@
         return;
       }
       chunks.set(number, { asked: false, tries });
-      if (error.status === 410 && tries < MOST_TRIES) {
+      if (error.status === 410 && remade < MOST_TRIES) {
+        remade += 1;
         await makeView(focus);
       } else {
         problem(error, () => {
@@ -142,6 +145,9 @@
   };
 
   // Tiles
+
+  // A number is that of an image of these scores; the browser may have kept pictures of others.
+  const pictureOf = (id, size = "small") => `picture?${new URLSearchParams({ of: facts.catalogue, id, size })}`;
 
   const selection = () => [Math.min(anchor, focus), Math.min(Math.max(anchor, focus) + 1, view.shown)];
 
@@ -181,7 +187,7 @@
         image.alt = readable(row.key);
         image.draggable = false;
         image.onerror = () => picture.replaceChildren(make("span", "no picture"));
-        image.src = `picture?id=${row.id}`;
+        image.src = pictureOf(row.id);
         picture.append(image);
       } else {
         picture.textContent = "no folder of images";
@@ -457,7 +463,7 @@
     large.hidden = !facts.pictures;
     if (facts.pictures) {
       large.alt = readable(row.key);
-      large.src = `picture?id=${row.id}&size=large`;
+      large.src = pictureOf(row.id, "large");
       $("no-picture").hidden = true;
     }
     let found;
@@ -514,7 +520,7 @@
     $("no-picture").hidden = false;
     const row = rowAt(focus);
     if (row) {
-      ask("picture", { id: row.id, size: "large" }).catch((error) => {
+      ask("picture", { of: facts.catalogue, id: row.id, size: "large" }).catch((error) => {
         $("no-picture").textContent = `no picture: ${error.message}`;
       });
     }
@@ -618,7 +624,7 @@
     const image = make("img");
     image.alt = readable(key);
     image.title = readable(key);
-    image.src = `picture?id=${id}`;
+    image.src = pictureOf(id);
     return image;
   }) : [make("span", "none")]);
 

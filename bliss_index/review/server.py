@@ -268,6 +268,8 @@ class _Routes:
             return await _answer(lambda: self._picture(request))
 
     def _picture(self, request: Request) -> Response:
+        if request.query_params.get("of") != self._session.catalogue.name:
+            raise KeyError  # a number is that of an image of one catalogue
         size = request.query_params.get("size", "small")
         if size not in SIDES:
             raise InvalidInputError(f"size {size!r} is not one of {', '.join(SIDES)}")

@@ -335,6 +335,7 @@ class ReviewSession:
             notes = [note for log in self._logs() for note in log.notes]
         return {
             "name": Path(self.inputs.run or self.inputs.scores.path).resolve().name,
+            "catalogue": catalogue.name,
             "person": self.person,
             "people": people,
             "rows": catalogue.rows,
