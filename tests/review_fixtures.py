@@ -65,11 +65,12 @@ def make_pictures(folder: Path, rows: int = 60) -> Path:
 
 
 def make_with_copies(folder: Path) -> Path:
-    """Scores of 40 images, of which some are copies, some calibrated, and two have no embedding."""
+    """Scores of 40 images, some of them copies, some calibrated; two have no embedding."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(40, 16)).astype(np.float32)
     rows[[5, 17, 33]] = rows[2]
     rows[20] = rows[19]
+    rows[30] = rows[29] + 0.02 * rng.normal(size=16)
     rows[[7, 8]] = 0
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     rows /= np.where(norm == 0, 1, norm)

@@ -151,8 +151,9 @@ def test_copies_and_calibration_images_are_found(with_copies):
     scores = ScoresDirectory.open(with_copies / "scores")
     normal = EmbeddingStore.open(with_copies / "normal")
     found = find_identical(scores, str(with_copies / "images"), normal)
-    assert found.rows.tolist() == [2, 5, 17, 19, 20, 33]  # rows without an embedding are no copies
-    assert found.first.tolist() == [2, 2, 2, 19, 19, 2]
+    # Rows without an embedding are no copies; 30 is near to 29.
+    assert found.rows.tolist() == [2, 5, 17, 19, 20, 29, 30, 33]
+    assert found.first.tolist() == [2, 2, 2, 19, 19, 29, 29, 2]
     assert found.calibrated.tolist() == [3, 19, 20]
     alone = find_identical(scores, str(with_copies / "images"), None)
     assert alone.calibrated is None and alone.rows.tolist() == found.rows.tolist()
@@ -183,8 +184,8 @@ def test_copies_are_shown_as_one_and_judged_once(with_copies, tmp_path):
     options = ReviewOptions(normal=str(with_copies / "normal"), judgements=tmp_path)
     with ReviewSession(ReviewInputs.open(with_copies / "scores", options), "ann") as session:
         made = session.make_view(Filters())
-        assert (made["shown"], made["images"]) == (36, 40)
-        rows = session.rows(made["view"], 0, 36)
+        assert (made["shown"], made["images"]) == (35, 40)
+        rows = session.rows(made["view"], 0, 35)
         sizes = {row["row"]: row["copies"] for row in rows}
         assert sizes[2] == 4 and sizes[19] == 2 and sum(sizes.values()) == 40
         place = [row["row"] for row in rows].index(2)
@@ -194,7 +195,7 @@ def test_copies_are_shown_as_one_and_judged_once(with_copies, tmp_path):
         expected = {keys[row] for row in (2, 5, 17, 33)}
         assert set(Judgements.read(tmp_path).verdicts) == expected
         assert session.make_view(Filters(), DOES_NOT_BELONG)["images"] == 4
-        assert session.make_view(Filters(), "unjudged")["shown"] == 35
+        assert session.make_view(Filters(), "unjudged")["shown"] == 34
         assert set(session.detail(rows[place]["id"])["copies"]) == expected
         assert session.detail(rows[place]["id"])["calibrated"] is False
         (calibrated,) = (row["id"] for row in rows if row["row"] == 3)

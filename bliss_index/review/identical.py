@@ -1,4 +1,4 @@
-"""Images whose embeddings are equal: copies of one picture, and calibration images."""
+"""Images whose embeddings are equal or nearly so: copies of one picture; calibration images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.review.near import NearRows
 from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.search.duplicates import row_digests
@@ -22,19 +23,19 @@ from bliss_index.store import EmbeddingStore
 
 _READ_ROWS = 8192
 _DIGEST_BYTES = 16
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, eq=False)
 class IdenticalImages:
-    """Rows of scores whose stored embeddings are equal to others.
+    """Rows of scores whose stored embeddings are those of others, or nearly so.
 
     Attributes
     ----------
     rows : (n,) int64 array
         Rows that have a copy, in order.
     first : (n,) int64 array
-        The first row with the same embedding.
+        The first row with the same embedding, or one that is near to this one.
     calibrated : (m,) int64 array or None
         Rows whose embedding is that of an image which calibrated the scores; None where these are
         not known.
@@ -82,7 +83,10 @@ class IdenticalImages:
 def find_identical(
     directory: ScoresDirectory, images: str, normal: EmbeddingStore | None
 ) -> IdenticalImages:
-    """Compare the embeddings that were scored; they are read twice, memory is 8 bytes a row.
+    """Compare the embeddings that were scored; they are read three times.
+
+    Memory is 25 bytes a row and some more while sets are looked for. What near means is said in
+    :mod:`bliss_index.review.near`.
 
     Parameters
     ----------
@@ -100,9 +104,11 @@ def find_identical(
     """
     digests = np.zeros(directory.rows, dtype=np.uint64)
     good = np.zeros(directory.rows, dtype=bool)
+    total: Any = 0.0
     for start, embeddings, fine in _batches(directory, images):
         rows = slice(start, start + len(fine))
         digests[rows], good[rows] = row_digests(embeddings), fine
+        total = total + embeddings[fine].sum(axis=0, dtype=np.float64)
     known = np.concatenate(
         [np.empty(0, np.uint64), *(row_digests(part) for part in _normal(normal))]
     )
@@ -121,15 +127,32 @@ def find_identical(
         ],
         dtype=hashes.dtype,
     )
-    _, first, inverse, counts = np.unique(
-        hashes, return_index=True, return_inverse=True, return_counts=True
-    )
-    several = counts[inverse] > 1
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    leader = np.arange(directory.rows)
+    leader[rows_of] = rows_of[first[inverse]]
+    alone = good & (leader == np.arange(leader.size))
+    near = np.arange(leader.size)
+    for row, one in _near(directory, images, alone, total / max(1, good.sum())).items():
+        near[row] = one
+    leader = near[leader]
+    members = np.flatnonzero(np.isin(leader, leader[leader != np.arange(leader.size)]))
     return IdenticalImages(
-        rows_of[several],
-        rows_of[first[inverse]][several],
-        None if normal is None else rows_of[np.isin(hashes, calibrating)],
+        members, leader[members], None if normal is None else rows_of[np.isin(hashes, calibrating)]
     )
+
+
+def _near(
+    directory: ScoresDirectory, images: str, used: npt.NDArray[np.bool_], mean: Any
+) -> dict[int, int]:
+    """Rows that are near to an earlier one, and that one."""
+    if used.sum() < 2:
+        return {}
+    near = NearRows(used.size, np.asarray(mean))
+    for start, embeddings, _ in _batches(directory, images):
+        near.sign(start, embeddings, used[start : start + len(embeddings)])
+    pairs = near.candidates()
+    parts = ((start, embeddings) for start, embeddings, _ in _batches(directory, images))
+    return near.first_of_each(pairs, parts)
 
 
 def _batches(
