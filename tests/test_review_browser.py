@@ -6,6 +6,9 @@ import os
 import re
 import shutil
 import signal
+import threading
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
 import pytest
@@ -22,9 +25,13 @@ from review_fixtures import HOSTILE, make_pictures, make_run, serving
 
 from bliss_index.review.judgements import Judgements
 
+PREFIX = "/user/ann/proxy/8700"
 FLAGS = [f"--{flag}" for flag in ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
          "disable-background-networking", "disable-component-update", "disable-sync",
          "host-resolver-rules=MAP evil.example 127.0.0.1")]  # fmt: skip
+
+
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +274,51 @@ def test_without_the_token_or_under_another_name_there_is_nothing(chromium, page
         answer = rebound.goto(address.replace("127.0.0.1", "evil.example"))
         assert answer.status == 403 and "not served under" in rebound.content()
         rebound.close()
+
+
+def proxy(port):
+    """A server on another port that hands what is below a prefix on, as Jupyter's does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not self.path.startswith(PREFIX):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            inner = HTTPConnection("127.0.0.1", port)
+            inner.request(self.command, self.path.removeprefix(PREFIX), body, dict(self.headers))
+            answer = inner.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+            inner.close()
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # the browser may have had enough of a picture
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_behind_a_proxy_everything_is_relative(page, place):
+    with serving(*command(place)) as (_, address):
+        port, token = re.search(r":(\d+)/(.*)", address).groups()
+        server = proxy(int(port))
+        opened(page, f"http://127.0.0.1:{server.server_port}{PREFIX}/{token}")
+        page.keyboard.press("n")
+        expect(page.locator("#saved")).to_have_text("saved: 1 image, does not belong")
+        page.reload()
+        expect(tile(page, 0).locator(".verdict")).to_have_text("does not belong")
+        expect(page.locator("#large")).to_be_visible()
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("width", [1280, 400])
