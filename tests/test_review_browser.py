@@ -276,6 +276,66 @@ def test_without_the_token_or_under_another_name_there_is_nothing(chromium, page
         rebound.close()
 
 
+def test_ten_million_tiles(page, place):
+    many = 10_000_000
+    view = {"view": "x", "shown": many, "images": many, "flagged": 0, "groups": [], "counts": {}}
+
+    def rows(route):
+        values = {k: int(v) for k, v in re.findall(r"(first|count)=(\d+)", route.request.url)}
+        last = min(many, values["first"] + values["count"])
+        route.fulfill(json=[
+            {"id": n, "row": n, "key": f"image {n}", "score": 1.0, "nearest": "a", "status": "ok",
+             "group": "", "copies": 1, "verdict": "unjudged", "flag": False}
+            for n in range(values["first"], last)
+        ])  # fmt: skip
+
+    page.route("**/view?*", lambda route: route.fulfill(json=view))
+    page.route("**/rows?*", rows)
+    page.route("**/image?*", lambda route: route.fulfill(status=400, json={"error": "none"}))
+
+    def in_sight():
+        return page.evaluate(
+            "() => { const box = document.getElementById('grid').getBoundingClientRect(); return "
+            "[...document.querySelectorAll('.tile')].filter((tile) => { const own = "
+            "tile.getBoundingClientRect(); return own.bottom > box.top && own.top < box.bottom; })"
+            ".map((tile) => Number(tile.dataset.place)); }"
+        )
+
+    def first():
+        return min(in_sight())
+
+    with serving(*command(place)) as (_, address):
+        page.goto(address)
+        expect(tile(page, 0)).to_contain_text("image 0")
+        page.keyboard.press("End")
+        expect(tile(page, many - 1)).to_contain_text("image 9999999")
+        assert max(in_sight()) == many - 1 and page.locator(".tile").count() < 100
+        for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
+            page.keyboard.press(key)
+        columns = page.evaluate("Math.round(document.getElementById('sheet').clientWidth / 184)")
+        expect(page.locator(".tile.focus")).to_have_attribute(
+            "data-place", str(many - 2 - 2 * columns)
+        )
+        page.keyboard.press("Home")
+        expect(tile(page, 0)).to_contain_text("image 0")
+        page.evaluate("document.getElementById('grid').scrollTop = 3e6")  # as the bar is dragged
+        page.wait_for_timeout(300)
+        middle = first()
+        assert 0.49 * many < middle < 0.51 * many
+        expect(tile(page, middle)).to_contain_text(f"image {middle}")
+        before = middle
+        page.mouse.move(400, 500)
+        for _ in range(4):  # by small steps no row is passed over
+            page.mouse.wheel(0, 190)
+            page.wait_for_timeout(250)
+            now = first()
+            assert 0 <= now - before <= 2 * columns
+            before = now
+        assert middle < before < middle + 8 * columns
+        page.evaluate("document.getElementById('grid').scrollTop = 0")
+        expect(tile(page, 0)).to_contain_text("image 0")
+
+
 def proxy(port):
     """A server on another port that hands what is below a prefix on, as Jupyter's does."""
 
