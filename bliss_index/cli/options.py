@@ -125,7 +125,23 @@ DtypeOption = Annotated[
     ),
 ]
 LamOption = Annotated[
-    float, typer.Option("--lam", min=0.0, help="Weight of the external score, lambda.")
+    float | None,
+    typer.Option(
+        "--lam",
+        min=0.0,
+        help="Weight of the external score, lambda.",
+        show_default="the calibration's: 0.5 unless it was chosen",
+    ),
+]
+ImageWeightOption = Annotated[
+    str,
+    typer.Option(
+        "--image-weight",
+        metavar="W|auto",
+        help="Weight of the image term: how much the class's mean image says beside its name. For "
+        "classes whose names the model does not know. 'auto' chooses it and lambda from the "
+        "calibration images, of two classes or more; 0 is the paper's.",
+    ),
 ]
 StoreOutput = Annotated[
     str, typer.Option("--out", help="Directory or URI of the store to make.", parser=path_or_uri)

@@ -53,7 +53,7 @@ def score(
         typer.Option("--out", help="Directory or URI for the scores.", parser=path_or_uri),
     ],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     search: Annotated[
         str,
         typer.Option(

@@ -29,6 +29,7 @@ from bliss_index.cli.jobs import (
 from bliss_index.cli.options import (
     BatchSizeOption,
     DtypeOption,
+    ImageWeightOption,
     JsonOption,
     LamOption,
     PrecisionOption,
@@ -128,8 +129,9 @@ def screen(
             "--shrinkage", min=0.0, metavar="N", help="For classes of few images; see calibrate."
         ),
     ] = 0.0,
+    image_weight: ImageWeightOption = "0",
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     false_alarm_rate: Annotated[
         float | None,
         typer.Option(
@@ -175,6 +177,7 @@ def screen(
     Run again after an interruption, it continues where it stopped. Photos that came in since are
     encoded and scored, with the calibration and the threshold that the run has.
     """
+    from bliss_index.evaluation.weights import parse_image_weight
     from bliss_index.screening import ScreenSettings
     from bliss_index.screening import screen as run_screen
 
@@ -184,7 +187,8 @@ def screen(
     settings = ScreenSettings(
         photos=tuple(photos), normal=normal, classes=classes, model=model, pretrained=pretrained,
         precision=precision, preprocess=preprocess, batch_size=batch_size, embeddings=embeddings,
-        dtype=dtype, trim=trim, shrinkage=shrinkage, k=k, lam=lam,
+        dtype=dtype, trim=trim, shrinkage=shrinkage,
+        image_weight=parse_image_weight(image_weight), k=k, lam=lam,
         false_alarm_rate=false_alarm_rate, confidence=confidence, images=images, **more,
     )  # fmt: skip
     named = device_names(devices)

@@ -45,7 +45,7 @@ def threshold(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     folds: Annotated[
         int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
     ] = 5,

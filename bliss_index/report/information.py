@@ -78,6 +78,8 @@ def _describe_calibration(directory: Directory) -> dict[str, Any]:
             for name, moments in zip(calibration.classes, calibration.moments, strict=True)
         },
         "shrinkage": calibration.shrinkage,
+        "image_weight": calibration.image_weight,
+        "lam": calibration.lam,
         "content_hash": calibration.content_hash,
         "versions": manifest.get("versions"),
     }

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
+from bliss_index.calibration.calibration import require_weight
 from bliss_index.devices import resolve_device
 from bliss_index.errors import InvalidInputError, StoreError
-from bliss_index.scoring.formulas import require_lam
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring.scorer import BlissScorer, Scorer
 from bliss_index.search.protocol import TensorSearch
@@ -32,7 +32,7 @@ class ScoreSettings:
     corpus, calibration
         Directories of the vocabulary and of the normal classes.
     k, lam
-        Entries per image, and the weight of the external score.
+        Entries per image, and the weight of the external score; None for the calibration's.
     search
         "auto" takes the fastest exact search, the name of an engine or "faiss" a certain one, and
         the name of a kind of index the corpus's index; see :mod:`bliss_index.search.registry`.
@@ -54,7 +54,7 @@ class ScoreSettings:
     corpus: str
     calibration: str
     k: int = 10
-    lam: float = 0.5
+    lam: float | None = None
     search: str = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -78,7 +78,8 @@ class ScoreSettings:
             raise InvalidInputError(
                 f"search must be one of {', '.join(search_names())}, got {self.search!r}"
             )
-        require_lam(self.lam)
+        if self.lam is not None:
+            require_weight("lam", self.lam)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InvalidInputError(f"the threshold must be a finite number, got {self.threshold}")
         if self.threads is not None and self.threads < 1:
@@ -137,10 +138,19 @@ class ScoringInputs:
         if settings.normal_scores is not None:
             normal = NormalScores.read(settings.normal_scores)
             identity = ScoreIdentity(
-                settings.k, float(settings.lam), corpus.content_hash, calibration.content_hash
+                settings.k,
+                float(calibration.lam if settings.lam is None else settings.lam),
+                corpus.content_hash,
+                calibration.content_hash,
             )
             normal.require(identity, settings.normal_scores)
         return cls(settings, corpus, calibration, normal)
+
+    @property
+    def lam(self) -> float:
+        """Weight of the external score: the settings', else the calibration's."""
+        given = self.settings.lam
+        return float(self.calibration.lam if given is None else given)
 
     @property
     def threshold(self) -> float | None:
@@ -156,7 +166,7 @@ class ScoringInputs:
         search = "exact" if settings.is_exact else settings.search
         values: dict[str, Any] = {
             "k": settings.k,
-            "lam": settings.lam,
+            "lam": self.lam,
             "search": search,
             "explain": settings.explain,
             "scores computed on": "GPU" if settings.on_gpu else "processor",
@@ -206,7 +216,7 @@ class ScoringInputs:
         search = self._open_search(entries)
         if not isinstance(search, TensorSearch):
             raise InvalidInputError(f"search {search.name!r} does not keep tensors on a GPU")
-        return DeviceScorer(search, entries, self.calibration, lam=self.settings.lam)
+        return DeviceScorer(search, entries, self.calibration, lam=self.lam)
 
     def make_scorer(self) -> BlissScorer:
         """Prepare the search and the tables; takes memory and time."""
@@ -216,7 +226,7 @@ class ScoringInputs:
             search,
             entries,
             self.calibration,
-            lam=self.settings.lam,
+            lam=self.lam,
             threads=self.settings.threads,
         )
 

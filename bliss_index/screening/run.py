@@ -25,6 +25,7 @@ from bliss_index.errors import (
     MissingDependencyError,
     OutputError,
 )
+from bliss_index.evaluation.weights import AUTO, with_chosen_weights
 from bliss_index.jobs import JobListener, JobOptions
 from bliss_index.jobs.description import (
     SCREEN_KIND,
@@ -345,12 +346,16 @@ class _Run:
         texts = self._texts(images, labels)
         assign = labels is None and len(texts.names) > 1
         with self.watch("calibrating", "read") as listener:
+            chosen = settings.image_weight == AUTO
             made = calibrate_store(
                 images, labels, texts, listener.advanced, assign=assign,
                 trim=settings.share_to_trim, shrinkage=settings.shrinkage,
+                image_weight=0.0 if chosen else float(settings.image_weight),
             )  # fmt: skip
-        made.calibration.save(f"{self.output}/calibration")
         search = exact_search(corpus.embeddings(), settings.k, threads=self.threads)
+        if chosen:
+            made = with_chosen_weights(made, images, labels, corpus, search)
+        made.calibration.save(f"{self.output}/calibration")
         found = score_held_out(
             images, labels, made.calibration, corpus, search, lam=settings.lam,
             confidence=settings.confidence,

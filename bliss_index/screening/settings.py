@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bliss_index.calibration.calibration import require_weight
 from bliss_index.calibration.unlabelled import require_trim
 from bliss_index.errors import InvalidInputError
+from bliss_index.evaluation.weights import AUTO
 from bliss_index.report import ReportOptions
 from bliss_index.scoring import ScoreSettings
 from bliss_index.vocabulary import DEFAULT_TEMPLATE, require_template
@@ -47,8 +49,12 @@ class ScreenSettings:
         the photos themselves calibrate, else none.
     shrinkage : float, default=0
         As for :func:`bliss_index.calibration.from_store.calibrate_store`.
+    image_weight : float or "auto", default=0
+        W of :class:`bliss_index.calibration.Calibration`; "auto" chooses it and lambda from the
+        images that calibrate.
     k, lam
-        Entries per image, and the weight of the external score.
+        Entries per image, and the weight of the external score; None for that of the calibration,
+        0.5 unless it was chosen.
     false_alarm_rate : float, default=None
         Largest share of normal images to flag; by default 0.01, or the smallest that so few normal
         images allow.
@@ -72,8 +78,9 @@ class ScreenSettings:
     dtype: str = "float16"
     trim: float | None = None
     shrinkage: float = 0.0
+    image_weight: float | str = 0.0
     k: int = 10
-    lam: float = 0.5
+    lam: float | None = None
     false_alarm_rate: float | None = None
     confidence: float | None = None
     images: Path | None = None
@@ -86,6 +93,8 @@ class ScreenSettings:
             )
         require_template(self.template)
         require_trim(self.trim or 0.0)
+        if self.image_weight != AUTO:
+            require_weight("image_weight", self.image_weight)
         ScoreSettings("", "", self.k, self.lam)  # refuses what scoring will not take
         ReportOptions(images=self.images)
 
