@@ -103,7 +103,7 @@ class NativeBackend:
         self._threads = threads
         self._engine = native.make_engine(
             vocabulary.ctypes.data, vocabulary.itemsize, *vocabulary.shape, k, kernel, threads,
-            query_block, capacity, 0,
+            query_block, capacity, 0, 0, 0,
         )  # fmt: skip
         self._centred = False
         self._lock = threading.Lock()
