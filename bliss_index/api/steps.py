@@ -29,7 +29,7 @@ from bliss_index.scoring import ScoreSettings, run_job
 from bliss_index.scoring.scores_directory import read_scores
 from bliss_index.screening import ScreenResult, ScreenSettings
 from bliss_index.screening import screen as run_screen
-from bliss_index.search import exact_search
+from bliss_index.search.prepared import corpus_search
 from bliss_index.store import EmbeddingStore, require_same_model
 from bliss_index.store.source_part import ColumnNames
 
@@ -137,7 +137,7 @@ def calibrate(
         image_weight=0.0 if vocabulary is not None else float(image_weight),
     )  # fmt: skip
     if vocabulary is not None:
-        search = exact_search(vocabulary.embeddings(), k, threads=threads)
+        search = corpus_search(vocabulary, k, threads=threads)
         summary = with_chosen_weights(summary, store, given, vocabulary, search)
     summary.calibration.save(out)
     return summary

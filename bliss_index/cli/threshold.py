@@ -74,7 +74,7 @@ def threshold(
     from bliss_index.errors import InvalidInputError
     from bliss_index.scoring.normal_scores import score_held_out
     from bliss_index.scoring.thresholds import rate_kept
-    from bliss_index.search import exact_search
+    from bliss_index.search.prepared import corpus_search
     from bliss_index.store import EmbeddingStore, require_same_model
 
     store = EmbeddingStore.open(images, kind="image")
@@ -85,7 +85,7 @@ def threshold(
             entries.model, normal.model, f"corpus {corpus}", f"calibration {calibration}"
         )
     given = Labels.open(labels, store)
-    search = exact_search(entries.embeddings(), k, threads=threads)
+    search = corpus_search(entries, k, threads=threads)
     found = score_held_out(
         store, given, normal, entries, search, lam=lam, folds=folds, seed=seed,
         confidence=confidence,

@@ -40,6 +40,9 @@ class ScoreSettings:
         "auto", "cpu", or a torch device such as "cuda:0".
     threads
         Threads of one process; None for all.
+    keep_search
+        Whether a search that had to be prepared is kept beside the corpus, for other jobs; see
+        :mod:`bliss_index.search.prepared`.
     explain
         Whether the output names the k entries of every image and what they contributed.
     threshold
@@ -62,6 +65,7 @@ class ScoreSettings:
     threshold: float | None = None
     normal_scores: str | None = None
     false_alarm_rate: float | None = None
+    keep_search: bool = True
 
     def __post_init__(self) -> None:
         if self.false_alarm_rate is not None and self.normal_scores is None:
@@ -195,6 +199,7 @@ class ScoringInputs:
         if settings.on_gpu:
             return settings, f"exact search on {_torch_device(settings.device)}"
         from bliss_index.search.choice import choose_search
+        from bliss_index.search.prepared import describe_prepared
 
         choice = choose_search(
             self.corpus.shard(0).embeddings,
@@ -204,12 +209,15 @@ class ScoringInputs:
             size=self.corpus.rows,
             threads=settings.threads,
         )
-        return replace(settings, search=choice.name), choice.reason
+        reason = choice.reason
+        if choice.name == "native":
+            reason += f", {describe_prepared(self.corpus)}"
+        return replace(settings, search=choice.name), reason
 
     def job_scorer(self) -> Scorer:
         """Prepare what scores a job's images: on a GPU where the settings name one."""
         if not self.settings.on_gpu:
-            return self.make_scorer()
+            return self.make_scorer(keep_search=self.settings.keep_search)
         from bliss_index.scoring.device_scorer import DeviceScorer
 
         entries = self.corpus.embeddings()
@@ -218,10 +226,10 @@ class ScoringInputs:
             raise InvalidInputError(f"search {search.name!r} does not keep tensors on a GPU")
         return DeviceScorer(search, entries, self.calibration, lam=self.lam)
 
-    def make_scorer(self) -> BlissScorer:
+    def make_scorer(self, *, keep_search: bool = False) -> BlissScorer:
         """Prepare the search and the tables; takes memory and time."""
         entries = self.corpus.embeddings()
-        search = self._open_search(entries)
+        search = self._open_search(entries, keep_search)
         return BlissScorer(
             search,
             entries,
@@ -230,15 +238,23 @@ class ScoringInputs:
             threads=self.settings.threads,
         )
 
-    def _open_search(self, entries: Any) -> TopKSearch:
+    def _open_search(self, entries: Any, keep: bool = False) -> TopKSearch:
         settings = self.settings
         if settings.search in index_names():
             from bliss_index.search.faiss.index import open_index
 
-            device = "cpu" if settings.device == "auto" else settings.device
+            place = "cpu" if settings.device == "auto" else settings.device
             return open_index(
-                self.corpus, settings.k, settings.search, device, threads=settings.threads
+                self.corpus, settings.k, settings.search, place, threads=settings.threads
             )
+        device = _torch_device(settings.device) if takes_device(settings.search) else None
+        if settings.search in ("auto", "native") and device is None:
+            from bliss_index.search.prepared import corpus_search
+
+            return corpus_search(
+                self.corpus, settings.k, entries=entries, backend=settings.search,
+                threads=settings.threads, keep=keep,
+            )  # fmt: skip
         from bliss_index.search.choice import make_exact
 
         return make_exact(
@@ -246,7 +262,7 @@ class ScoringInputs:
             entries,
             settings.k,
             threads=settings.threads,
-            device=_torch_device(settings.device) if takes_device(settings.search) else None,
+            device=device,
         )
 
     def _index_sha256(self) -> str:

@@ -45,7 +45,7 @@ from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.thresholds import rate_kept
 from bliss_index.screening.inputs import ScreenImages, ScreenInputs
 from bliss_index.screening.settings import DEFAULT_RATE, ScreenSettings
-from bliss_index.search import exact_search
+from bliss_index.search.prepared import corpus_search
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.cache import cache_folder
 from bliss_index.storage.directory import content_sha256, write_json
@@ -352,7 +352,7 @@ class _Run:
                 trim=settings.share_to_trim, shrinkage=settings.shrinkage,
                 image_weight=0.0 if chosen else float(settings.image_weight),
             )  # fmt: skip
-        search = exact_search(corpus.embeddings(), settings.k, threads=self.threads)
+        search = corpus_search(corpus, settings.k, threads=self.threads, keep=True)
         if chosen:
             made = with_chosen_weights(made, images, labels, corpus, search)
         made.calibration.save(f"{self.output}/calibration")

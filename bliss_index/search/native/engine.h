@@ -61,6 +61,8 @@ struct Room {
 // What is packed of a vocabulary, in one piece of memory: the engine's own, or a file that was made
 // of one. Numbers are in the machine's order. Every part starts at a cache line.
 struct Packed {
+  // Another number for every change of what kernels pack, so that nothing else is taken for it.
+  static constexpr int kVersion = 1;
   struct Facts {
     std::int64_t exponent;  // entries times 2^-exponent have magnitudes of at most 1
     double mean_norm;

@@ -139,6 +139,11 @@ void class_variances(std::uintptr_t texts, int bytes, std::size_t count, std::si
 
 NB_MODULE(_native, m) {
   m.doc() = "Integer kernels and rescoring of the certified exact search.";
+  m.def("packed_bytes", [](const std::string& kernel, std::size_t count, std::size_t dim) {
+    const bliss::Kernel* found = bliss::find_kernel(kernel.c_str());
+    return found ? bliss::Packed(count, dim, found->layout).bytes : 0;
+  }, "Bytes that a kernel packs of so many entries; 0 where it cannot run here.");
+  m.attr("packed_version") = bliss::Packed::kVersion;
   m.def("kernel_names", [] {
     std::vector<std::string> names;
     for (const bliss::Kernel* kernel : bliss::usable_kernels()) names.push_back(kernel->name);
