@@ -178,6 +178,27 @@ def test_an_ensemble_of_prompts(encoder, tmp_path):
         encode_text_store(encoder, [], tmp_path / "t", templates=templates)
 
 
+def test_the_commands_take_clips_ensemble(tmp_path):
+    from command import run
+
+    from bliss_index.calibration.class_texts import ClassTexts
+    from bliss_index.vocabulary import PROMPT_ENSEMBLE, prompt_templates
+
+    (tmp_path / "words.txt").write_text("cat\ntree\n")
+    model = ("--model", "bliss-tiny", "--dtype", "float32")
+    run("encode-text", tmp_path / "words.txt", "--out", tmp_path / "s", "--prompt-ensemble", *model)
+    store = EmbeddingStore.open(tmp_path / "s")
+    tiny = load_encoder("bliss-tiny")
+    rows = tiny.encode_ensemble(["cat", "tree"], prompt_templates(PROMPT_ENSEMBLE))
+    np.testing.assert_allclose(store.embeddings(), rows, atol=2e-6)
+    texts = ClassTexts.of_names(["cat", "tree"], store.model, template=PROMPT_ENSEMBLE)
+    np.testing.assert_allclose(texts.embeddings, rows, atol=2e-6)
+    assert texts.prompt == store.prompt and store.prompt.count("{}") == 80
+    _, stderr = run("encode-text", tmp_path / "words.txt", "--out", tmp_path / "t",
+                    "--prompt-ensemble", "--template", "a {}", *model, code=2)  # fmt: skip
+    assert "takes the place of --template" in stderr
+
+
 def test_a_folder_a_tar_and_a_parquet_give_the_same(encoder, pictures, tmp_path):
     files = sorted(pictures.rglob("*.png"))
     with tarfile.open(tmp_path / "p.tar", "w") as archive:

@@ -11,8 +11,10 @@ from bliss_index.cli.options import (
     DeviceOption,
     ImageWeightOption,
     JsonOption,
+    PromptEnsembleOption,
     ThreadsOption,
     path_or_uri,
+    refuse_both,
 )
 
 
@@ -49,6 +51,7 @@ def calibrate(
     template: Annotated[
         str | None, typer.Option("--template", help="Prompt for class names, with a {}.")
     ] = None,
+    prompt_ensemble: PromptEnsembleOption = False,
     assign: Annotated[
         bool,
         typer.Option("--assign", help="Give images without a label the class nearest to them."),
@@ -96,11 +99,14 @@ def calibrate(
     from bliss_index.evaluation.weights import parse_image_weight
     from bliss_index.jobs.listener import RowsListener
     from bliss_index.store import EmbeddingStore
+    from bliss_index.vocabulary import PROMPT_ENSEMBLE
 
+    refuse_both(prompt_ensemble, template)
     rows = EmbeddingStore.open(images, kind="image").rows
     with progress_line("calibrating", rows) as progress:
         summary = run_calibration(
-            images, out, labels=labels, classes=classes, template=template, assign=assign,
+            images, out, labels=labels, classes=classes,
+            template=PROMPT_ENSEMBLE if prompt_ensemble else template, assign=assign,
             trim=trim, shrinkage=shrinkage, image_weight=parse_image_weight(image_weight),
             corpus=corpus, k=k, threads=threads, device=device,
             listener=RowsListener(progress),

@@ -32,8 +32,10 @@ from bliss_index.cli.options import (
     PrecisionOption,
     PreprocessOption,
     PretrainedOption,
+    PromptEnsembleOption,
     StoreOutput,
     path_or_uri,
+    refuse_both,
 )
 from bliss_index.devices import device_names, resolve_device
 
@@ -78,6 +80,7 @@ def encode_text(
             show_default="This is a photo of a {}",
         ),
     ] = None,
+    prompt_ensemble: PromptEnsembleOption = False,
     exclude: Annotated[
         str | None,
         typer.Option("--exclude", help="File of entries to leave out.", parser=path_or_uri),
@@ -97,11 +100,16 @@ def encode_text(
     from bliss_index.encode.encode_work import EncoderSpec
     from bliss_index.encode.spooled_vocabulary import spool_vocabulary
     from bliss_index.encode.text_work import encode_text_store
-    from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, require_template
+    from bliss_index.vocabulary import (
+        DEFAULT_TEMPLATE,
+        PROMPT_ENSEMBLE,
+        load_vocabulary,
+        prompt_templates,
+    )
 
-    templates = template or [DEFAULT_TEMPLATE]
-    for one in templates:
-        require_template(one)
+    refuse_both(prompt_ensemble, template)
+    listed = [PROMPT_ENSEMBLE] if prompt_ensemble else template or [DEFAULT_TEMPLATE]
+    templates = [one for word in listed for one in prompt_templates(word)]
     unwanted = load_vocabulary([exclude]).entries if exclude is not None else ()
     with progress_line("reading the vocabulary") as progress:
         spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)

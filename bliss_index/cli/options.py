@@ -107,6 +107,13 @@ PretrainedOption = Annotated[
         parser=tag_or_file,
     ),
 ]
+PromptEnsembleOption = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-ensemble",
+        help="Average the 80 prompts of CLIP's authors, which takes 80 times as long.",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="'auto', 'cpu', or a torch device such as 'cuda:0'.")
 ]
@@ -188,3 +195,9 @@ MovedCorpusOption = Annotated[
         parser=path_or_uri,
     ),
 ]
+
+
+def refuse_both(ensemble: bool, template: object) -> None:
+    """Refuse a prompt ensemble beside templates."""
+    if ensemble and template:
+        raise typer.BadParameter("--prompt-ensemble takes the place of --template: give one")

@@ -35,10 +35,12 @@ from bliss_index.cli.options import (
     PrecisionOption,
     PreprocessOption,
     PretrainedOption,
+    PromptEnsembleOption,
     ThreadsOption,
     between_0_and_1,
     path,
     path_or_uri,
+    refuse_both,
 )
 from bliss_index.devices import device_names
 
@@ -115,6 +117,7 @@ def screen(
             show_default="This is a photo of a {}",
         ),
     ] = None,
+    prompt_ensemble: PromptEnsembleOption = False,
     trim: Annotated[
         float | None,
         typer.Option(
@@ -180,7 +183,10 @@ def screen(
     from bliss_index.evaluation.weights import parse_image_weight
     from bliss_index.screening import ScreenSettings
     from bliss_index.screening import screen as run_screen
+    from bliss_index.vocabulary import PROMPT_ENSEMBLE
 
+    refuse_both(prompt_ensemble, template)
+    template = PROMPT_ENSEMBLE if prompt_ensemble else template
     more: dict[str, Any] = {} if template is None else {"template": template}
     if vocabulary:
         more["vocabulary"] = tuple(vocabulary)

@@ -52,6 +52,7 @@ from bliss_index.storage.directory import content_sha256, write_json
 from bliss_index.storage.files import json_bytes, make_directory, parse_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.import_work import import_embeddings
+from bliss_index.vocabulary import prompt_templates
 
 MOST_ANOMALOUS = 10
 _KEPT_WITH = 0.95
@@ -281,10 +282,11 @@ class _Run:
         if isinstance(vocabulary, EmbeddingStore):
             return vocabulary
         settings, place = self.settings, self._cached(vocabulary)
+        templates = prompt_templates(settings.template)
         try:
             with self.watch("encoding the vocabulary", "encoded") as listener:
                 encoded = encode_text_store(
-                    self.inputs.spec, vocabulary, place, templates=[settings.template],
+                    self.inputs.spec, vocabulary, place, templates=templates,
                     dtype=settings.dtype, options=self.inputs.encoding, listener=listener,
                 )  # fmt: skip
             _require_whole(encoded.failed, str(place))

@@ -11,7 +11,7 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.weights import AUTO
 from bliss_index.report import ReportOptions
 from bliss_index.scoring import ScoreSettings
-from bliss_index.vocabulary import DEFAULT_TEMPLATE, require_template
+from bliss_index.vocabulary import DEFAULT_TEMPLATE, prompt_templates
 
 DEFAULT_RATE = 0.01
 DEFAULT_TRIM = 0.1
@@ -41,7 +41,7 @@ class ScreenSettings:
     embeddings : bool, default=False
         Photos, and normal images, are embeddings that the model made, in a layout of ``import``.
     template : str
-        Prompt for the entries and the class names.
+        Prompt for the entries and the class names; PROMPT_ENSEMBLE for CLIP's 80.
     dtype : str, default="float16"
         Type of stored embeddings.
     trim : float, default=None
@@ -91,7 +91,7 @@ class ScreenSettings:
                 "what is normal must be said: --normal FOLDER of known images, whose sub-folders "
                 "are the classes, or --classes cat,dog alone"
             )
-        require_template(self.template)
+        prompt_templates(self.template)
         require_trim(self.trim or 0.0)
         if self.image_weight != AUTO:
             require_weight("image_weight", self.image_weight)
