@@ -42,6 +42,8 @@ from bliss_index.devices import device_names, resolve_device
 if TYPE_CHECKING:
     from bliss_index.jobs import JobOptions
 
+_MOST_COMPARED = 100_000  # entries, of which to look for those that say nearly the same
+
 EncodeDevicesOption = Annotated[
     str | None,
     typer.Option(
@@ -100,6 +102,8 @@ def encode_text(
     from bliss_index.encode.encode_work import EncoderSpec
     from bliss_index.encode.spooled_vocabulary import spool_vocabulary
     from bliss_index.encode.text_work import encode_text_store
+    from bliss_index.search.near import near_entries
+    from bliss_index.store import EmbeddingStore
     from bliss_index.vocabulary import (
         DEFAULT_TEMPLATE,
         PROMPT_ENSEMBLE,
@@ -128,8 +132,15 @@ def encode_text(
                 listener=make_listener(progress, "encoded"),
             )
             facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
+    near = None
     if not summary.rows_now:
         say(f"{out} was complete already: {summary.rows} entries")
+    elif summary.complete and 1 < summary.rows <= _MOST_COMPARED:
+        near = near_entries(EmbeddingStore.open(out, kind="text"))
+        if near.near:
+            say(str(near))
+    if as_json:
+        facts["near_entries"] = None if near is None else near.to_json()
     if summary.truncated:
         say(f"{summary.truncated} entries are longer than the model's context; their ends were cut")
     facts["vocabulary"] = vocabulary.describe()
