@@ -203,7 +203,7 @@ def run_bench(settings: BenchSettings, notify: Notify | None = None) -> BenchRep
             scoring = paired_rates({"scoring": scorer.score}, queries)["scoring"]
             approximate = measure_approximate(entries, queries, searches[fastest], settings, tell)
         del searches, scorer
-        rate, images, start, first = measure_job(
+        job_rate, job_images, start, first = measure_job(
             Path(folder), settings, entries, calibration, fastest, scoring, tell
         )
     facts, _ = describe_installation()
@@ -212,8 +212,8 @@ def run_bench(settings: BenchSettings, notify: Notify | None = None) -> BenchRep
         {name: round(rate, 1) for name, rate in rates.items()},
         unavailable,
         round(scoring, 1),
-        rate,
-        images,
+        job_rate,
+        job_images,
         start,
         {name: round(rate, 2) for name, rate in encoding.items()},
         approximate,
@@ -332,8 +332,8 @@ def measure_job(
     began = time.perf_counter()
     run_job(folder / "images", folder / "scores", job, JobOptions(), clock)
     seconds = time.perf_counter() - began
-    start = round(max(0.0, seconds - clock.seconds), 2)
-    return round(images / clock.seconds, 1), images, start, round(clock.first - began, 2)
+    waited = round(max(0.0, seconds - clock.seconds), 2)
+    return round(images / clock.seconds, 1), images, waited, round(clock.first - began, 2)
 
 
 def measure_encoding(folder: Path, model: str, pretrained: str | None) -> dict[str, float]:
