@@ -143,13 +143,49 @@ def rate_kept(normal_scores: npt.ArrayLike, threshold: float, confidence: float 
     """
     scores = _finite_scores(normal_scores)
     _require_share(confidence, "the confidence")
-    above = int((scores >= threshold).sum())
-    if above == scores.size:
+    return _largest_share(int((scores >= threshold).sum()), scores.size, 1 - confidence)
+
+
+def share_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a share of which `count` in a random sample of n were found.
+
+    The two-sided interval of Clopper and Pearson (Biometrika, 1934): it holds the share with at
+    least this probability, however small the sample. A sample without replacement from few has it
+    the narrower, so that the interval errs on the wide side there.
+
+    Parameters
+    ----------
+    count, n : int
+        0 <= count <= n, and n at least 1.
+    confidence : float, default=0.95
+        Between 0 and 1.
+
+    Raises
+    ------
+    InvalidInputError
+        They are not.
+
+    Examples
+    --------
+    >>> low, high = share_interval(0, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.0, 0.0362)
+    """
+    _require_share(confidence, "the confidence")
+    if not 0 <= count <= n or n < 1:
+        raise InvalidInputError(f"a share needs 0 <= count <= n, n at least 1, got {count} of {n}")
+    tail = (1 - confidence) / 2
+    return 1 - _largest_share(n - count, n, tail), _largest_share(count, n, tail)
+
+
+def _largest_share(count: int, n: int, tail: float) -> float:
+    """Return the share from which on at most `count` of n come with probability at most `tail`."""
+    if count == n:
         return 1.0
     low, high = 0.0, 1.0
-    for _ in range(60):  # the cumulative probability falls as the rate grows
+    for _ in range(60):  # the cumulative probability falls as the share grows
         middle = (low + high) / 2
-        if _binomial_cdf(scores.size, middle, above)[-1] > 1 - confidence:
+        if _binomial_cdf(n, middle, count)[-1] > tail:
             low = middle
         else:
             high = middle
