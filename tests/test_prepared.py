@@ -215,7 +215,9 @@ def test_the_first_job_keeps_it_and_the_next_takes_it(large, tmp_path):
     corpus, score = large
     _, stderr = run(*score, "--no-keep-search", "--out", tmp_path / "a")
     assert not (Path(corpus.path) / SEARCH_FOLDER).exists() and "prepared now" in stderr
-    run(*score, "--out", tmp_path / "b")
+    assert "to be kept" not in stderr
+    _, stderr = run(*score, "--out", tmp_path / "b")
+    assert f"prepared now, to be kept in {corpus.path}/search" in stderr
     made = codes_of(corpus).read_bytes()
     _, stderr = run(*score, "--out", tmp_path / "c")
     assert "prepared before" in stderr and codes_of(corpus).read_bytes() == made

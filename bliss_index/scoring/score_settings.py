@@ -211,7 +211,7 @@ class ScoringInputs:
         )
         reason = choice.reason
         if choice.name == "native":
-            reason += f", {describe_prepared(self.corpus)}"
+            reason += f", {describe_prepared(self.corpus, keep=settings.keep_search)}"
         return replace(settings, search=choice.name), reason
 
     def job_scorer(self) -> Scorer:

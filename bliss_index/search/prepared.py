@@ -285,14 +285,23 @@ def verify_prepared(corpus: Corpus) -> list[PreparedRecord]:
     return records
 
 
-def describe_prepared(corpus: Corpus) -> str:
-    """Say in a few words whether a search of this corpus is prepared for this machine."""
+def describe_prepared(corpus: Corpus, *, keep: bool) -> str:
+    """Say in a few words whether a search of this corpus is prepared for this machine.
+
+    Parameters
+    ----------
+    corpus
+        The text store.
+    keep
+        As for :func:`corpus_search`.
+    """
     kernel = NativeBackend.availability()[1]
     with suppress(BlissError):
         for record in prepared_records(corpus):
             if record.kernel == kernel and is_current(corpus, record):
                 return "prepared before"
-    return "prepared now"
+    kept = keep and corpus.rows >= KEPT_FROM
+    return f"prepared now, to be kept in {corpus.path}/{SEARCH_FOLDER}" if kept else "prepared now"
 
 
 def _again(corpus: Corpus) -> str:
