@@ -317,12 +317,19 @@ def test_commands_steps_and_jobs_agree(stores):
     run("score", here / "new", *files, "--lam", 0.125, "--out", here / "other")
     assert not np.array_equal(scores_of(here / "other"), scores_of(here / "scores"))
     stdout, _ = run("explain", here / "scores", "3/40.jpg", "--json")
-    assert json.loads(stdout)["lam"] == chosen.lam
+    explained = json.loads(stdout)
+    assert explained["lam"] == chosen.lam
     run("threshold", here / "normal", *files, "--labels", here / "labels.txt", "--out",
                here / "t.parquet")  # fmt: skip
     run("score", here / "new", *files, "--normal-scores", here / "t.parquet",
                "--false-alarm-rate", 0.05, "--out", here / "flagged")  # fmt: skip
     run("verify", here / "flagged")
+    winner = explained["classes"][0]
+    term = reference_term(new[40:41], normal, labels, vocabulary, 10, 0)[0]
+    c = int(winner["name"].removeprefix("class "))
+    assert winner["image_score"] == pytest.approx(chosen.image_weight * term[c], rel=1e-5)
+    stdout, _ = run("explain", here / "scores", "3/40.jpg")
+    assert "label term" in stdout and "image term" in stdout
     stdout, _ = run("info", here / "auto", "--json")
     assert json.loads(stdout)["image_weight"] == chosen.image_weight
 

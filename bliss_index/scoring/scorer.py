@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.calibration import require_weight
+from bliss_index.calibration.image_term import image_term
 from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring.formulas import Scores
@@ -204,6 +205,19 @@ class BlissScorer:
             similarity = (block @ self._vectors)[: part.shape[0]]
             scores[start : start + BLOCK_ROWS] = (self._mu - similarity) / self._sigma
         return scores
+
+    @isolated
+    def image_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """W J_c of (n, d) images, the image term's share of their internal scores: (n, C)."""
+        calibration = self.calibration
+        if not calibration.image_weight:
+            return np.zeros((images.shape[0], len(calibration.classes)))
+        own = image_term(
+            calibration.classes, calibration.moments, shrinkage=calibration.shrinkage,
+            prior=self.tables.prior,
+        )  # fmt: skip
+        terms = (own.mu - images.astype(np.float64) @ own.directions.T) / own.sigma
+        return np.asarray(calibration.image_weight * terms)
 
     @isolated
     def external_scores(
