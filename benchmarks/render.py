@@ -193,6 +193,42 @@ def names() -> str:
     return markdown(["names exchanged", "warned of", *titles.values()], rows)
 
 
+def image_term() -> str:
+    """AUROC without an image term, gains with fixed weights, and of the rule."""
+    titles = {"6 normal": "six", "half": "half", "all-but-one": "all but one"}
+    rows = []
+    for found in result("image_term")["weights"]:
+        images = "all" if found["images"] > 100 else found["images"]
+        auroc, auto = found["auroc"], found["auto"]
+        fixed = [auroc[w]["mean"] - auroc["0"]["mean"] for w in ("0.25", "0.5", "1", "2")]
+        rows.append(
+            [f"{found['data']}, {images} images, N = {found['shrinkage']:g}",
+             titles[found["normal"]], percent(auroc["0"]),
+             *(f"{100 * gain:+.1f}" for gain in fixed), points(auto["gain"]),
+             f"{auto['better']}, {auto['worse']}, {100 * auto['worst']:+.1f}"]
+        )  # fmt: skip
+    return markdown(
+        ["data", "normal classes", "W = 0", "0.25", "0.5", "1", "2", "auto",
+         "auto better, worse (runs), worst"], rows,
+    )  # fmt: skip
+
+
+def image_term_names() -> str:
+    """What the rule does where names are exchanged."""
+    rows = []
+    for found in result("image_term")["names"]:
+        auroc, auto = found["auroc"], found["auto"]
+        rows.append(
+            [f"{found['data']}, {found['exchanged']} of {found['classes']}",
+             f"{100 * auroc['0']['mean']:.1f}", f"{100 * auroc['auto']['mean']:.1f}",
+             f"{auto['median_weight']:g}", f"{auto['median_lam']:g}"]
+        )  # fmt: skip
+    return markdown(
+        ["names exchanged", "BLISS", "image weight auto", "W chosen, median",
+         "lambda chosen, median"], rows,
+    )  # fmt: skip
+
+
 def float16() -> str:
     """What storing float16 changes."""
     rows = []
@@ -372,6 +408,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "thresholds-summary": thresholds_summary,
     "contamination": contamination,
     "names": names,
+    "image-term": image_term,
+    "image-term-names": image_term_names,
     "float16": float16,
     "searches": searches,
     "accuracy": accuracy,

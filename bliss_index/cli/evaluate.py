@@ -14,6 +14,7 @@ from bliss_index.cli.options import (
     PREPROCESSES,
     DeviceOption,
     JsonOption,
+    PretrainedOption,
     ThreadsOption,
     one_of,
     path,
@@ -89,7 +90,10 @@ def evaluate(
     corpus: Annotated[
         str | None,
         typer.Option(
-            "--corpus", help="Text store of the vocabulary (--protocol).", parser=path_or_uri
+            "--corpus",
+            help="Text store of the vocabulary (--protocol).",
+            show_default="with --encoded, the paper's dictionary",
+            parser=path_or_uri,
         ),
     ] = None,
     encoded: Annotated[
@@ -101,6 +105,15 @@ def evaluate(
             parser=path_or_uri,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Model to encode with (--encoded, no --corpus).",
+            show_default="ViT-B-16",
+        ),
+    ] = None,
+    pretrained: PretrainedOption = None,
     preprocess: Annotated[
         str,
         typer.Option(
@@ -126,7 +139,9 @@ def evaluate(
             name: value for name, value in own.items()
             if name != "--labels" and not (judged and name == "--normal")
         }  # fmt: skip
-        _forbid("requires --protocol", {**unused, "--corpus": corpus, "--encoded": encoded})
+        unused |= {"--corpus": corpus, "--encoded": encoded, "--model": model,
+                   "--pretrained": pretrained}  # fmt: skip
+        _forbid("requires --protocol", unused)
         if judged:
             _forbid("cannot be given with --judgements", {"--labels": labels})
             _evaluate_judged(target, judgements, normal, resamples, as_json)
@@ -138,16 +153,21 @@ def evaluate(
     common: dict[str, Any] = {"detectors": detectors, "k": k, "threads": threads}
     if encoded is not None:
         _forbid("cannot be given with --encoded, which takes it from the data set", own)
-        (vocabulary,) = _required("--encoded", {"--corpus": corpus})
+        encoder = {"--model": model, "--pretrained": pretrained}
+        if corpus is not None:
+            _forbid("cannot be given with --corpus, which names its model", encoder)
         folder = _local("TARGET with --encoded", target)
+        from bliss_index.encode.encode_work import DEFAULT_MODEL
         from bliss_index.evaluation.paper.from_dataset import evaluate_dataset
 
         with progress_line("encoding") as progress:
             report = evaluate_dataset(
-                folder, protocol, vocabulary, encoded, preprocess=preprocess, device=device,
+                folder, protocol, corpus, encoded, model=model or DEFAULT_MODEL,
+                pretrained=pretrained, preprocess=preprocess, device=device,
                 notify=say, progress=progress, **common,
             )  # fmt: skip
     else:
+        _forbid("requires --encoded", {"--model": model, "--pretrained": pretrained})
         paths = _required("--protocol", {**own, "--corpus": corpus})
         report = _evaluate_stores(target, protocol, *paths, **common)
     say(f"{report.runs} runs of {report.images} images in {report.seconds:.1f} s")

@@ -47,7 +47,7 @@ def threshold(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     folds: Annotated[
         int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
     ] = 5,
@@ -94,7 +94,7 @@ def threshold(
     from bliss_index.errors import InvalidInputError
     from bliss_index.scoring.normal_scores import ScoreIdentity, score_held_out
     from bliss_index.scoring.thresholds import rate_kept
-    from bliss_index.search import exact_search
+    from bliss_index.search.prepared import corpus_search
     from bliss_index.store import EmbeddingStore, require_same_model
 
     if (scores is None) != (judgements is None):
@@ -112,11 +112,12 @@ def threshold(
         sample = judged_sample(scores, judgements, images)
         say(sample.left_out)
         found = sample.normal_scores(confidence)
-        asked_for = ScoreIdentity(k, lam, entries.content_hash, normal.content_hash)
+        weight = normal.lam if lam is None else lam
+        asked_for = ScoreIdentity(k, weight, entries.content_hash, normal.content_hash)
         found.require(asked_for, scores)
     else:
         given = Labels.open(labels, store)
-        search = exact_search(entries.embeddings(), k, threads=threads)
+        search = corpus_search(entries, k, threads=threads)
         found = score_held_out(
             store, given, normal, entries, search, lam=lam, folds=folds, seed=seed,
             confidence=confidence,

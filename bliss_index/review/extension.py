@@ -32,7 +32,7 @@ from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
 from bliss_index.scoring.normal_scores import NormalScores, score_held_out
 from bliss_index.scoring.score_inputs import is_store, open_input
 from bliss_index.scoring.thresholds import rate_kept
-from bliss_index.search import exact_search
+from bliss_index.search.prepared import corpus_search
 from bliss_index.storage import open_directory
 from bliss_index.storage.files import make_directory, write_json
 from bliss_index.store import EmbeddingStore, StoreWriter
@@ -216,11 +216,14 @@ class Extension:
             np.concatenate([np.asarray(calibration.class_embeddings, np.float32), self.entry]),
             self.corpus.model, "the calibration and the vocabulary", self.corpus.prompt,
         )  # fmt: skip
-        made = calibrate_store(normal, labels, texts, shrinkage=calibration.shrinkage)
+        made = calibrate_store(
+            normal, labels, texts, shrinkage=calibration.shrinkage,
+            image_weight=calibration.image_weight,
+        )  # fmt: skip
         made.calibration.save(self.folder / "calibration")
         say("scoring held-out normal images")
         identity, settings = before.identity, self.inputs.scores.job.settings
-        search = exact_search(self.corpus.embeddings(), identity.k)
+        search = corpus_search(self.corpus, identity.k)
         held_out = score_held_out(
             normal, labels, made.calibration, self.corpus, search, lam=identity.lam,
             confidence=before.confidence,
