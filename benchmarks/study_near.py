@@ -23,7 +23,7 @@ from machine import describe_machine, write_result
 from PIL import Image
 
 from bliss_index import load_encoder
-from bliss_index.review.near import NEAREST, NearRows
+from bliss_index.review.near_images import NEAREST, NearRows
 
 _BLOCK = 1000
 

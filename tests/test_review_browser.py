@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -167,6 +170,26 @@ def test_what_fails_is_asked_for_a_few_times_only(page, place, status):
         page.unroute("**/rows?*")
         page.locator("#retry").click()
         expect(tile(page, 0).locator(".caption")).to_be_visible()
+
+
+def test_the_address_for_programs(page, place):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bliss_index", "review", *map(str, command(place)), "--json"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        lines = []
+        while not lines or lines[-1] != "}\n":
+            lines.append(process.stdout.readline())
+        said = json.loads("".join(lines))
+        assert said["images"] == 60
+        opened(page, said["address"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_arrows_only_navigate_and_the_view_is_kept_over_a_reload(page, place):
