@@ -352,7 +352,50 @@ def parts() -> str:
     return markdown(header, rows)
 
 
+def near() -> str:
+    """What counts as near-identical, in a sentence."""
+    data = result("near")
+    sets = {"img_caltech101_test": "Caltech-101", "img_imagenet_fewshot4": "ImageNet"}
+    found = [data["different"][name] for name in sets]
+    photos = " and ".join(
+        f"{one['images']:,} photos of {title}"
+        for one, title in zip(found, sets.values(), strict=True)
+    )
+    again = data["saved again"]
+    shares = ", ".join(
+        f"{100 * value:.0f} % ({name})" for name, value in again.items() if isinstance(value, float)
+    )
+    return (
+        f"Of {photos} (ViT-B-32) {sum(one['pairs'] for one in found)} pairs are. Of "
+        f"{again['photos']} photos saved again, these are near to what they were: {shares}; "
+        f"{again['model']}."
+    )
+
+
+def review() -> str:
+    """Seconds of the page over many rows."""
+    data = result("review")
+
+    def seconds(value: float) -> str:
+        return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+    header = [f"{data['rows']:,} images", "median", "95 % below"]
+    rows = [
+        [name, seconds(found["median"]), seconds(found["p95"])]
+        for name, found in data["seconds"].items()
+    ]
+    for name, title in (("first start", "the first time"), ("later start", "later")):
+        start = data[name]
+        rows.append([f"start, {title}", seconds(start["seconds_until_it_listens"]), ""])
+        opened = seconds(start["seconds_from_address_to_pictures"])
+        rows.append([f"from the address to pictures, {title}", opened, ""])
+        rows.append([f"memory at most, {title}", f"{start['peak_mib']:,.0f} MiB", ""])
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "near": near,
+    "review": review,
     "k": lambda: gains("k", "10"),
     "lambda": lambda: gains("lambda", "0.5"),
     "lambda-shrinkage": lambda: gains("lambda, shrinkage 10", "0.5"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from importlib.util import find_spec
 from itertools import pairwise
@@ -576,3 +578,18 @@ def test_what_a_review_is_of(of_kinds, job_of_kinds, tmp_path):
         assert session.counts()["unjudged"] == 90
         assert any("--normal" in notice or "embeddings" in notice
                    for notice in session.facts()["notices"])  # fmt: skip
+
+
+def test_what_is_not_installed_is_named(of_kinds):
+    for name in ("uvicorn", "duckdb"):
+        script = (
+            f"import sys; sys.modules[{name!r}] = None; from bliss_index.cli.app import run; "
+            f"sys.argv = ['bliss-index', 'review', {of_kinds.scores.path!r}, '--judgements', "
+            f"{str(of_kinds.judgements)!r}]; run()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        assert "pip install 'bliss-index[review]'" in done.stderr
+        assert "Traceback" not in done.stderr

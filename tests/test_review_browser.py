@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import threading
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 
 import pytest
@@ -22,9 +28,13 @@ from review_fixtures import HOSTILE, make_pictures, make_run, serving
 
 from bliss_index.review.judgements import Judgements
 
+PREFIX = "/user/ann/proxy/8700"
 FLAGS = [f"--{flag}" for flag in ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
          "disable-background-networking", "disable-component-update", "disable-sync",
          "host-resolver-rules=MAP evil.example 127.0.0.1")]  # fmt: skip
+
+
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +172,26 @@ def test_what_fails_is_asked_for_a_few_times_only(page, place, status):
         expect(tile(page, 0).locator(".caption")).to_be_visible()
 
 
+def test_the_address_for_programs(page, place):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bliss_index", "review", *map(str, command(place)), "--json"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        lines = []
+        while not lines or lines[-1] != "}\n":
+            lines.append(process.stdout.readline())
+        said = json.loads("".join(lines))
+        assert said["images"] == 60
+        opened(page, said["address"])
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def test_arrows_only_navigate_and_the_view_is_kept_over_a_reload(page, place):
     with serving(*command(place)) as (_, address):
         opened(page, address)
@@ -267,6 +297,111 @@ def test_without_the_token_or_under_another_name_there_is_nothing(chromium, page
         answer = rebound.goto(address.replace("127.0.0.1", "evil.example"))
         assert answer.status == 403 and "not served under" in rebound.content()
         rebound.close()
+
+
+def test_ten_million_tiles(page, place):
+    many = 10_000_000
+    view = {"view": "x", "shown": many, "images": many, "flagged": 0, "groups": [], "counts": {}}
+
+    def rows(route):
+        values = {k: int(v) for k, v in re.findall(r"(first|count)=(\d+)", route.request.url)}
+        last = min(many, values["first"] + values["count"])
+        route.fulfill(json=[
+            {"id": n, "row": n, "key": f"image {n}", "score": 1.0, "nearest": "a", "status": "ok",
+             "group": "", "copies": 1, "verdict": "unjudged", "flag": False}
+            for n in range(values["first"], last)
+        ])  # fmt: skip
+
+    page.route("**/view?*", lambda route: route.fulfill(json=view))
+    page.route("**/rows?*", rows)
+    page.route("**/image?*", lambda route: route.fulfill(status=400, json={"error": "none"}))
+
+    def in_sight():
+        return page.evaluate(
+            "() => { const box = document.getElementById('grid').getBoundingClientRect(); return "
+            "[...document.querySelectorAll('.tile')].filter((tile) => { const own = "
+            "tile.getBoundingClientRect(); return own.bottom > box.top && own.top < box.bottom; })"
+            ".map((tile) => Number(tile.dataset.place)); }"
+        )
+
+    def first():
+        return min(in_sight())
+
+    with serving(*command(place)) as (_, address):
+        page.goto(address)
+        expect(tile(page, 0)).to_contain_text("image 0")
+        page.keyboard.press("End")
+        expect(tile(page, many - 1)).to_contain_text("image 9999999")
+        assert max(in_sight()) == many - 1 and page.locator(".tile").count() < 100
+        for key in ("ArrowUp", "ArrowUp", "ArrowLeft"):
+            page.keyboard.press(key)
+        columns = page.evaluate("Math.round(document.getElementById('sheet').clientWidth / 184)")
+        expect(page.locator(".tile.focus")).to_have_attribute(
+            "data-place", str(many - 2 - 2 * columns)
+        )
+        page.keyboard.press("Home")
+        expect(tile(page, 0)).to_contain_text("image 0")
+        page.evaluate("document.getElementById('grid').scrollTop = 3e6")  # as the bar is dragged
+        page.wait_for_timeout(300)
+        middle = first()
+        assert 0.49 * many < middle < 0.51 * many
+        expect(tile(page, middle)).to_contain_text(f"image {middle}")
+        before = middle
+        page.mouse.move(400, 500)
+        for _ in range(4):  # by small steps no row is passed over
+            page.mouse.wheel(0, 190)
+            page.wait_for_timeout(250)
+            now = first()
+            assert 0 <= now - before <= 2 * columns
+            before = now
+        assert middle < before < middle + 8 * columns
+        page.evaluate("document.getElementById('grid').scrollTop = 0")
+        expect(tile(page, 0)).to_contain_text("image 0")
+
+
+def proxy(port):
+    """A server on another port that hands what is below a prefix on, as Jupyter's does."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            if not self.path.startswith(PREFIX):
+                self.send_error(404)
+                return
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            inner = HTTPConnection("127.0.0.1", port)
+            inner.request(self.command, self.path.removeprefix(PREFIX), body, dict(self.headers))
+            answer = inner.getresponse()
+            content = answer.read()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+            inner.close()
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.handle_error = lambda *_: None  # the browser may have had enough of a picture
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def test_behind_a_proxy_everything_is_relative(page, place):
+    with serving(*command(place)) as (_, address):
+        port, token = re.search(r":(\d+)/(.*)", address).groups()
+        server = proxy(int(port))
+        opened(page, f"http://127.0.0.1:{server.server_port}{PREFIX}/{token}")
+        page.keyboard.press("n")
+        expect(page.locator("#saved")).to_have_text("saved: 1 image, does not belong")
+        page.reload()
+        expect(tile(page, 0).locator(".verdict")).to_have_text("does not belong")
+        expect(page.locator("#large")).to_be_visible()
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from bliss_index.cli.console import print_facts, say
-from bliss_index.cli.options import path
+from bliss_index.cli.console import print_facts, print_json, say
+from bliss_index.cli.options import JsonOption, path
 
 
 def review(
@@ -86,6 +86,7 @@ def review(
             help="Name under which a proxy, such as Jupyter's, serves it; repeat for several.",
         ),
     ] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Look at scored images in a browser, judge them by a key, and see what follows.
 
@@ -115,15 +116,20 @@ def review(
         )
         for notice in inputs.notices:
             say(notice)
-        print_facts(
-            str(target),
-            {
-                "images": session.catalogue.rows,
-                "judgements": inputs.judgements,
-                "open": f"http://{HOST}:{number}/?token={token}",
-                "from afar": f"ssh -L {number}:{HOST}:{number} {socket.gethostname()}",
-                "in Jupyter": f"its address, then proxy/{number}/?token={token}; --allow-host NAME",
-                "end with": "Ctrl-C; run it again to go on",
-            },
-        )
+        address = f"http://{HOST}:{number}/?token={token}"
+        facts = {"images": session.catalogue.rows, "judgements": str(inputs.judgements)}
+        if as_json:
+            print_json({**facts, "address": address, "port": number, "token": token})
+        else:
+            print_facts(
+                str(target),
+                {
+                    **facts,
+                    "open": address,
+                    "from afar": f"ssh -L {number}:{HOST}:{number} {socket.gethostname()}",
+                    "in Jupyter": f"its address, then proxy/{number}/?token={token}; "
+                    "--allow-host NAME",
+                    "end with": "Ctrl-C; run it again to go on",
+                },
+            )
         serve(app, listener)

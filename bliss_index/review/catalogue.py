@@ -14,6 +14,7 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -323,10 +324,9 @@ class Catalogue:
             add("score < ?::FLOAT", filters.most)
         if filters.text:
             add("contains(lower(key), lower(?))", filters.text)
-        last = " ORDER BY row" if filters.order == INPUT else ""
-        query = f"SELECT rowid FROM images WHERE {' AND '.join(where)}{last}"
+        query = f"SELECT rowid FROM images WHERE {' AND '.join(where)}"
         ids: Ids = self._columns(query, values)["rowid"].astype(np.int32)
-        if filters.order != INPUT and (ids[1:] < ids[:-1]).any():
+        if (ids[1:] < ids[:-1]).any():
             ids = np.sort(ids)
         if filters.word is not None:
             pulled, pulls = self.pulled_by(filters.word)
@@ -335,7 +335,19 @@ class Catalogue:
             mask = np.zeros(self.rows, dtype=bool)
             mask[pulled] = True
             ids = ids[mask[ids]]
+        if filters.order == INPUT:
+            mask = np.zeros(self.rows, dtype=bool)
+            mask[ids] = True
+            return self._by_input[mask[self._by_input]]
         return ids[::-1] if filters.order == LOWEST else ids
+
+    @cached_property
+    def _by_input(self) -> Ids:
+        """Numbers of all images, in the order of the input; 4 bytes a row."""
+        found = self._columns("SELECT rowid AS id, row FROM images")
+        ids = np.empty(self.rows, np.int32)
+        ids[found["row"]] = found["id"]
+        return ids
 
     def pulled_by(self, word: str) -> tuple[Ids, npt.NDArray[np.float32]]:
         """Return the images that have an entry among their k, and what it adds to each score.

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.review.near import NearRows
+from bliss_index.review.near_images import NearRows
 from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.search.duplicates import row_digests
@@ -86,7 +86,7 @@ def find_identical(
     """Compare the embeddings that were scored; they are read three times.
 
     Memory is 25 bytes a row and some more while sets are looked for. What near means is said in
-    :mod:`bliss_index.review.near`.
+    :mod:`bliss_index.review.near_images`.
 
     Parameters
     ----------

@@ -346,24 +346,19 @@
         showCounts(done.counts);
         action.done(done);
       } catch (error) {
-        sending = false;
         if (error.again) {
+          sending = false;
           problem(error, send);
-        } else {
-          queue.shift();
-          action.failed(error);
-          problem(error);
-        }
-        showSaved();
-        if (error.again) {
+          showSaved();
           return;
         }
+        queue.shift();
+        action.failed(error);
+        problem(error);
+        showSaved();
       }
     }
     sending = false;
-    if (!again) {
-      problem($("problem").hidden ? null : new Error($("problem-text").textContent));
-    }
   };
 
   const judge = (verdict) => {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from bulk_fixtures import unit
 
-from bliss_index.review import near as near_module
-from bliss_index.review.near import NEAREST, NearRows
+from bliss_index.review import near_images as near_module
+from bliss_index.review.near_images import NEAREST, NearRows
 
 
 def found(matrix, used=None, part=700):

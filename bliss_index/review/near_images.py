@@ -1,10 +1,9 @@
 """Pairs of nearly equal directions among very many, found by signs of random projections.
 
 Embeddings are centred first: what all images share says nothing of two of them. Two rows are near
-whose centred cosine is at least :data:`NEAREST`. Of CLIP's embeddings no two of 2,465 photos of
-Caltech-101 and of 4,000 of ImageNet are, while a photo saved again as a JPEG, or at half its size,
-mostly is. Pairs are looked for where 28 signs agree, in four tables, so that some are missed; every
-pair that is found is compared in full.
+whose centred cosine is at least :data:`NEAREST`; of different photos hardly any two are, while most
+are near to themselves saved again (``benchmarks/study_near.py``). Pairs are looked for where 28
+signs agree, in four tables, so that some are missed; every pair that is found is compared in full.
 """
 
 from __future__ import annotations
