@@ -95,7 +95,8 @@ def image_term(
     own = np.array([m.variance_on(u) for m, u in zip(moments, directions, strict=True)])
     variance = own * np.where(several, counts / others, 1.0) ** 2
     if shrinkage:
-        towards = _variance_elsewhere(moments, directions, own, prior)
+        one = len(moments) == 1
+        towards = prior if one else _variance_elsewhere(moments, directions, own)
         variance = shrunken(variance, counts, shrinkage, towards)
     if (variance < LEAST_VARIANCE).any():
         c = int(variance.argmin())
@@ -118,12 +119,9 @@ def _variance_elsewhere(
     moments: Sequence[ClassMoments],
     directions: npt.NDArray[np.float64],
     own: npt.NDArray[np.float64],
-    prior: npt.NDArray[np.float64] | None,
 ) -> npt.NDArray[np.float64]:
     """Mean variance of every class's images over the mean images of the other classes."""
     count = len(moments)
-    if count == 1:
-        return np.zeros(1) if prior is None else prior
     second = second_moment(directions)
     everywhere = np.array([m.mean_variance(second) for m in moments])
     elsewhere = (count * everywhere - own) / (count - 1)
