@@ -14,6 +14,7 @@ from bliss_index import calibrate as calibrate_step
 from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import Calibration, calibrate
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError
+from bliss_index.evaluation import weights
 from bliss_index.evaluation.detector import Reference
 from bliss_index.evaluation.registry import make_detectors
 from bliss_index.evaluation.weights import choose_weights
@@ -226,6 +227,19 @@ def test_auto_keeps_the_defaults_where_names_work_and_recovers_where_they_do_not
             assert before > 0.95 and after >= before - 0.01
         again = choose_weights(normal, labels, texts, vocabulary, search)
         assert again == found
+
+
+def test_auto_scores_as_many_images_of_every_class_as_it_may(monkeypatch):
+    normal, labels, texts, vocabulary, _ = named_wrongly(0.0)
+    search = exact_search(vocabulary, K)
+    for most, scored in ((10_000, 120), (55, 50), (3, 20)):  # five of each; two at the least
+        monkeypatch.setattr(weights, "_MOST_IMAGES", most)
+        assert choose_weights(normal, labels, texts, vocabulary, search).images == scored
+    monkeypatch.setattr(weights, "_MOST_PAIRS", 700)
+    monkeypatch.setattr(weights, "_MOST_IMAGES", 10_000)
+    assert choose_weights(normal, labels, texts, vocabulary, search).images == 70
+    monkeypatch.setattr(weights, "_MOST_CLASSES", 4)
+    assert choose_weights(normal, labels, texts, vocabulary, search).classes == 4
 
 
 def test_auto_needs_classes_to_tell_apart():
