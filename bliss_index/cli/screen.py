@@ -252,6 +252,7 @@ def _print(result: ScreenResult) -> None:
             "scores": f"{result.scores}/part-*.parquet",
             "groups": f"{len(result.groups)} in {result.groups_file}",
             "look at": result.report,
+            "judge on a page": f"bliss-index review {result.output}",
         },
     )
     if result.most_anomalous:
