@@ -242,6 +242,24 @@ def test_auto_scores_as_many_images_of_every_class_as_it_may(monkeypatch):
     assert choose_weights(normal, labels, texts, vocabulary, search).classes == 4
 
 
+@pytest.mark.parametrize(("errors", "taken"), [(1.9, False), (2.1, True)])
+def test_auto_wants_a_gain_of_two_standard_errors(monkeypatch, errors, taken):
+    normal, labels, texts, vocabulary, _ = named_wrongly(0.0)
+    grid = [(lam, weight) for lam in weights.LAMS for weight in weights.IMAGE_WEIGHTS]
+    asked = iter(grid)
+    spread = np.resize([0.01, -0.01], 10)  # of ten classes, whose mean is 0
+    gain = errors * spread.std(ddof=1) / np.sqrt(10)
+
+    def areas(totals, labels, left_out):
+        return 0.5 + (gain + spread if next(asked) == (0.75, 2.0) else np.zeros(10))
+
+    monkeypatch.setattr(weights, "_left_out_areas", areas)
+    found = choose_weights(normal, labels, texts, vocabulary, exact_search(vocabulary, K))
+    assert (found.lam, found.image_weight) == ((0.75, 2.0) if taken else (0.5, 0.0))
+    assert found.auroc_before == 0.5 and found.auroc == pytest.approx(0.5 + taken * gain)
+    assert found.standard_error == pytest.approx(gain / errors)
+
+
 def test_auto_needs_classes_to_tell_apart():
     normal, labels, vocabulary, texts, _ = data((30,))
     search = exact_search(vocabulary, K)
