@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Install what scripts/build_wheels.sh left in dist/ into new environments, and use it as a stranger would:
 # README's example, `demo`, `verify`. Prints a row of a table for every way to install.
-#   scripts/check_wheels.sh FOLDER PYTHON ...     FOLDER holds the environments, some GB each
+#   scripts/check_wheels.sh FOLDER PYTHON ...     FOLDER holds an environment at a time, some GB
 # The ways: the wheel beside numpy 1.26 and beside the newest numpy, the sdist with and without a compiler.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 shift
+uv=$folder/tools/bin/uv  # links the large libraries of torch's CUDA build into every environment
+[ -x "$uv" ] || { python3 -m venv "$folder/tools" && "$folder/tools/bin/pip" install --quiet uv; }
 export HF_HUB_OFFLINE=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 failed=0
 
@@ -34,8 +36,14 @@ install_package() {  # WAY
     bare) CC=/none CXX=/none "$here/bin/pip" install --no-deps --force-reinstall --no-cache-dir dist/*.tar.gz ;;
   esac
 }
-row() {  # WAY, NUMPY
-  "$here/bin/pip" install --quiet "numpy$2" >"$folder/log" 2>&1 || { echo "numpy$2 is not to be had for $version" >&2; return; }
+row() {  # WAY, VERSIONS
+  rm -rf "$here"
+  "$uv" venv --quiet --seed --python "$python" "$here"
+  if ! "$uv" pip install --quiet --python "$here" -c scripts/constraints.txt --find-links dist \
+      --only-binary bliss-index 'bliss-index[clip,faiss,report]' "${@:2}" >"$folder/log" 2>&1; then
+    echo "not to be had for $version: ${*:2}" >&2
+    return
+  fi
   printf '| %s | %s | %s |' "$version" "$("$here/bin/python" -c 'import numpy; print(numpy.__version__)')" "$1"
   step install_package "$1"
   printf ' %s |' "$(cd / && "$here/bin/python" -c 'from bliss_index import exact_search
@@ -52,17 +60,10 @@ echo '| --- | --- | --- | --- | --- | --- | --- | --- | --- |'
 for python in "$@"; do
   version=$("$python" -c 'import platform; print(platform.python_version())')
   here=$folder/$version
-  if [ ! -f "$here/ready" ]; then
-    rm -rf "$here"
-    "$python" -m venv "$here"
-    # torch first: a CPU build, where the index has one, must not be replaced by a CUDA build.
-    "$here/bin/pip" install --quiet -c scripts/constraints.txt torch >&2
-    "$here/bin/pip" install --quiet -c scripts/constraints.txt --find-links dist --only-binary bliss-index 'bliss-index[clip,faiss,report]' >&2
-    touch "$here/ready"
-  fi
-  row wheel '==1.26.*'
-  row wheel '>=2'
-  row sdist '>=2'
-  row bare '>=2'
+  # From 26 on pyarrow refuses numpy 1 when it is imported, and does not declare it.
+  row wheel 'numpy==1.26.*' 'pyarrow<26'
+  row wheel 'numpy>=2'
+  row sdist 'numpy>=2'
+  row bare 'numpy>=2'
 done
 exit $failed
