@@ -40,7 +40,7 @@ row() {  # WAY, VERSIONS
   rm -rf "$here"
   "$uv" venv --quiet --seed --python "$python" "$here"
   if ! "$uv" pip install --quiet --python "$here" -c scripts/constraints.txt --find-links dist \
-      --only-binary bliss-index 'bliss-index[clip,faiss,report]' "${@:2}" >"$folder/log" 2>&1; then
+      --only-binary :all: 'bliss-index[clip,faiss,report]' "${@:2}" >"$folder/log" 2>&1; then
     echo "not to be had for $version: ${*:2}" >&2
     return
   fi
