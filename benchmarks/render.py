@@ -193,6 +193,42 @@ def names() -> str:
     return markdown(["names exchanged", "warned of", *titles.values()], rows)
 
 
+def image_term() -> str:
+    """AUROC without an image term, gains with fixed weights, and of the rule."""
+    titles = {"6 normal": "six", "half": "half", "all-but-one": "all but one"}
+    rows = []
+    for found in result("image_term")["weights"]:
+        images = "all" if found["images"] > 100 else found["images"]
+        auroc, auto = found["auroc"], found["auto"]
+        fixed = [auroc[w]["mean"] - auroc["0"]["mean"] for w in ("0.25", "0.5", "1", "2")]
+        rows.append(
+            [f"{found['data']}, {images} images, N = {found['shrinkage']:g}",
+             titles[found["normal"]], percent(auroc["0"]),
+             *(f"{100 * gain:+.1f}" for gain in fixed), points(auto["gain"]),
+             f"{auto['better']}, {auto['worse']}, {100 * auto['worst']:+.1f}"]
+        )  # fmt: skip
+    return markdown(
+        ["data", "normal classes", "W = 0", "0.25", "0.5", "1", "2", "auto",
+         "auto better, worse (runs), worst"], rows,
+    )  # fmt: skip
+
+
+def image_term_names() -> str:
+    """What the rule does where names are exchanged."""
+    rows = []
+    for found in result("image_term")["names"]:
+        auroc, auto = found["auroc"], found["auto"]
+        rows.append(
+            [f"{found['data']}, {found['exchanged']} of {found['classes']}",
+             f"{100 * auroc['0']['mean']:.1f}", f"{100 * auroc['auto']['mean']:.1f}",
+             f"{auto['median_weight']:g}", f"{auto['median_lam']:g}"]
+        )  # fmt: skip
+    return markdown(
+        ["names exchanged", "BLISS", "image weight auto", "W chosen, median",
+         "lambda chosen, median"], rows,
+    )  # fmt: skip
+
+
 def float16() -> str:
     """What storing float16 changes."""
     rows = []
@@ -316,7 +352,50 @@ def parts() -> str:
     return markdown(header, rows)
 
 
+def near() -> str:
+    """What counts as near-identical, in a sentence."""
+    data = result("near")
+    sets = {"img_caltech101_test": "Caltech-101", "img_imagenet_fewshot4": "ImageNet"}
+    found = [data["different"][name] for name in sets]
+    photos = " and ".join(
+        f"{one['images']:,} photos of {title}"
+        for one, title in zip(found, sets.values(), strict=True)
+    )
+    again = data["saved again"]
+    shares = ", ".join(
+        f"{100 * value:.0f} % ({name})" for name, value in again.items() if isinstance(value, float)
+    )
+    return (
+        f"Of {photos} (ViT-B-32) {sum(one['pairs'] for one in found)} pairs are. Of "
+        f"{again['photos']} photos saved again, these are near to what they were: {shares}; "
+        f"{again['model']}."
+    )
+
+
+def review() -> str:
+    """Seconds of the page over many rows."""
+    data = result("review")
+
+    def seconds(value: float) -> str:
+        return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.1f} s"
+
+    header = [f"{data['rows']:,} images", "median", "95 % below"]
+    rows = [
+        [name, seconds(found["median"]), seconds(found["p95"])]
+        for name, found in data["seconds"].items()
+    ]
+    for name, title in (("first start", "the first time"), ("later start", "later")):
+        start = data[name]
+        rows.append([f"start, {title}", seconds(start["seconds_until_it_listens"]), ""])
+        opened = seconds(start["seconds_from_address_to_pictures"])
+        rows.append([f"from the address to pictures, {title}", opened, ""])
+        rows.append([f"memory at most, {title}", f"{start['peak_mib']:,.0f} MiB", ""])
+    return markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "near": near,
+    "review": review,
     "k": lambda: gains("k", "10"),
     "lambda": lambda: gains("lambda", "0.5"),
     "lambda-shrinkage": lambda: gains("lambda, shrinkage 10", "0.5"),
@@ -329,6 +408,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "thresholds-summary": thresholds_summary,
     "contamination": contamination,
     "names": names,
+    "image-term": image_term,
+    "image-term-names": image_term_names,
     "float16": float16,
     "searches": searches,
     "accuracy": accuracy,

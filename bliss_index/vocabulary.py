@@ -23,7 +23,11 @@ DEFAULT_TEMPLATE = "This is a photo of a {}"
 TEXT_COLUMNS = ("text", "word", "name", "label")
 BUILT_IN = ("imagenet", "imagenet-synonyms", "imagenet-21k")
 
+PROMPT_ENSEMBLE = "clip-ensemble"
+"""Stands for the 80 templates with which CLIP's authors encode ImageNet's names."""
+
 _CLASS_NAMES = "IMAGENET_CLASSNAMES"
+_TEMPLATES = "OPENAI_IMAGENET_TEMPLATES"
 _LINES_LOOKED_AT = 1000
 _SUFFIXES = (".txt", ".csv", ".tsv", ".parquet")
 
@@ -174,6 +178,28 @@ def render_prompts(entries: Iterable[str], template: str = DEFAULT_TEMPLATE) -> 
     """
     require_template(template)
     return [template.format(entry) for entry in entries]
+
+
+def prompt_templates(template: str | None = None) -> tuple[str, ...]:
+    """Return the templates that a word for them stands for; their embeddings are averaged.
+
+    Parameters
+    ----------
+    template : str, default=None
+        A template; PROMPT_ENSEMBLE for those of CLIP's authors, which come with open_clip; None for
+        DEFAULT_TEMPLATE.
+
+    Raises
+    ------
+    InvalidInputError
+        As for :func:`require_template`, or open_clip's list cannot be read.
+    MissingDependencyError
+        open_clip is not installed.
+    """
+    if template == PROMPT_ENSEMBLE:
+        return _ensemble()
+    require_template(template or DEFAULT_TEMPLATE)
+    return (template or DEFAULT_TEMPLATE,)
 
 
 def require_template(template: str) -> None:
@@ -336,16 +362,35 @@ def _folder_of(package: str, names: str) -> Path:
 
 def _imagenet() -> tuple[str, ...]:
     """CLIP's names of ImageNet's 1,000 classes, as open_clip lists them."""
-    path = _folder_of("open_clip", "'imagenet'") / "zero_shot_metadata.py"
+    value = _assigned("'imagenet'", _CLASS_NAMES, "name a file of entries instead")
+    return tuple(ast.literal_eval(value))
+
+
+def _ensemble() -> tuple[str, ...]:
+    """Templates that open_clip lists as functions of the name, "a photo of a {c}." in each."""
+    remedy = "name templates with --template, which may be repeated"
+    value = _assigned("the prompt ensemble", _TEMPLATES, remedy)
+    templates = []
+    for function in getattr(value, "elts", ()):
+        parts = getattr(getattr(function, "body", None), "values", ())
+        texts = [part.value if isinstance(part, ast.Constant) else None for part in parts]
+        templates.append("".join("{}" if text is None else str(text) for text in texts))
+        require_template(templates[-1])
+    if not templates:
+        raise InvalidInputError(f"open_clip's {_TEMPLATES} is no list of templates; {remedy}")
+    return tuple(templates)
+
+
+def _assigned(what: str, name: str, remedy: str) -> ast.expr:
+    """Return what open_clip's lists assign to a name, unevaluated; importing it takes seconds."""
+    path = _folder_of("open_clip", what) / "zero_shot_metadata.py"
     try:
         for node in ast.parse(path.read_text("utf-8")).body:
-            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _CLASS_NAMES:
-                return tuple(ast.literal_eval(node.value))
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+                return node.value
     except (OSError, ValueError, SyntaxError) as error:
-        raise InvalidInputError(
-            f"{path} cannot be read: {error!r}; name a file of entries instead"
-        ) from error
-    raise InvalidInputError(f"{path} has no {_CLASS_NAMES}; name a file of entries instead")
+        raise InvalidInputError(f"{path} cannot be read: {error!r}; {remedy}") from error
+    raise InvalidInputError(f"{path} has no {name}; {remedy}")
 
 
 def _synonyms(synsets: str) -> tuple[str, ...]:

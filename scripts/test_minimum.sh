@@ -13,7 +13,7 @@ uv=$here/tools/bin/uv
 "$uv" venv --quiet --clear --seed --python "$python" "$here/env"
 # Direct requirements in the oldest version, what they require in the newest, as pip would take it today.
 "$uv" pip install --quiet --python "$here/env" --resolution lowest-direct -r pyproject.toml \
-  --extra clip --extra faiss --extra heic --extra object-stores --extra report
+  --extra clip --extra faiss --extra heic --extra object-stores --extra report --extra review
 "$uv" pip install --quiet --python "$here/env" --no-deps .
 "$uv" pip freeze --python "$here/env" >"$here/before"
 "$uv" pip install --quiet --python "$here/env" -c "$here/before" \

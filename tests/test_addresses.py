@@ -23,6 +23,7 @@ NO_PATHS = {
     "model", "template", "key", "device", "devices", "precision", "dtype", "preprocess", "engine",
     "task", "memory", "kind", "prompt", "embedding_column", "embedding_dtype", "key_column",
     "text_column", "index", "search", "protocol", "detectors", "group", "formats", "what",
+    "image_weight", "person", "allow_host",
 }  # fmt: skip
 VALUES = {"kind": "image", "model": "bliss-tiny"}
 LOCAL = ("s3:/bucket/x", "s3://bucket/x", "http://127.0.0.1:9/x", "file:///tmp/x")

@@ -10,9 +10,16 @@ import pytest
 from command import run
 
 from bliss_index.bench import measure
-from bliss_index.bench.measure import BenchReport, BenchSettings, paired_rates, run_bench
+from bliss_index.bench.measure import (
+    BenchReport,
+    BenchSettings,
+    measure_approximate,
+    paired_rates,
+    run_bench,
+)
 from bliss_index.bench.synthetic import IMAGE_NORM, TEXT_NORM, clip_like
 from bliss_index.errors import InvalidInputError
+from bliss_index.search.choice import make_exact
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +57,19 @@ def test_everything_is_measured(tmp_path):
     assert report.search[report.fastest] == max(report.search.values())
     assert report.to_json()["settings"]["entries"] == 300
     assert any("300 entries of dimension 32" in text for text in said)
+    assert 0 < report.job_start_seconds < report.first_rows_seconds
+    assert report.approximate is None  # so few entries are searched faster than any index
     assert list(tmp_path.iterdir()) == []  # nothing stays behind
+
+
+def test_an_approximate_index_is_tuned_and_compared():
+    pytest.importorskip("faiss")
+    entries, queries = (clip_like(3000, 32, kind, 1) for kind in ("text", "image"))
+    settings = BenchSettings(entries=3000, dim=32, k=5, threads=1)
+    exact = make_exact("auto", entries, 5, threads=1)
+    found = measure_approximate(entries, queries, exact, settings, lambda text: None)
+    assert found.kind == "ivf" and 0.9 < found.recall <= 1
+    assert found.rate > 0 and found.gain > 0
 
 
 def test_what_many_images_take():
@@ -73,6 +92,7 @@ def test_the_command(tmp_path):
     out, err = run(*command)
     assert "whole job, 500 images" in out
     assert "100 million images: scoring takes" in err
+    assert "the first rows come after" in err
     out, _ = run(*command, "--json")
     assert json.loads(out)["job_images"] == 500
 

@@ -29,7 +29,11 @@ def typed_lines(page: Path) -> list[list[str]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_exist(page):
     for command, *words in typed_lines(page):
-        options = {name for parameter in COMMANDS[command].params for name in parameter.opts}
+        options = {
+            name
+            for parameter in COMMANDS[command].params
+            for name in parameter.opts + parameter.secondary_opts
+        }
         options.add("--help")
         for word in words:
             if word.startswith("-"):

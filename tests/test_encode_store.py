@@ -33,7 +33,7 @@ from bliss_index.encode.spooled_vocabulary import spool_vocabulary
 from bliss_index.encode.text_work import encode_text_store
 from bliss_index.errors import InvalidInputError, JobError
 from bliss_index.jobs import JobListener
-from bliss_index.store import EmbeddingStore, verify_store
+from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter, verify_store
 from bliss_index.vocabulary import load_vocabulary, render_prompts
 
 SCRIPT = """
@@ -163,6 +163,9 @@ def test_a_folder_that_grew_before_it_was_continued(encoder, tmp_path):
     assert EmbeddingStore.open(tmp_path / "s").keys() == keys
 
 
+MODEL = ModelIdentity("m", None)
+
+
 def test_an_ensemble_of_prompts(encoder, tmp_path):
     templates = ["a photo of a {}", "a drawing of a {}"]
     encode_text_store(
@@ -176,6 +179,59 @@ def test_an_ensemble_of_prompts(encoder, tmp_path):
     np.testing.assert_allclose(EmbeddingStore.open(tmp_path / "s").embeddings(), mean, atol=2e-6)
     with pytest.raises(InvalidInputError, match="no entries to encode"):
         encode_text_store(encoder, [], tmp_path / "t", templates=templates)
+
+
+def test_the_commands_take_clips_ensemble(tmp_path):
+    from command import run
+
+    from bliss_index.calibration.class_texts import ClassTexts
+    from bliss_index.vocabulary import PROMPT_ENSEMBLE, prompt_templates
+
+    (tmp_path / "words.txt").write_text("cat\ntree\n")
+    model = ("--model", "bliss-tiny", "--dtype", "float32")
+    run("encode-text", tmp_path / "words.txt", "--out", tmp_path / "s", "--prompt-ensemble", *model)
+    store = EmbeddingStore.open(tmp_path / "s")
+    tiny = load_encoder("bliss-tiny")
+    rows = tiny.encode_ensemble(["cat", "tree"], prompt_templates(PROMPT_ENSEMBLE))
+    np.testing.assert_allclose(store.embeddings(), rows, atol=2e-6)
+    texts = ClassTexts.of_names(["cat", "tree"], store.model, template=PROMPT_ENSEMBLE)
+    np.testing.assert_allclose(texts.embeddings, rows, atol=2e-6)
+    assert texts.prompt == store.prompt and store.prompt.count("{}") == 80
+    _, stderr = run("encode-text", tmp_path / "words.txt", "--out", tmp_path / "t",
+                    "--prompt-ensemble", "--template", "a {}", *model, code=2)  # fmt: skip
+    assert "takes the place of --template" in stderr
+
+
+def test_entries_that_say_nearly_the_same_are_named(tmp_path):
+    from command import run
+
+    from bliss_index.search.near import NEAR, near_entries
+
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((60, 32))
+    rows[7] = rows[3] + 0.01 * rng.standard_normal(32)
+    rows[9] = rows[8]
+    rows[20:23] = rows[30] + 0.1 * rng.standard_normal((3, 32))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    with StoreWriter(tmp_path / "s", kind="text", model=MODEL, dim=32, dtype="float32") as writer:
+        names = [f"w{i}" for i in range(60)]
+        writer.append(names, rows, texts=names)
+    found = near_entries(EmbeddingStore.open(tmp_path / "s"))
+    similar = rows.astype(float) @ rows.astype(float).T
+    np.fill_diagonal(similar, -1)
+    assert (found.compared, found.near) == (60, int((similar.max(axis=1) >= NEAR).sum()))
+    assert found.near == 8 and [pair[:2] for pair in found.examples[:2]] == [
+        ("w8", "w9"),
+        ("w3", "w7"),
+    ]
+    assert len({pair[:2] for pair in found.examples}) == len(found.examples)
+    (tmp_path / "words.txt").write_text("cat\ncat.\ntree\n")
+    command = ("encode-text", tmp_path / "words.txt", "--model", "bliss-tiny")
+    stdout, stderr = run(*command, "--out", tmp_path / "t", "--json")
+    said = json.loads(stdout)["near_entries"]
+    assert said["compared"] == 3 and said["similarity"] == NEAR
+    assert ("nearly the same" in stderr) == bool(said["near"])
+    assert json.loads(run(*command, "--out", tmp_path / "t", "--json")[0])["near_entries"] is None
 
 
 def test_a_folder_a_tar_and_a_parquet_give_the_same(encoder, pictures, tmp_path):

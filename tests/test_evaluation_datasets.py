@@ -17,10 +17,15 @@ if not all(map(find_spec, ("open_clip", "PIL"))):
 
 from PIL import Image
 
+from bliss_index.calibration.class_texts import ClassTexts
 from bliss_index.cli.app import app
+from bliss_index.encode import load_encoder
 from bliss_index.errors import CorruptStoreError, InvalidInputError, JobError
+from bliss_index.evaluation.from_stores import evaluate_stores
 from bliss_index.evaluation.paper.datasets import dataset_of_protocol, open_dataset
 from bliss_index.evaluation.paper.protocols import PROTOCOLS
+from bliss_index.store import EmbeddingStore
+from bliss_index.vocabulary import render_prompts
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
@@ -134,9 +139,51 @@ def test_the_command_encodes_once_and_evaluates(root, tmp_path, capsys):
     assert json.loads(here(*command, "cifar100-20-vs-80"))["images"] == 200
 
 
+def test_one_command_is_the_papers_setting(root, tmp_path):
+    if find_spec("timm") is None:
+        pytest.skip("timm is not installed")
+    command = (
+        "evaluate",
+        root,
+        "--protocol",
+        "cifar100-20-vs-80",
+        "--model",
+        "bliss-tiny",
+        "--json",
+    )
+    paper = (*command, "--encoded", tmp_path / "paper", "--preprocess", "authors")
+    report = json.loads(run(*paper)[0])
+    corpus = EmbeddingStore.open(tmp_path / "paper" / "corpus")
+    assert corpus.rows == len(corpus.texts()) == 1860
+    # As the authors read it: synonyms keep the blank before them, and some repeat others.
+    assert corpus.texts()[:2] == ["tench", " Tinca tinca"]
+    assert len(set(map(str.strip, corpus.texts()))) == 1842
+    # Names as in the files, underscores and all, and the authors' pixels.
+    encoder = load_encoder("bliss-tiny")
+    fine = open_dataset(root, "cifar100")
+    assert fine.named[0] == "aquarium_fish" and fine.classes[0] == "aquarium fish"
+    texts = encoder.encode_text(render_prompts(fine.named))
+    classes = ClassTexts(fine.classes, texts, encoder.identity, "c", None)
+    stores = (tmp_path / "paper" / "test", tmp_path / "paper" / "train")
+    expected = evaluate_stores(
+        stores[0], fine.test.labels, stores[1], fine.train.labels, classes, corpus.path,
+        "cifar100-20-vs-80",
+    )  # fmt: skip
+    assert expected.to_json()["per_run"] == report["per_run"]
+    # Again, everything is there; with other entries the directory is refused.
+    assert json.loads(run(*paper)[0])["per_run"] == report["per_run"]
+    _, err = run(*command, "--encoded", tmp_path / "paper", code=1)
+    assert "1842 with this preprocessing" in err
+    assert run(*command, "--encoded", tmp_path / "own", "--detectors", "raw")[0]
+    assert EmbeddingStore.open(tmp_path / "own" / "corpus").rows == 1842
+
+
 def test_options_that_do_not_go_together(tmp_path):
-    _, err = run("evaluate", "d", "--protocol", "cifar10-9-vs-1", "--encoded", "e", code=2)
-    assert "--encoded needs --corpus" in err
+    _, err = run("evaluate", "d", "--protocol", "cifar10-9-vs-1", "--encoded", "e", "--corpus", "c",
+                 "--model", "bliss-tiny", code=2)  # fmt: skip
+    assert "--model cannot be given with --corpus" in err
+    _, err = run("evaluate", "d", "--labels", "l", "--model", "bliss-tiny", code=2)
+    assert "--model requires --protocol" in err
     _, err = run("evaluate", "d", "--protocol", "cifar10-9-vs-1", "--encoded", "e", "--corpus", "c",
                  "--labels", "l", code=2)  # fmt: skip
     assert "--labels cannot be given with --encoded" in err

@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 from bliss_index.cli.app import app
 from bliss_index.errors import CorruptStoreError, InvalidInputError, OutputError
 from bliss_index.export import Choice, export, transfer_files, undo_moves
+from bliss_index.export import choice as choice_module
 from bliss_index.export import files as files_module
 from bliss_index.report.groups import groups
+from bliss_index.review.judgement_log import JudgementLog
 
 CLASSES = ("cat", "dog")
 
@@ -350,6 +352,58 @@ def test_the_command(photos, tmp_path):
     for arguments in (["--undo", "x", "--out", "y"], [scores], [scores, "--move", "x"],
                       [scores, "--out", "y", "--format", "xls"]):  # fmt: skip
         assert call(["export", *map(str, arguments)]).exit_code == 2
+
+
+def test_what_was_judged_is_kept_or_dropped_as_it_was_judged(tmp_path):
+    names = [f"{n}.png" for n in range(9)]
+    values = [9, 9, 9, 9, 0, 0, 0, 0, None]
+    rows = rows_of(values, names)
+    scores = write_scores(tmp_path / "s", [rows[:4], rows[4:]], CLASSES, threshold=5)
+    say = {"ann": {"belongs": [0, 2, 4], "does_not_belong": [3, 5, 8], "skip": [6]},
+           "ben": {"does_not_belong": [2]}}  # fmt: skip
+    for person, verdicts in say.items():
+        with JudgementLog(tmp_path / "logs", person) as log:
+            for verdict, numbers in verdicts.items():
+                log.judge(verdict, [names[n] for n in numbers])
+    logs = str(tmp_path / "logs")
+    expected = {0: "keep", 1: "drop", 2: "drop", 3: "drop", 4: "keep", 5: "drop", 6: "keep",
+                7: "keep", 8: "drop"}  # fmt: skip
+    found = export(scores, tmp_path / "lists", Choice(judgements=logs))
+    assert (found.kept, found.dropped, found.unscored) == (4, 5, 0)
+    assert (found.judged, found.disputed) == (5, 1)
+    listed = {row["key"]: row for rows in lists(tmp_path / "lists").values() for row in rows}
+    assert {n: listed[name]["decision"] for n, name in enumerate(names)} == expected
+    assert [listed[name]["judgement"] or "" for name in names] == [
+        "belongs", "", "disputed", "does_not_belong", "belongs", "does_not_belong", "skip", "",
+        "does_not_belong",
+    ]  # fmt: skip
+    assert listed["3.png"]["reasons"].startswith("judged not to belong; entry +0.250")
+    assert listed["8.png"]["reasons"] == "judged not to belong; no score"
+    only = export(scores, tmp_path / "only", Choice(top=0, judgements=logs))
+    assert (only.kept, only.dropped) == (6, 3)  # three were judged not to belong
+    flagless = write_scores(tmp_path / "f", [rows], CLASSES)
+    assert export(flagless, tmp_path / "f2", Choice(judgements=logs)).dropped == 3
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    out, _ = run("export", scores, "--judgements", logs, "--top", "0", "--move", tmp_path / "away",
+                 "--images", folder)  # fmt: skip
+    assert "as judged        5" in out and "disputed         1" in out
+    assert sorted(content(tmp_path / "away")) == ["3.png", "5.png", "8.png"]
+    _, err = run("export", scores, "--judgements", tmp_path, "--out", tmp_path / "x", code=1)
+    assert "holds no judgements" in err and not (tmp_path / "x").exists()
+
+
+def test_a_judgement_is_of_the_first_row_with_its_key(tmp_path, monkeypatch):
+    scores = write_scores(tmp_path / "s", [rows_of([0, None], ["a", "a"])], CLASSES, threshold=5)
+    with JudgementLog(tmp_path / "logs", "ann") as log:
+        log.judge("does_not_belong", ["a"])
+    monkeypatch.setattr(
+        choice_module, "DUPLICATE_KEY", "zero_embedding"
+    )  # the status written there
+    found = export(scores, tmp_path / "lists", Choice(judgements=str(tmp_path / "logs")))
+    assert (found.dropped, found.unscored, found.judged) == (1, 1, 1)
 
 
 def test_equal_scores_are_dropped_in_row_order(tmp_path):

@@ -157,6 +157,14 @@ class Program:
 
 
 SIX = Rows.of(6)
+
+
+def flipped(content):
+    """Change a bit of the matrix that a file holds."""
+    at = content.index(SIX.matrix.tobytes()) + 100
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
 X, T = SIX.matrix, torch.from_numpy(SIX.matrix)
 STREAM = stream_of(SIX.table())
 ids = np.arange(96, dtype="<i4").reshape(6, 16)
@@ -188,6 +196,7 @@ REFUSED = {
     "a numpy array in a pickle": ("e.pt", torch_bytes({"a": X}), {}, r"plain values \(numpy"),
     "a sparse tensor": ("e.pt", torch_bytes(T.to_sparse()), {}, "no array"),
     "one vector": ("e.pt", torch_bytes(T[0]), {}, r"shape \(16,\)"),
+    "a bit that flipped": ("e.pt", flipped(torch_bytes({"a": T})), {}, "e.pt: a is damaged.*CRC"),
     "half a file": ("e.pt", torch_bytes(T)[:-50], {}, "cannot be read as a file of torch.save"),
     "rows of two dimensions": ("e.fvecs", fvecs(X[0], X[1][:8], X[2][:7]), {},
                                "row 1: the dimension is 8, in row 0 it is 16"),

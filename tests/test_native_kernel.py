@@ -317,7 +317,7 @@ def test_rows_with_equal_digests_are_compared(monkeypatch: pytest.MonkeyPatch) -
     from bliss_index.search import duplicates
 
     monkeypatch.setattr(
-        duplicates, "_digests", lambda matrix: np.zeros(len(matrix), dtype=np.uint64)
+        duplicates, "row_digests", lambda matrix: np.zeros(len(matrix), dtype=np.uint64)
     )
     matrix = rows(13, 6, 5)
     assert find_duplicates(matrix) is None

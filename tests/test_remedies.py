@@ -24,7 +24,10 @@ PACKAGE = Path(__file__).parents[1] / "bliss_index"
 APP = typer.main.get_command(app)
 COMMANDS = APP.commands
 OPTIONS = {
-    name: {"--help", *(option for given in command.params for option in given.opts)}
+    name: {
+        "--help",
+        *(option for given in command.params for option in given.opts + given.secondary_opts),
+    }
     for name, command in COMMANDS.items()
 }
 EVERY_OPTION = set().union(*OPTIONS.values(), *(param.opts for param in APP.params))

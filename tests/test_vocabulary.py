@@ -14,7 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.vocabulary import clean_entry, load_vocabulary, render_prompts
+from bliss_index.vocabulary import (
+    PROMPT_ENSEMBLE,
+    clean_entry,
+    load_vocabulary,
+    prompt_templates,
+    render_prompts,
+)
 
 
 def write(path, text):
@@ -164,6 +170,22 @@ def test_prompts():
     prompts = render_prompts(["cat", "{x}"])
     assert prompts == ["This is a photo of a cat", "This is a photo of a {x}"]
     assert render_prompts(["cat"], "{{{}}}!") == ["{cat}!"]
+
+
+def test_the_ensemble_is_that_of_clips_authors(monkeypatch, tmp_path):
+    templates = prompt_templates(PROMPT_ENSEMBLE)
+    assert len(templates) == len(set(templates)) == 80
+    assert "a photo of a {}." in templates and "itap of a {}." in templates
+    assert prompt_templates("a {}") == ("a {}",)
+    assert prompt_templates() == ("This is a photo of a {}",)
+    folder = tmp_path / "open_clip"
+    spec = SimpleNamespace(origin=str(folder / "__init__.py"))
+    monkeypatch.setattr("bliss_index.vocabulary.find_spec", lambda name: spec)
+    folder.mkdir()
+    for content in ("", "OPENAI_IMAGENET_TEMPLATES = 3", "OPENAI_IMAGENET_TEMPLATES = (1,)", "("):
+        (folder / "zero_shot_metadata.py").write_text(content)
+        with pytest.raises(InvalidInputError):
+            prompt_templates(PROMPT_ENSEMBLE)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.calibration import calibrate
+from bliss_index.calibration import Calibration, calibrate
 from bliss_index.calibration.advice import few_images_warning
+from bliss_index.calibration.calibration import require_weight
 from bliss_index.calibration.labels import NO_CLASS, ClassNames
 from bliss_index.errors import (
     CalibrationWarning,
@@ -25,14 +26,15 @@ from bliss_index.errors import (
     listed,
     not_fitted_error,
 )
+from bliss_index.evaluation.weights import AUTO, choose_weights
 from bliss_index.report import ReportOptions, ReportSummary, make_report
 from bliss_index.report.groups import Groups, groups_of_arrays
 from bliss_index.scoring import ScoreSettings, run_job
 from bliss_index.scoring.explained import ExplainedScores
 from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.scorer import BlissScorer
-from bliss_index.scoring.thresholds import held_out_scores
-from bliss_index.search import exact_search
+from bliss_index.scoring.thresholds import held_out_scores, large_enough, least_images
+from bliss_index.search import ExactSearch, exact_search
 from bliss_index.search.inputs import (
     as_array,
     as_matrix,
@@ -96,6 +98,12 @@ class BlissDetector(_Estimator):
         N: every variance is mixed with the class's mean variance over the vocabulary, which weighs
         as much as N images; see :class:`bliss_index.calibration.Calibration`. For classes of few
         images; 0 is the paper's.
+    image_weight : float or "auto", default=0
+        W: the weight of the image term, by which the mean image of a class has a say beside its
+        text; see :mod:`bliss_index.calibration.image_term`. For classes whose names the model does
+        not know. "auto" chooses it and lambda from the images that are fitted
+        (:func:`bliss_index.evaluation.weights.choose_weights`), and keeps `lam` and no image term
+        unless others are clearly better; it needs two classes. 0 is the paper's.
     threshold
         Anomaly score above which :meth:`predict` says anomaly; None to take it from
         `contamination`. Not NaN.
@@ -111,7 +119,8 @@ class BlissDetector(_Estimator):
     Attributes
     ----------
     calibration_ : Calibration
-        Moments of the normal classes, after :meth:`fit`.
+        Moments of the normal classes, after :meth:`fit`; with the lambda and the image weight in
+        use.
     classes_ : (C,) array
         Names of the normal classes.
     threshold_ : float
@@ -152,6 +161,7 @@ class BlissDetector(_Estimator):
         k: int = 10,
         lam: float = 0.5,
         shrinkage: float = 0.0,
+        image_weight: float | str = 0.0,
         threshold: float | None = None,
         contamination: float = 0.05,
         backend: str = "auto",
@@ -165,6 +175,7 @@ class BlissDetector(_Estimator):
         self.k = k
         self.lam = lam
         self.shrinkage = shrinkage
+        self.image_weight = image_weight
         self.threshold = threshold
         self.contamination = contamination
         self.backend = backend
@@ -227,9 +238,12 @@ class BlissDetector(_Estimator):
             names,
             shrinkage=self.shrinkage,
         )
+        calibration = self._with_weights(calibration, images, labels, entries, search)
         if text := few_images_warning(calibration):
             warnings.warn(text, CalibrationWarning, stacklevel=2)
-        self._scorer = BlissScorer(search, entries, calibration, lam=self.lam, threads=self.threads)
+        self._scorer = BlissScorer(
+            search, entries, calibration, lam=calibration.lam, threads=self.threads
+        )
         self._vocabulary_source = vocabulary
         self.calibration_ = calibration
         self.classes_ = np.array(names)
@@ -408,7 +422,7 @@ class BlissDetector(_Estimator):
             _write_store(place / "images", rows.matrix(), names, status=status)
             replace(self.calibration_, model=_UNSAID).save(place / "calibration")
             settings = ScoreSettings(
-                str(place / "corpus"), str(place / "calibration"), self.k, float(self.lam),
+                str(place / "corpus"), str(place / "calibration"), self.k, self._scorer.lam,
                 device="cpu", threads=self.threads, explain=True, threshold=above,
             )  # fmt: skip
             run_job(place / "images", place / "scores", settings)
@@ -454,7 +468,8 @@ class BlissDetector(_Estimator):
         scores = self._held_out_scores(images, labels)
         if scores.size == 0:
             warnings.warn(
-                "no class has three images to hold one out in turn (two with a shrinkage), so the "
+                "no class has three images to hold one out in turn (two with a shrinkage, four "
+                "with an image term alone), so the "
                 "threshold of predict() comes from images that the detector knows, and flags far "
                 f"more than {self.contamination:.0%} of new normal images; give more images, a "
                 "shrinkage or a threshold",
@@ -466,26 +481,45 @@ class BlissDetector(_Estimator):
         rank = math.ceil((scores.size + 1) * (1 - self.contamination) - 1e-9)
         return float(np.sort(scores)[min(rank, scores.size) - 1])
 
+    def _with_weights(
+        self,
+        calibration: Calibration,
+        images: _Rows,
+        labels: npt.NDArray[np.int64],
+        entries: npt.NDArray[Any],
+        search: ExactSearch,
+    ) -> Calibration:
+        """Give a calibration lambda and the image weight: the given ones, or chosen ones."""
+        if self.image_weight != AUTO:
+            require_weight("image_weight", self.image_weight)
+            return replace(calibration, lam=self.lam, image_weight=float(self.image_weight))
+        require_weight("lam", self.lam)
+        used = _good_rows(images) & (labels != NO_CLASS)
+        chosen = choose_weights(
+            images.matrix()[used], labels[used], calibration.class_embeddings, entries, search,
+            shrinkage=self.shrinkage, lam=float(self.lam),
+        )  # fmt: skip
+        return replace(calibration, lam=chosen.lam, image_weight=chosen.image_weight)
+
     def _held_out_scores(
         self, images: _Rows, labels: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
         """Scores of the images of classes that are large enough, each by the others."""
-        good = np.zeros(images.rows, dtype=bool)
-        for start, rows, there in images.batches():
-            good[start : start + rows.shape[0]] = there
-        remaining = 1 if self.shrinkage else 2
+        good = _good_rows(images)
+        calibration = self.calibration_
+        remaining = least_images(calibration.shrinkage, calibration.image_weight)
         counts = np.bincount(labels[good & (labels >= 0)], minlength=len(self.classes_))
-        # Of a class of n images at most ceil(n / folds) are held out at once.
-        large = counts - -(-counts // _FOLDS) >= remaining
+        large = large_enough(counts, _FOLDS, remaining)
         used = good & (labels >= 0)
         held = used.copy()
         held[used] = large[labels[used]]
         if not held.any():
             return np.empty(0)
         scores = held_out_scores(
-            images.matrix()[used], labels[used], self.calibration_.class_embeddings,
-            self._vocabulary_source.matrix(), self._scorer.search, lam=self.lam, folds=_FOLDS,
-            shrinkage=self.shrinkage, held=held[used],
+            images.matrix()[used], labels[used], calibration.class_embeddings,
+            self._vocabulary_source.matrix(), self._scorer.search, lam=self._scorer.lam,
+            folds=_FOLDS, shrinkage=calibration.shrinkage,
+            image_weight=calibration.image_weight, held=held[used],
         )  # fmt: skip
         return scores[held[used]]
 
@@ -627,6 +661,14 @@ def _rows_of(
     if called == "class_names" and len(set(given)) < len(given):
         raise InvalidInputError(f"{called} must be different, got {listed(list(given))}")
     return _ArrayRows(what, matrix, column_names(value), given)
+
+
+def _good_rows(images: _Rows) -> npt.NDArray[np.bool_]:
+    """(n,) bool: rows that have an embedding."""
+    good = np.zeros(images.rows, dtype=bool)
+    for start, rows, there in images.batches():
+        good[start : start + rows.shape[0]] = there
+    return good
 
 
 def _on_processor(value: Any) -> Any:

@@ -22,13 +22,15 @@ from bliss_index.devices import device_names
 from bliss_index.errors import InvalidInputError
 from bliss_index.evaluation.from_scores import DEFAULT_RESAMPLES, evaluate_directory
 from bliss_index.evaluation.metrics import Metrics
+from bliss_index.evaluation.weights import AUTO, with_chosen_weights
 from bliss_index.jobs import JobListener, JobOptions, JobSummary
 from bliss_index.report.groups import Groups, groups
 from bliss_index.scoring import ScoreSettings, run_job
 from bliss_index.scoring.scores_directory import read_scores
 from bliss_index.screening import ScreenResult, ScreenSettings
 from bliss_index.screening import screen as run_screen
-from bliss_index.store import EmbeddingStore
+from bliss_index.search.prepared import corpus_search
+from bliss_index.store import EmbeddingStore, require_same_model
 from bliss_index.store.source_part import ColumnNames
 
 __all__ = [
@@ -52,6 +54,10 @@ def calibrate(
     assign: bool = False,
     trim: float = 0.0,
     shrinkage: float = 0.0,
+    image_weight: float | str = 0.0,
+    corpus: str | Path | None = None,
+    k: int = 10,
+    threads: int | None = None,
     device: str = "auto",
     listener: JobListener | None = None,
 ) -> CalibrationSummary:
@@ -72,6 +78,16 @@ def calibrate(
         Prompt for the names; None for the paper's.
     assign, trim, shrinkage
         As for :func:`bliss_index.calibration.from_store.calibrate_store`.
+    image_weight : float or "auto", default=0
+        W of :class:`bliss_index.calibration.Calibration`. "auto" chooses it and lambda from the
+        calibration images (:func:`bliss_index.evaluation.weights.choose_weights`), for the
+        vocabulary `corpus` and `k` entries.
+    corpus : str or Path, default=None
+        Text store of the vocabulary; needed for "auto", and used for nothing else.
+    k : int, default=10
+        Entries per image, for "auto".
+    threads : int, default=None
+        For "auto"; None for all.
     device : str, default="auto"
         On which names are encoded.
     listener : JobListener, optional
@@ -84,13 +100,21 @@ def calibrate(
     Raises
     ------
     InvalidInputError
-        The classes have no names, or labels do not fit.
+        The classes have no names, or labels do not fit; or "auto" lacks a corpus or two classes.
     CalibrationError
         A class has too few images.
     ModelMismatchError
         Images and classes are of different models.
     """
     store = EmbeddingStore.open(images, kind="image")
+    vocabulary = None
+    if image_weight == AUTO:
+        if corpus is None:
+            raise InvalidInputError(
+                "an image weight is chosen for a vocabulary: name it (--corpus), or give a weight"
+            )
+        vocabulary = EmbeddingStore.open(corpus, kind="text")
+        require_same_model(store.model, vocabulary.model, f"images {images}", f"corpus {corpus}")
     given = Labels.open(labels, store)
     if classes is not None:
         texts = ClassTexts.open(classes, store.model, template=template, device=device)
@@ -109,8 +133,12 @@ def calibrate(
         )
     heard = (listener or JobListener()).advanced
     summary = calibrate_store(
-        store, given, texts, heard, assign=assign, trim=trim, shrinkage=shrinkage
-    )
+        store, given, texts, heard, assign=assign, trim=trim, shrinkage=shrinkage,
+        image_weight=0.0 if vocabulary is not None else float(image_weight),
+    )  # fmt: skip
+    if vocabulary is not None:
+        search = corpus_search(vocabulary, k, threads=threads)
+        summary = with_chosen_weights(summary, store, given, vocabulary, search)
     summary.calibration.save(out)
     return summary
 

@@ -38,6 +38,8 @@ _LEAST_JOB_ROWS = _ROWS
 _MOST_JOB_ROWS = 16 * _ROWS
 _TEXTS, _PICTURES = 256, 48
 _PICTURE_SIZE = (500, 375)
+_APPROXIMATE, _RECALL = "ivf", 0.95
+_LEAST_APPROXIMATE, _MOST_APPROXIMATE = 1000, 200_000
 
 Notify = Callable[[str], None]
 
@@ -79,6 +81,28 @@ class BenchSettings:
 
 
 @dataclass(frozen=True)
+class Approximate:
+    """What an approximate index would do at this size.
+
+    Attributes
+    ----------
+    kind
+        Of the FAISS index.
+    recall
+        Share of the k best entries that it finds, on image queries that had no part in tuning it.
+    rate
+        Queries per second, measured in turn with the fastest exact search.
+    gain
+        That rate, divided by the exact search's.
+    """
+
+    kind: str
+    recall: float
+    rate: float
+    gain: float
+
+
+@dataclass(frozen=True)
 class BenchReport:
     """Rates of this machine, per second.
 
@@ -99,6 +123,11 @@ class BenchReport:
         Images of that job, and what starting it took.
     encoding
         Texts and images per second of the encoder.
+    approximate
+        An approximate index, tuned on images; None without faiss, and where building one takes too
+        long or none reaches the recall.
+    first_rows_seconds
+        When that job's first part was committed, from its start.
     facts
         Versions and hardware.
     """
@@ -111,6 +140,8 @@ class BenchReport:
     job_images: int
     job_start_seconds: float
     encoding: dict[str, float] = field(default_factory=dict)
+    approximate: Approximate | None = None
+    first_rows_seconds: float = 0.0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -170,16 +201,23 @@ def run_bench(settings: BenchSettings, notify: Notify | None = None) -> BenchRep
             tell(f"measuring scoring by {fastest} search")
             scorer = BlissScorer(searches[fastest], entries, calibration, threads=settings.threads)
             scoring = paired_rates({"scoring": scorer.score}, queries)["scoring"]
+            approximate = measure_approximate(entries, queries, searches[fastest], settings, tell)
         del searches, scorer
-        job = measure_job(Path(folder), settings, entries, calibration, fastest, scoring, tell)
+        job_rate, job_images, start, first = measure_job(
+            Path(folder), settings, entries, calibration, fastest, scoring, tell
+        )
     facts, _ = describe_installation()
     return BenchReport(
         settings,
         {name: round(rate, 1) for name, rate in rates.items()},
         unavailable,
         round(scoring, 1),
-        *job,
+        job_rate,
+        job_images,
+        start,
         {name: round(rate, 2) for name, rate in encoding.items()},
+        approximate,
+        first,
         facts,
     )
 
@@ -206,6 +244,33 @@ def open_searches(
         except MissingDependencyError as error:
             unavailable[name] = str(error)
     return searches, unavailable
+
+
+def measure_approximate(
+    entries: npt.NDArray[Any],
+    queries: npt.NDArray[Any],
+    exact: TopKSearch,
+    settings: BenchSettings,
+    tell: Notify,
+) -> Approximate | None:
+    """Build an approximate index, tune it on images, and compare it with the exact search."""
+    if not _LEAST_APPROXIMATE <= len(entries) <= _MOST_APPROXIMATE:
+        return None
+    from bliss_index.search.faiss.build import build_index
+    from bliss_index.search.faiss.tuning import tune_index
+
+    tell(f"measuring an approximate index of recall {_RECALL}")
+    try:
+        index = build_index(entries, _APPROXIMATE, k=settings.k, threads=settings.threads)
+        tuned = tune_index(index, queries, _RECALL, settings.k, threads=settings.threads)
+    except (MissingDependencyError, InvalidInputError):
+        return None  # faiss is not there, or no effort reaches the recall
+    search = index.replace(effort=tuned.parameter)
+    rates = paired_rates({"exact": exact.search, _APPROXIMATE: search.search}, queries)
+    rate = rates[_APPROXIMATE]
+    return Approximate(
+        _APPROXIMATE, round(tuned.recall, 4), round(rate, 1), round(rate / rates["exact"], 3)
+    )
 
 
 def paired_rates(
@@ -238,12 +303,13 @@ def measure_job(
     search: str,
     expected: float,
     tell: Notify,
-) -> tuple[float, int, float]:
+) -> tuple[float, int, float, float]:
     """Run the whole job on stores in a folder.
 
     Returns
     -------
-    Images per second once it runs, the number of images, and the seconds it took to start.
+    Images per second once it runs, the number of images, the seconds it took to start, and those
+    until its first part was there.
     """
     images = settings.images
     if images is None:
@@ -258,15 +324,16 @@ def measure_job(
             rows = clip_like(min(_ROWS, images - start), settings.dim, "image", 1000 + start)
             writer.append([f"{i:09}" for i in range(start, start + len(rows))], rows)
     tell("scoring them")
-    clock = _Clock()
     job = ScoreSettings(
         str(folder / "corpus"), str(folder / "calibration"), k=settings.k, search=search,
         device="auto" if search == "cuda" else "cpu", threads=settings.threads,
     )  # fmt: skip
+    clock = _Clock()
     began = time.perf_counter()
     run_job(folder / "images", folder / "scores", job, JobOptions(), clock)
     seconds = time.perf_counter() - began
-    return round(images / clock.seconds, 1), images, round(max(0.0, seconds - clock.seconds), 2)
+    waited = round(max(0.0, seconds - clock.seconds), 2)
+    return round(images / clock.seconds, 1), images, waited, round(clock.first - began, 2)
 
 
 def measure_encoding(folder: Path, model: str, pretrained: str | None) -> dict[str, float]:
@@ -302,9 +369,11 @@ def measure_encoding(folder: Path, model: str, pretrained: str | None) -> dict[s
 
 
 class _Clock(JobListener):
-    """Adds up what parts took."""
+    """Adds up what parts took, and remembers when the first was there."""
 
     seconds = 0.0
+    first = 0.0
 
     def finished_part(self, record: Record) -> None:
         self.seconds += record.seconds
+        self.first = self.first or time.perf_counter()

@@ -11,9 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
-from numbers import Real
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +19,30 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration.files import (
+    DEFAULT_LAM,
     StoredCalibration,
     read_calibration,
     write_calibration,
 )
-from bliss_index.calibration.moments import SIGMA_FLOOR, ClassMoments, second_moment, shrunken
+from bliss_index.calibration.image_term import image_term
+from bliss_index.calibration.moments import (
+    LEAST_VARIANCE,
+    SIGMA_FLOOR,
+    ClassMoments,
+    merged,
+    second_moment,
+    shrunken,
+    with_pooled,
+)
 from bliss_index.calibration.variances import similarity_sums
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
+from bliss_index.search.inputs import require_real
 from bliss_index.search.isolation import isolated
 from bliss_index.storage.cache import local_copy
 from bliss_index.storage.directory import LocalDirectory
 from bliss_index.store.identity import ModelIdentity
 
 _LEAST_IMAGES = 2
-_LEAST_VARIANCE = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +65,19 @@ class Calibration:
         N, at least 0: how many images the mean variance tau^2 of a class weighs. The variance of a
         class of n images becomes (n sigma^2 + N tau^2) / (n + N), for every text; 0 leaves it as
         it is, which is the paper's. See :meth:`mean_variances`.
+    image_weight
+        W, at least 0: the weight of the image term, by which the class's mean image has a say
+        beside its text; see :mod:`bliss_index.calibration.image_term`. 0 is the paper's.
+    lam
+        The weight lambda of the external score that scores with this calibration take unless told
+        otherwise.
 
     Raises
     ------
     CalibrationError
         A class has fewer than two images, or all of its images are equal: its deviations would
         be zero. With a shrinkage one image is enough, as long as there are different images in
-        all.
+        all. An image term without shrinkage needs three.
     """
 
     classes: tuple[str, ...]
@@ -72,6 +86,8 @@ class Calibration:
     model: ModelIdentity | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     shrinkage: float = 0.0
+    image_weight: float = 0.0
+    lam: float = DEFAULT_LAM
 
     def __post_init__(self) -> None:
         shape = (len(self.classes), self.class_embeddings.shape[-1])
@@ -87,8 +103,12 @@ class Calibration:
             raise InvalidInputError(
                 f"{len(self.moments)} sets of moments for {len(self.classes)} classes"
             )
-        require_shrinkage(self.shrinkage)
+        require_weight("shrinkage", self.shrinkage)
+        require_weight("image_weight", self.image_weight)
+        require_weight("lam", self.lam)
         _require_enough(self.classes, self.moments, self.shrinkage)
+        if self.image_weight and not self.shrinkage:
+            image_term(self.classes, self.moments)  # refused here, where it can be cured
 
     @property
     def dim(self) -> int:
@@ -103,13 +123,11 @@ class Calibration:
     def select(self, classes: Sequence[int]) -> Calibration:
         """Return the calibration of some of the classes, by position."""
         chosen = list(classes)
-        return Calibration(
-            tuple(self.classes[c] for c in chosen),
-            self.class_embeddings[chosen],
-            tuple(self.moments[c] for c in chosen),
-            self.model,
-            self.attributes,
-            self.shrinkage,
+        return replace(
+            self,
+            classes=tuple(self.classes[c] for c in chosen),
+            class_embeddings=self.class_embeddings[chosen],
+            moments=tuple(self.moments[c] for c in chosen),
         )
 
     @isolated
@@ -133,15 +151,7 @@ class Calibration:
         """
         moment = second_moment(vocabulary)
         own = np.array([moments.mean_variance(moment) for moments in self.moments])
-        differ = np.array([moments.variance >= _LEAST_VARIANCE for moments in self.moments])
-        if differ.all():
-            return own
-        if differ.any():
-            counts = np.array([moments.count for moments in self.moments])[differ]
-            own[~differ] = (counts * own[differ]).sum() / counts.sum()
-        else:
-            own[:] = _merged(self.moments).mean_variance(moment)
-        return own
+        return with_pooled(self.moments, own, moment)
 
     def prior_of(self, vocabulary: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:
         """Return what :meth:`statistics` needs besides entries: None where shrinkage is 0."""
@@ -206,6 +216,32 @@ class Calibration:
         ]
         return np.array([mu[0] for mu, _ in pairs]), np.array([sigma[0] for _, sigma in pairs])
 
+    @isolated
+    def class_terms(
+        self, prior: npt.NDArray[np.float64] | None = None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return what the internal scores are computed from: (mu - <x, v>) / sigma.
+
+        Without an image term v are the texts and this is the label term I_c. With one it is
+        I_c + W J_c, whose two divisions are carried out beforehand: sigma is 1.
+
+        Parameters
+        ----------
+        prior
+            As for :meth:`statistics`.
+
+        Returns
+        -------
+        v (C, d), mu (C,) and sigma (C,), float64.
+        """
+        mu, sigma = self.label_statistics(prior)
+        if not self.image_weight:
+            return self.class_embeddings, mu, sigma
+        own = image_term(self.classes, self.moments, shrinkage=self.shrinkage, prior=prior)
+        rate = self.image_weight / own.sigma
+        vectors = self.class_embeddings / sigma[:, None] + own.directions * rate[:, None]
+        return vectors, mu / sigma + own.mu * rate, np.ones_like(mu)
+
     def _towards(self, prior: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
         """Return the (C,) variances to shrink towards; zeros where nothing is shrunk."""
         if not self.shrinkage:
@@ -219,7 +255,11 @@ class Calibration:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 over the classes, their text embeddings, moments, shrinkage and the model."""
+        """SHA-256 over the classes, their texts' embeddings, moments, the model and the weights.
+
+        These are the shrinkage and the image weight. lambda is none of them: a score's settings
+        name it.
+        """
         digest = hashlib.sha256()
         model = None if self.model is None else self.model.to_json()
         digest.update(json.dumps([model, self.classes], sort_keys=True).encode())
@@ -231,6 +271,8 @@ class Calibration:
                 digest.update(np.ascontiguousarray(array).tobytes())
         if self.shrinkage:
             digest.update(f"shrinkage {self.shrinkage!r}".encode())
+        if self.image_weight:
+            digest.update(f"image weight {self.image_weight!r}".encode())
         return digest.hexdigest()
 
     @property
@@ -251,7 +293,7 @@ class Calibration:
         """
         stored = StoredCalibration(
             self.classes, self.class_embeddings, self.moments, self.model, self.attributes,
-            self.shrinkage,
+            self.shrinkage, self.image_weight, self.lam,
         )  # fmt: skip
         write_calibration(stored, path)
 
@@ -282,6 +324,7 @@ def calibrate(
     model: ModelIdentity | None = None,
     attributes: Mapping[str, Any] | None = None,
     shrinkage: float = 0.0,
+    image_weight: float = 0.0,
 ) -> Calibration:
     """Compute the moments of every class in one pass over labelled images.
 
@@ -298,11 +341,13 @@ def calibrate(
         The model of all embeddings, and how the calibration is made, for the record.
     shrinkage : float, default=0
         N of :class:`Calibration`: (n sigma^2 + N tau^2) / (n + N) in place of sigma^2.
+    image_weight : float, default=0
+        W of :class:`Calibration`, the weight of the image term.
 
     Raises
     ------
     InvalidInputError
-        Shapes, class numbers or the shrinkage do not fit.
+        Shapes, class numbers, the shrinkage or the weight do not fit.
     CalibrationError
         A class has too few images.
     """
@@ -329,17 +374,16 @@ def calibrate(
             )
         for c in np.unique(labels[labels >= 0]):
             moments[c] = moments[c].merge(ClassMoments.of(images[labels == c]))
-    return Calibration(names, texts, tuple(moments), model, dict(attributes or {}), shrinkage)
+    return Calibration(
+        names, texts, tuple(moments), model, dict(attributes or {}), shrinkage, image_weight
+    )
 
 
-def require_shrinkage(shrinkage: float) -> None:
-    """Raise InvalidInputError unless the shrinkage is a finite number of at least 0."""
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, Real) or (
-        not 0 <= shrinkage < math.inf
-    ):  # fmt: skip
-        raise InvalidInputError(
-            f"shrinkage must be a finite number of at least 0, got {shrinkage!r}"
-        )
+def require_weight(name: str, value: Any) -> None:
+    """Raise InvalidInputError, naming it, unless a weight is a finite number of at least 0."""
+    require_real(
+        value, name, "be a finite number of at least 0", lambda number: 0 <= number < math.inf
+    )
 
 
 def _require_enough(
@@ -362,7 +406,7 @@ def _require_enough(
             "classes, or leave the classes out."
         )
     if shrinkage:
-        if _merged(moments).variance < _LEAST_VARIANCE:
+        if merged(moments).variance < LEAST_VARIANCE:
             raise CalibrationError(
                 f"all {sum(m.count for m in moments)} calibration images are the same, so nothing "
                 f"says how much images of {listed([repr(name) for name in classes])} differ; add "
@@ -370,14 +414,9 @@ def _require_enough(
             )
         return
     for name, m in zip(classes, moments, strict=True):
-        if m.variance < _LEAST_VARIANCE:
+        if m.variance < LEAST_VARIANCE:
             raise CalibrationError(
                 f"the {m.count} calibration images of class {name!r} are all the same (variance "
                 f"{m.variance:.1e}), its deviations would be zero; add different images, or leave "
                 "the class out."
             )
-
-
-def _merged(moments: Sequence[ClassMoments]) -> ClassMoments:
-    """Moments of the images of all classes together."""
-    return reduce(ClassMoments.merge, moments)

@@ -13,7 +13,7 @@ from bliss_index.errors import EncoderError, InvalidInputError
 from bliss_index.storage import open_directory
 from bliss_index.storage.files import is_address
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
-from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, render_prompts
+from bliss_index.vocabulary import load_vocabulary, prompt_templates, render_prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class ClassTexts:
         model : ModelIdentity
             The images' model.
         template, device : str
-            Prompt for the names, and where to encode them.
+            Prompt for the names (PROMPT_ENSEMBLE for CLIP's 80), and where to encode them.
         source : str
             Where the names are from, for messages.
 
@@ -144,6 +144,9 @@ class ClassTexts:
                 "--classes."
             ) from error
         require_same_model(model, encoder.identity, "the images", f"classes {source}")
-        prompt = template or DEFAULT_TEMPLATE
-        rows = encoder.encode_text(render_prompts(names, prompt))
-        return cls(tuple(names), rows, encoder.identity, source, prompt)
+        templates = prompt_templates(template)
+        if len(templates) == 1:
+            rows = encoder.encode_text(render_prompts(names, templates[0]))
+        else:
+            rows = encoder.encode_ensemble(names, templates)
+        return cls(tuple(names), rows, encoder.identity, source, " | ".join(templates))

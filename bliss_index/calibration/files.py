@@ -30,6 +30,9 @@ from bliss_index.store.identity import ModelIdentity
 _WAIT_SECONDS = 60.0
 CALIBRATION_FORMAT = "bliss_index.calibration"
 CLASSES_NAME = re.compile(r"classes\.[0-9a-f]{16}\.arrow")
+DEFAULT_LAM = 0.5
+"""lambda of a calibration that names none: the paper's."""
+_WEIGHTS = {"shrinkage": 0.0, "image_weight": 0.0, "lam": DEFAULT_LAM}
 _VECTOR = pa.large_list(pa.float64())
 _SCHEMA = pa.schema(
     [
@@ -54,6 +57,8 @@ class StoredCalibration(NamedTuple):
     model: ModelIdentity | None
     attributes: Mapping[str, Any]
     shrinkage: float
+    image_weight: float
+    lam: float
 
 
 def write_calibration(stored: StoredCalibration, directory: str | Path) -> None:
@@ -96,6 +101,8 @@ def _write(place: Directory, stored: StoredCalibration) -> None:
         "images": sum(moments.count for moments in stored.moments),
         "attributes": dict(stored.attributes),
         "shrinkage": stored.shrinkage,
+        "image_weight": stored.image_weight,
+        "lam": stored.lam,
         "classes_file": name,
         "classes_sha256": digest,
         "versions": library_versions(),
@@ -162,9 +169,11 @@ def _read(directory: Directory, values: dict[str, Any]) -> StoredCalibration:
     dim, attributes = values.get("dim"), values.get("attributes")
     if not isinstance(dim, int) or dim < 1 or not isinstance(attributes, dict):
         raise CorruptStoreError(f"{path} is damaged: dim {dim!r}, attributes {attributes!r}")
-    shrinkage = values.get("shrinkage", 0.0)  # not written by the first calibrations
-    if isinstance(shrinkage, bool) or not isinstance(shrinkage, int | float):
-        raise CorruptStoreError(f"{path} is damaged: shrinkage {shrinkage!r} is no number")
+    # Not written by the first calibrations.
+    weights = {name: values.get(name, default) for name, default in _WEIGHTS.items()}
+    for what, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise CorruptStoreError(f"{path} is damaged: {what} {weight!r} is no number")
     model = values.get("model")
     identity = None if model is None else ModelIdentity.from_json(model)
     try:
@@ -187,7 +196,7 @@ def _read(directory: Directory, values: dict[str, Any]) -> StoredCalibration:
             tuple(moments for _, moments in rows),
             identity,
             attributes,
-            shrinkage,
+            **weights,
         )
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         raise CorruptStoreError(f"{classes} is damaged: {error}") from error

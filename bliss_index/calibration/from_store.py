@@ -40,6 +40,8 @@ class CalibrationSummary:
     names
         How well each class's text tells its images from the other classes'; None where there is
         one class, or where images were given the class of the nearest text.
+    weights
+        A sentence on how lambda and the image weight were chosen; empty where they were given.
     """
 
     calibration: Calibration
@@ -49,6 +51,7 @@ class CalibrationSummary:
     unlabelled: int
     trimmed: int = 0
     names: NamesReport | None = None
+    weights: str = ""
 
     @property
     def warnings(self) -> list[str]:
@@ -71,6 +74,8 @@ class CalibrationSummary:
             said.append(f"{assigned} images without a label were given the class nearest to them")
         if self.trimmed:
             said.append(f"{self.trimmed} images are left out as the farthest from their class")
+        if self.weights:
+            said.append(self.weights)
         return [*said, *(f"warning: {warning}" for warning in self.warnings)]
 
     def to_json(self) -> dict[str, Any]:
@@ -88,6 +93,9 @@ class CalibrationSummary:
             "unlabelled": self.unlabelled,
             "trimmed": self.trimmed,
             "shrinkage": calibration.shrinkage,
+            "image_weight": calibration.image_weight,
+            "lam": calibration.lam,
+            "weights": calibration.attributes.get("weights"),
             "names": None if self.names is None else self.names.to_json(),
             "warnings": self.warnings,
             "content_hash": calibration.content_hash,
@@ -103,6 +111,7 @@ def calibrate_store(
     assign: bool = False,
     trim: float = 0.0,
     shrinkage: float = 0.0,
+    image_weight: float = 0.0,
 ) -> CalibrationSummary:
     """Compute the moments of every class, one shard of the store at a time.
 
@@ -123,8 +132,8 @@ def calibrate_store(
     trim
         Share of every class's images to leave out: those farthest from its centre. For images that
         may include some that do not belong. Reads all embeddings into memory.
-    shrinkage : float, default=0
-        N of :class:`bliss_index.calibration.Calibration`, in images.
+    shrinkage, image_weight : float, default=0
+        N and W of :class:`bliss_index.calibration.Calibration`.
 
     Raises
     ------
@@ -135,7 +144,8 @@ def calibrate_store(
     CalibrationError
         A class has too few images.
     """
-    shrinkage = float(shrinkage)  # 10 and 10.0 are one setting, and one content hash
+    # 10 and 10.0 are one setting, and one content hash.
+    shrinkage, image_weight = float(shrinkage), float(image_weight)
     require_same_model(
         images.model, texts.model, f"images {images.path}", f"classes {texts.source}"
     )
@@ -169,7 +179,7 @@ def calibrate_store(
     try:
         calibration = calibrate(
             batches(), texts.embeddings, texts.names, model=texts.model, attributes=attributes,
-            shrinkage=shrinkage,
+            shrinkage=shrinkage, image_weight=image_weight,
         )  # fmt: skip
     except CalibrationError as error:
         if not found.other:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.search.isolation import isolated
 
 SIGMA_FLOOR = 1e-8
+LEAST_VARIANCE = 1e-12
+"""Below this the images of a class count as all the same."""
 _BLOCK_ROWS = 4096
 
 
@@ -122,10 +126,20 @@ class ClassMoments:
         -------
         mu (m,) and sigma (m,), float64. An entry's values do not depend on the others'.
         """
-        mu, squares = similarity_sums([self], entries)
-        variance = np.maximum(squares[:, 0], 0.0) / self.count
+        mu, variance = self._similarities(entries)
         variance = shrunken(variance, self.count, shrinkage, prior_variance)
-        return mu[:, 0], np.sqrt(variance) + SIGMA_FLOOR
+        return mu, np.sqrt(variance) + SIGMA_FLOOR
+
+    def variance_on(self, text: npt.NDArray[np.float64]) -> float:
+        """Return the population variance of the similarities to one vector (d,)."""
+        return float(self._similarities(text[None, :])[1][0])
+
+    def _similarities(
+        self, texts: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean and population variance of the similarities to (m, d) texts, (m,) each."""
+        mu, squares = similarity_sums([self], texts)
+        return mu[:, 0], np.maximum(squares[:, 0], 0.0) / self.count
 
     def mean_variance(self, second_moment: npt.NDArray[np.float64]) -> float:
         """Return the variance of the similarities to a text, on average over many texts.
@@ -178,6 +192,45 @@ def shrunken(variance: Any, count: Any, shrinkage: float, prior_variance: Any) -
     if not shrinkage:
         return variance
     return (count * variance + shrinkage * prior_variance) / (count + shrinkage)
+
+
+def with_pooled(
+    moments: Sequence[ClassMoments],
+    variances: npt.NDArray[np.float64],
+    second: npt.NDArray[np.float64],
+) -> npt.NDArray[np.float64]:
+    """Give classes whose images do not differ the mean variance of the others.
+
+    Parameters
+    ----------
+    moments
+        Of C classes.
+    variances
+        (C,) their mean variances over some texts.
+    second
+        (d, d) :func:`second_moment` of these texts.
+
+    Returns
+    -------
+    (C,) variances. A class whose images do not differ, such as a class of one image, takes that of
+    the classes whose images do, in proportion to their images; where no class's do, that of the
+    images of all classes around their common mean.
+    """
+    differ = np.array([m.variance >= LEAST_VARIANCE for m in moments])
+    if differ.all():
+        return variances
+    result = variances.copy()
+    if differ.any():
+        counts = np.array([m.count for m in moments])[differ]
+        result[~differ] = (counts * variances[differ]).sum() / counts.sum()
+    else:
+        result[:] = merged(moments).mean_variance(second)
+    return result
+
+
+def merged(moments: Sequence[ClassMoments]) -> ClassMoments:
+    """Moments of the images of all classes together."""
+    return reduce(ClassMoments.merge, moments)
 
 
 def second_moment(texts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

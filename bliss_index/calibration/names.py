@@ -73,7 +73,8 @@ class NamesReport:
             f"the names of {len(failing)} of {len(self.classes)} classes do not tell their images "
             f"from the other classes': {named}. Scores rest on names that the model knows: try a "
             "more common or more precise name, or another prompt (--template), check the labels, "
-            "and compare with a detector that needs no names (evaluate --detectors bliss,knn)."
+            "give the classes' own images a say (--image-weight auto), and compare with a detector "
+            "that needs no names (evaluate --detectors bliss,knn)."
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bliss_index.cli import (
     importing,
     inspect,
     report,
+    review,
     score,
     screen,
     threshold,
@@ -75,6 +76,7 @@ app.command("explain")(explain.explain)
 app.command("groups")(groups.groups)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("review")(review.review)
 app.command("verify")(inspect.verify)
 app.command("info")(inspect.info)
 app.command("bench")(bench.bench)

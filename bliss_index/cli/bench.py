@@ -69,11 +69,22 @@ def bench(
     if report.encoding:
         rows.append([f"encoding images, {model}", f"{report.encoding['images']:,.1f}", ""])
         rows.append([f"encoding texts, {model}", f"{report.encoding['texts']:,.1f}", ""])
+    other = report.approximate
+    if other is not None:
+        name = f"approximate index '{other.kind}', recall {other.recall:.2f}"
+        rows.append([name, f"{other.rate:,.0f}", f"{other.gain:.2f} x exact"])
     print_table(
         f"{entries:,} entries, {classes} classes, d = {dim}, k = {k}", ["", "per second", ""], rows
     )
     for name, reason in report.search_unavailable.items():
         say(f"{name}: {reason}")
+    if other is not None:
+        pays = "would pay" if other.gain > 1 else "would not pay"
+        say(f"at this size an approximate index {pays} ({other.gain:.2f} times the exact search)")
+    say(
+        f"the first rows come after {report.first_rows_seconds:.1f} s, of which starting is "
+        f"{report.job_start_seconds:.1f} s"
+    )
     say(f"100 million images: scoring takes {_span(report.job_seconds(_MANY))}")
     if report.encoding:
         say(f"100 million images: encoding takes {_span(_MANY / report.encoding['images'])}")

@@ -43,10 +43,15 @@ def build(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a FAISS index beside a corpus; approximate ones are tuned on held-out images."""
+    """Build a FAISS index beside a corpus; approximate ones are tuned on held-out images.
+
+    The package's own exact search is prepared as well, into CORPUS/search.
+    """
     from bliss_index.errors import InvalidInputError
     from bliss_index.search.faiss.build import IndexParameters, build_index
     from bliss_index.search.faiss.index import save_index
+    from bliss_index.search.native.backend import load_native
+    from bliss_index.search.prepared import corpus_search, save_prepared
     from bliss_index.store import EmbeddingStore, require_same_model
 
     store = EmbeddingStore.open(corpus, kind="text")
@@ -69,6 +74,11 @@ def build(
                 f"the {index} index is not tuned: give --queries IMAGES to reach a recall that is "
                 "measured"
             )
+        prepared = None
+        if load_native()[0] is not None:
+            prepared = save_prepared(
+                corpus_search(store, k, backend="native", threads=threads), store
+            )
         record = save_index(search, store, parameters, None if report is None else report.to_json())
         facts: dict[str, Any] = {
             "corpus": str(corpus),
@@ -78,6 +88,7 @@ def build(
             "effort": record.effort,
             "recall": record.recall,
             "content_hash": record.content_hash,
+            "prepared_search": None if prepared is None else prepared.kernel,
             "seconds": round(seconds(), 2),
         }
     if as_json:

@@ -32,13 +32,17 @@ from bliss_index.cli.options import (
     PrecisionOption,
     PreprocessOption,
     PretrainedOption,
+    PromptEnsembleOption,
     StoreOutput,
     path_or_uri,
+    refuse_both,
 )
 from bliss_index.devices import device_names, resolve_device
 
 if TYPE_CHECKING:
     from bliss_index.jobs import JobOptions
+
+_MOST_COMPARED = 100_000  # entries, of which to look for those that say nearly the same
 
 EncodeDevicesOption = Annotated[
     str | None,
@@ -78,6 +82,7 @@ def encode_text(
             show_default="This is a photo of a {}",
         ),
     ] = None,
+    prompt_ensemble: PromptEnsembleOption = False,
     exclude: Annotated[
         str | None,
         typer.Option("--exclude", help="File of entries to leave out.", parser=path_or_uri),
@@ -97,11 +102,18 @@ def encode_text(
     from bliss_index.encode.encode_work import EncoderSpec
     from bliss_index.encode.spooled_vocabulary import spool_vocabulary
     from bliss_index.encode.text_work import encode_text_store
-    from bliss_index.vocabulary import DEFAULT_TEMPLATE, load_vocabulary, require_template
+    from bliss_index.search.near import near_entries
+    from bliss_index.store import EmbeddingStore
+    from bliss_index.vocabulary import (
+        DEFAULT_TEMPLATE,
+        PROMPT_ENSEMBLE,
+        load_vocabulary,
+        prompt_templates,
+    )
 
-    templates = template or [DEFAULT_TEMPLATE]
-    for one in templates:
-        require_template(one)
+    refuse_both(prompt_ensemble, template)
+    listed = [PROMPT_ENSEMBLE] if prompt_ensemble else template or [DEFAULT_TEMPLATE]
+    templates = [one for word in listed for one in prompt_templates(word)]
     unwanted = load_vocabulary([exclude]).entries if exclude is not None else ()
     with progress_line("reading the vocabulary") as progress:
         spooled = spool_vocabulary(words, out, exclude=unwanted, progress=progress)
@@ -120,8 +132,15 @@ def encode_text(
                 listener=make_listener(progress, "encoded"),
             )
             facts = {**asdict(summary), **_rate(summary.rows_now, seconds())}
+    near = None
     if not summary.rows_now:
         say(f"{out} was complete already: {summary.rows} entries")
+    elif summary.complete and 1 < summary.rows <= _MOST_COMPARED:
+        near = near_entries(EmbeddingStore.open(out, kind="text"))
+        if near.near:
+            say(str(near))
+    if as_json:
+        facts["near_entries"] = None if near is None else near.to_json()
     if summary.truncated:
         say(f"{summary.truncated} entries are longer than the model's context; their ends were cut")
     facts["vocabulary"] = vocabulary.describe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from bliss_index.cli.options import (
     PREPROCESSES,
     DeviceOption,
     JsonOption,
+    PretrainedOption,
     ThreadsOption,
     one_of,
     path,
@@ -21,6 +23,7 @@ from bliss_index.cli.options import (
 from bliss_index.evaluation.registry import DETECTORS
 
 if TYPE_CHECKING:
+    from bliss_index.evaluation.metrics import Metrics
     from bliss_index.evaluation.paper.protocol_run import ProtocolReport
 
 
@@ -43,6 +46,15 @@ def evaluate(
             parser=path_or_uri,
         ),
     ] = None,
+    judgements: Annotated[
+        Path | None,
+        typer.Option(
+            "--judgements",
+            help="In place of --labels: folder of the logs of 'bliss-index review', of which the "
+            "random samples count.",
+            parser=path,
+        ),
+    ] = None,
     resamples: Annotated[
         int, typer.Option("--resamples", min=0, help="Bootstrap resamples for intervals.")
     ] = 1000,
@@ -58,7 +70,9 @@ def evaluate(
     normal: Annotated[
         str | None,
         typer.Option(
-            "--normal", help="Image store to calibrate with (--protocol).", parser=path_or_uri
+            "--normal",
+            help="Image store to calibrate with (--protocol), or that calibrated (--judgements).",
+            parser=path_or_uri,
         ),
     ] = None,
     normal_labels: Annotated[
@@ -76,7 +90,10 @@ def evaluate(
     corpus: Annotated[
         str | None,
         typer.Option(
-            "--corpus", help="Text store of the vocabulary (--protocol).", parser=path_or_uri
+            "--corpus",
+            help="Text store of the vocabulary (--protocol).",
+            show_default="with --encoded, the paper's dictionary",
+            parser=path_or_uri,
         ),
     ] = None,
     encoded: Annotated[
@@ -88,6 +105,15 @@ def evaluate(
             parser=path_or_uri,
         ),
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Model to encode with (--encoded, no --corpus).",
+            show_default="ViT-B-16",
+        ),
+    ] = None,
+    pretrained: PretrainedOption = None,
     preprocess: Annotated[
         str,
         typer.Option(
@@ -108,24 +134,40 @@ def evaluate(
     own = {"--labels": labels, "--normal": normal, "--normal-labels": normal_labels,
            "--classes": classes}  # fmt: skip
     if protocol is None:
-        unused = {name: value for name, value in own.items() if name != "--labels"}
-        _forbid("requires --protocol", {**unused, "--corpus": corpus, "--encoded": encoded})
+        judged = judgements is not None
+        unused = {
+            name: value for name, value in own.items()
+            if name != "--labels" and not (judged and name == "--normal")
+        }  # fmt: skip
+        unused |= {"--corpus": corpus, "--encoded": encoded, "--model": model,
+                   "--pretrained": pretrained}  # fmt: skip
+        _forbid("requires --protocol", unused)
+        if judged:
+            _forbid("cannot be given with --judgements", {"--labels": labels})
+            _evaluate_judged(target, judgements, normal, resamples, as_json)
+            return
         (file,) = _required("TARGET", {"--labels": labels})
         _evaluate_scores(target, file, resamples, as_json)
         return
+    _forbid("cannot be given with --protocol", {"--judgements": judgements})
     common: dict[str, Any] = {"detectors": detectors, "k": k, "threads": threads}
     if encoded is not None:
         _forbid("cannot be given with --encoded, which takes it from the data set", own)
-        (vocabulary,) = _required("--encoded", {"--corpus": corpus})
+        encoder = {"--model": model, "--pretrained": pretrained}
+        if corpus is not None:
+            _forbid("cannot be given with --corpus, which names its model", encoder)
         folder = _local("TARGET with --encoded", target)
+        from bliss_index.encode.encode_work import DEFAULT_MODEL
         from bliss_index.evaluation.paper.from_dataset import evaluate_dataset
 
         with progress_line("encoding") as progress:
             report = evaluate_dataset(
-                folder, protocol, vocabulary, encoded, preprocess=preprocess, device=device,
+                folder, protocol, corpus, encoded, model=model or DEFAULT_MODEL,
+                pretrained=pretrained, preprocess=preprocess, device=device,
                 notify=say, progress=progress, **common,
             )  # fmt: skip
     else:
+        _forbid("requires --encoded", {"--model": model, "--pretrained": pretrained})
         paths = _required("--protocol", {**own, "--corpus": corpus})
         report = _evaluate_stores(target, protocol, *paths, **common)
     say(f"{report.runs} runs of {report.images} images in {report.seconds:.1f} s")
@@ -152,7 +194,7 @@ def _required(what: str, options: dict[str, str | None]) -> list[str]:
     return [value for value in options.values() if value is not None]
 
 
-def _forbid(why: str, options: dict[str, str | None]) -> None:
+def _forbid(why: str, options: Mapping[str, str | Path | None]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise typer.BadParameter(f"{given[0]} {why}")
@@ -185,7 +227,22 @@ def _evaluate_stores(
 def _evaluate_scores(scores: str, labels: str, resamples: int, as_json: bool) -> None:
     from bliss_index.evaluation.from_scores import evaluate_directory
 
-    metrics = evaluate_directory(scores, labels, resamples=resamples)
+    _print_metrics(evaluate_directory(scores, labels, resamples=resamples), as_json)
+
+
+def _evaluate_judged(
+    scores: str, judgements: Path | None, normal: str | None, resamples: int, as_json: bool
+) -> None:
+    from bliss_index.evaluation.from_scores import evaluate_known
+    from bliss_index.review.sample import judged_sample
+
+    found = judged_sample(scores, judgements or Path(), normal)
+    say(found.left_out)
+    metrics = evaluate_known(found.inputs.scores, found.known(), resamples=resamples)
+    _print_metrics(metrics, as_json)
+
+
+def _print_metrics(metrics: Metrics, as_json: bool) -> None:
     missing = metrics.missing_normal + metrics.missing_anomalies
     if missing:
         say(f"{missing} images without a score are left out")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +17,9 @@ from bliss_index.cli.options import (
     as_key,
     path_or_uri,
 )
+
+if TYPE_CHECKING:
+    from bliss_index.report.explanation import ClassTotal
 
 
 def explain(
@@ -69,6 +72,7 @@ def explain(
             "anomaly score": f"{found.anomaly_score:.4f} = internal {found.internal_score:.4f} + "
             f"{found.lam:g} x external {found.external_score:.4f}",
             "nearest class": found.classes[0].name,
+            **_parts(found.classes[0]),
             "more anomalous than": f"{found.less_anomalous:.2%} of the scored images",
         }
         if found.flag is not None:
@@ -96,3 +100,11 @@ def explain(
     if found.anomaly_score is None:
         say(f"{key} has no score: {found.status}, {found.error}")
         raise typer.Exit(EXIT_QUARANTINED)
+
+
+def _parts(winner: ClassTotal) -> dict[str, str]:
+    """What the internal score is made of, where there is an image term."""
+    if not winner.image_score:
+        return {}
+    label = winner.internal_score - winner.image_score
+    return {"internal": f"label term {label:.4f} + image term {winner.image_score:.4f}"}

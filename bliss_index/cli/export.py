@@ -55,6 +55,15 @@ def export(
         list[str] | None,
         typer.Option("--group", help="Drop only images of this group; repeat for several."),
     ] = None,
+    judgements: Annotated[
+        Path | None,
+        typer.Option(
+            "--judgements",
+            help="Folder of the logs of 'bliss-index review': what was judged is kept or dropped "
+            "as it was judged, the others as without; --top 0 drops only what was judged.",
+            parser=path,
+        ),
+    ] = None,
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -116,7 +125,8 @@ def export(
         raise typer.BadParameter("say where to: --out DIR for lists, or --copy, --link or --move")
     if asked and images is None:
         raise typer.BadParameter("--copy, --link and --move need --images FOLDER")
-    choice = Choice(threshold, top, tuple(group or ()), groups)
+    judged = None if judgements is None else str(judgements)
+    choice = Choice(threshold, top, tuple(group or ()), groups, judged)
     summary = write_lists(
         scores, out or Path(), choice, formats=tuple(formats or ("csv",)),
         dry_run=dry_run or out is None,
@@ -131,10 +141,13 @@ def export(
         print_json({**summary.to_json(), "dry_run": dry_run, "transfer": files})
     else:
         lists = {} if out is None else {"would write" if dry_run else "lists": summary.files}
+        people = {} if judgements is None else {
+            "as judged": summary.judged, "disputed": summary.disputed,
+        }  # fmt: skip
         print_facts(
             scores,
             {"images": summary.rows, "keep": summary.kept, "drop": summary.dropped,
-             "without a score": summary.unscored, **lists},
+             "without a score": summary.unscored, **people, **lists},
         )  # fmt: skip
     if outcome is not None:
         folder = next(iter(asked.values()))

@@ -107,6 +107,13 @@ PretrainedOption = Annotated[
         parser=tag_or_file,
     ),
 ]
+PromptEnsembleOption = Annotated[
+    bool,
+    typer.Option(
+        "--prompt-ensemble",
+        help="Average the 80 prompts of CLIP's authors, which takes 80 times as long.",
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="'auto', 'cpu', or a torch device such as 'cuda:0'.")
 ]
@@ -125,7 +132,23 @@ DtypeOption = Annotated[
     ),
 ]
 LamOption = Annotated[
-    float, typer.Option("--lam", min=0.0, help="Weight of the external score, lambda.")
+    float | None,
+    typer.Option(
+        "--lam",
+        min=0.0,
+        help="Weight of the external score, lambda.",
+        show_default="the calibration's: 0.5 unless it was chosen",
+    ),
+]
+ImageWeightOption = Annotated[
+    str,
+    typer.Option(
+        "--image-weight",
+        metavar="W|auto",
+        help="Weight of the image term: how much the class's mean image says beside its name. For "
+        "classes whose names the model does not know. 'auto' chooses it and lambda from the "
+        "calibration images, of two classes or more; 0 is the paper's.",
+    ),
 ]
 StoreOutput = Annotated[
     str, typer.Option("--out", help="Directory or URI of the store to make.", parser=path_or_uri)
@@ -172,3 +195,9 @@ MovedCorpusOption = Annotated[
         parser=path_or_uri,
     ),
 ]
+
+
+def refuse_both(ensemble: bool, template: object) -> None:
+    """Refuse a prompt ensemble beside templates."""
+    if ensemble and template:
+        raise typer.BadParameter("--prompt-ensemble takes the place of --template: give one")

@@ -53,7 +53,7 @@ def score(
         typer.Option("--out", help="Directory or URI for the scores.", parser=path_or_uri),
     ],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     search: Annotated[
         str,
         typer.Option(
@@ -90,6 +90,13 @@ def score(
             help="Largest share of normal images to flag, such as 0.01; needs --normal-scores.",
         ),
     ] = None,
+    keep_search: Annotated[
+        bool,
+        typer.Option(
+            "--keep-search/--no-keep-search",
+            help="Keep the prepared search of a large vocabulary in CORPUS/search, for other jobs.",
+        ),
+    ] = True,
     memory: MemoryOption = None,
     max_bad_fraction: Annotated[
         float,
@@ -119,6 +126,7 @@ def score(
         threshold=threshold,
         normal_scores=normal_scores,
         false_alarm_rate=false_alarm_rate,
+        keep_search=keep_search,
     )
     options = job_options(workers, listed, engine, task, memory, max_bad_fraction)
     columns = ColumnNames(embedding_column, key_column, dtype=embedding_dtype)

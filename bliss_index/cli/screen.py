@@ -29,15 +29,18 @@ from bliss_index.cli.jobs import (
 from bliss_index.cli.options import (
     BatchSizeOption,
     DtypeOption,
+    ImageWeightOption,
     JsonOption,
     LamOption,
     PrecisionOption,
     PreprocessOption,
     PretrainedOption,
+    PromptEnsembleOption,
     ThreadsOption,
     between_0_and_1,
     path,
     path_or_uri,
+    refuse_both,
 )
 from bliss_index.devices import device_names
 
@@ -114,6 +117,7 @@ def screen(
             show_default="This is a photo of a {}",
         ),
     ] = None,
+    prompt_ensemble: PromptEnsembleOption = False,
     trim: Annotated[
         float | None,
         typer.Option(
@@ -128,8 +132,9 @@ def screen(
             "--shrinkage", min=0.0, metavar="N", help="For classes of few images; see calibrate."
         ),
     ] = 0.0,
+    image_weight: ImageWeightOption = "0",
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     false_alarm_rate: Annotated[
         float | None,
         typer.Option(
@@ -175,16 +180,21 @@ def screen(
     Run again after an interruption, it continues where it stopped. Photos that came in since are
     encoded and scored, with the calibration and the threshold that the run has.
     """
+    from bliss_index.evaluation.weights import parse_image_weight
     from bliss_index.screening import ScreenSettings
     from bliss_index.screening import screen as run_screen
+    from bliss_index.vocabulary import PROMPT_ENSEMBLE
 
+    refuse_both(prompt_ensemble, template)
+    template = PROMPT_ENSEMBLE if prompt_ensemble else template
     more: dict[str, Any] = {} if template is None else {"template": template}
     if vocabulary:
         more["vocabulary"] = tuple(vocabulary)
     settings = ScreenSettings(
         photos=tuple(photos), normal=normal, classes=classes, model=model, pretrained=pretrained,
         precision=precision, preprocess=preprocess, batch_size=batch_size, embeddings=embeddings,
-        dtype=dtype, trim=trim, shrinkage=shrinkage, k=k, lam=lam,
+        dtype=dtype, trim=trim, shrinkage=shrinkage,
+        image_weight=parse_image_weight(image_weight), k=k, lam=lam,
         false_alarm_rate=false_alarm_rate, confidence=confidence, images=images, **more,
     )  # fmt: skip
     named = device_names(devices)
@@ -242,6 +252,7 @@ def _print(result: ScreenResult) -> None:
             "scores": f"{result.scores}/part-*.parquet",
             "groups": f"{len(result.groups)} in {result.groups_file}",
             "look at": result.report,
+            "judge on a page": f"bliss-index review {result.output}",
         },
     )
     if result.most_anomalous:

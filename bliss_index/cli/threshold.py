@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from bliss_index.cli.options import (
     LamOption,
     ThreadsOption,
     between_0_and_1,
+    path,
     path_or_uri,
 )
 
@@ -45,7 +47,7 @@ def threshold(
         ),
     ] = None,
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Vocabulary entries per image.")] = 10,
-    lam: LamOption = 0.5,
+    lam: LamOption = None,
     folds: Annotated[
         int, typer.Option("--folds", min=2, help="Parts that are held out in turn.")
     ] = 5,
@@ -59,6 +61,23 @@ def threshold(
             callback=between_0_and_1,
         ),
     ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            "--scores",
+            help="Scores of which a random sample was judged: its images that belong are held "
+            "out, in place of IMAGES (--judgements).",
+            parser=path_or_uri,
+        ),
+    ] = None,
+    judgements: Annotated[
+        Path | None,
+        typer.Option(
+            "--judgements",
+            help="Folder of the logs of 'bliss-index review' (--scores).",
+            parser=path,
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -67,16 +86,19 @@ def threshold(
     'bliss-index score --normal-scores FILE --false-alarm-rate RATE' uses them. A rate is kept on
     average over sets of held-out images: one set may flag more. The column "at most" says what
     each threshold keeps with a probability of 95 %; --confidence asks for thresholds that keep the
-    rate itself with a given probability.
+    rate itself with a given probability. With --scores and --judgements the images that belong of
+    a random sample take the place of IMAGES, which then only say what must not count.
     """
     from bliss_index.calibration import Calibration
     from bliss_index.calibration.labels import Labels
     from bliss_index.errors import InvalidInputError
-    from bliss_index.scoring.normal_scores import score_held_out
+    from bliss_index.scoring.normal_scores import ScoreIdentity, score_held_out
     from bliss_index.scoring.thresholds import rate_kept
-    from bliss_index.search import exact_search
+    from bliss_index.search.prepared import corpus_search
     from bliss_index.store import EmbeddingStore, require_same_model
 
+    if (scores is None) != (judgements is None):
+        raise typer.BadParameter("--scores and --judgements go together")
     store = EmbeddingStore.open(images, kind="image")
     entries = EmbeddingStore.open(corpus, kind="text")
     normal = Calibration.load(calibration)
@@ -84,12 +106,22 @@ def threshold(
         require_same_model(
             entries.model, normal.model, f"corpus {corpus}", f"calibration {calibration}"
         )
-    given = Labels.open(labels, store)
-    search = exact_search(entries.embeddings(), k, threads=threads)
-    found = score_held_out(
-        store, given, normal, entries, search, lam=lam, folds=folds, seed=seed,
-        confidence=confidence,
-    )  # fmt: skip
+    if scores is not None and judgements is not None:
+        from bliss_index.review.sample import judged_sample
+
+        sample = judged_sample(scores, judgements, images)
+        say(sample.left_out)
+        found = sample.normal_scores(confidence)
+        weight = normal.lam if lam is None else lam
+        asked_for = ScoreIdentity(k, weight, entries.content_hash, normal.content_hash)
+        found.require(asked_for, scores)
+    else:
+        given = Labels.open(labels, store)
+        search = corpus_search(entries, k, threads=threads)
+        found = score_held_out(
+            store, given, normal, entries, search, lam=lam, folds=folds, seed=seed,
+            confidence=confidence,
+        )  # fmt: skip
     found.write(out)
     values: dict[float, float | None] = {}
     kept: dict[float, float | None] = dict.fromkeys(_RATES)
@@ -105,7 +137,7 @@ def threshold(
         rates = {str(rate): value for rate, value in kept.items()}
         print_json(
             {
-                "images": found.scores.size, "folds": folds, "confidence": confidence,
+                "images": found.scores.size, "folds": found.folds, "confidence": confidence,
                 "thresholds": thresholds, "rates_kept_with_95_percent": rates,
             }
         )  # fmt: skip

@@ -52,7 +52,9 @@ class Reference:
     vocabulary: npt.NDArray[Any] | None = None
     search: TopKSearch | None = None
     class_rows: tuple[npt.NDArray[np.intp], ...] = field(init=False, repr=False)
-    _scorers: dict[float, BlissScorer] = field(init=False, repr=False, default_factory=dict)
+    _scorers: dict[tuple[float, float], BlissScorer] = field(
+        init=False, repr=False, default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         if self.class_embeddings.ndim != 2 or self.class_embeddings.shape[0] < 1:
@@ -94,25 +96,29 @@ class Reference:
         """
         return self._calibrate()
 
-    def _calibrate(self, shrinkage: float = 0.0) -> Calibration:
+    def _calibrate(self, shrinkage: float = 0.0, image_weight: float = 0.0) -> Calibration:
         if self.images is None or self.labels is None:
             raise InvalidInputError("calibration needs images and their labels; none were given")
-        return calibrate([(self.images, self.labels)], self.class_embeddings, shrinkage=shrinkage)
+        return calibrate(
+            [(self.images, self.labels)], self.class_embeddings, shrinkage=shrinkage,
+            image_weight=image_weight,
+        )  # fmt: skip
 
-    def scorer_with(self, shrinkage: float = 0.0) -> BlissScorer:
-        """Return the scorer of BLISS over all classes; settings of one shrinkage share its tables.
+    def scorer_with(self, shrinkage: float = 0.0, image_weight: float = 0.0) -> BlissScorer:
+        """Return the scorer of BLISS over all classes; settings with equal weights share it.
 
         Parameters
         ----------
-        shrinkage : float, default=0
-            N of :class:`bliss_index.calibration.Calibration`.
+        shrinkage, image_weight : float, default=0
+            N and W of :class:`bliss_index.calibration.Calibration`.
         """
-        if shrinkage not in self._scorers:
+        weights = (shrinkage, image_weight)
+        if weights not in self._scorers:
             if self.search is None or self.vocabulary is None:
                 raise InvalidInputError("BLISS needs a vocabulary and a search over it")
-            calibration = self._calibrate(shrinkage) if shrinkage else self.calibration
-            self._scorers[shrinkage] = BlissScorer(self.search, self.vocabulary, calibration)
-        return self._scorers[shrinkage]
+            calibration = self._calibrate(*weights) if any(weights) else self.calibration
+            self._scorers[weights] = BlissScorer(self.search, self.vocabulary, calibration)
+        return self._scorers[weights]
 
     def restricted_to(self, classes: Sequence[int]) -> Reference:
         """Keep some classes only, numbered anew in the order given."""
@@ -165,7 +171,7 @@ class ImageBlock:
     def __init__(self, images: npt.NDArray[Any], reference: Reference) -> None:
         self.images = images
         self._reference = reference
-        self._label: dict[float, npt.NDArray[np.float64]] = {}
+        self._internal: dict[tuple[float, float], npt.NDArray[np.float64]] = {}
         self._external: dict[tuple[int, float], npt.NDArray[np.float64]] = {}
 
     @property
@@ -191,12 +197,15 @@ class ImageBlock:
             raise InvalidInputError("no search over the vocabulary was given")
         return self._reference.search.search(self.images)
 
-    def label_scores(self, shrinkage: float = 0.0) -> npt.NDArray[np.float64]:
-        """(n, C) the label term of BLISS for every class."""
-        if shrinkage not in self._label:
-            scorer = self._reference.scorer_with(shrinkage)
-            self._label[shrinkage] = scorer.internal_scores(self.images)
-        return self._label[shrinkage]
+    def internal_scores(
+        self, shrinkage: float = 0.0, image_weight: float = 0.0
+    ) -> npt.NDArray[np.float64]:
+        """(n, C) the label term of BLISS for every class, with the image term's share."""
+        weights = (shrinkage, image_weight)
+        if weights not in self._internal:
+            scorer = self._reference.scorer_with(*weights)
+            self._internal[weights] = scorer.internal_scores(self.images)
+        return self._internal[weights]
 
     def external_scores(self, k: int, shrinkage: float = 0.0) -> npt.NDArray[np.float64]:
         """(n, C) the external term of BLISS for every class, of the first k entries found."""

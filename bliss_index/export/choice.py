@@ -1,8 +1,8 @@
-"""Which images are dropped: those flagged, from a threshold on, the highest, or of some groups."""
+"""Which images are dropped: flagged, from a threshold on, the highest, of groups, or as judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ import pyarrow.compute as pc
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.report.aggregate import first_of
 from bliss_index.report.groups import read_grouped_rows
+from bliss_index.review.judgement_log import BELONGS, DOES_NOT_BELONG
+from bliss_index.review.judgements import Judgements
 from bliss_index.scoring.scores_directory import SCORE_COLUMNS, ScoresDirectory
+from bliss_index.store.schema import DUPLICATE_KEY
 
 KEEP, DROP, UNSCORED = "keep", "drop", "unscored"
 DECISIONS = (KEEP, DROP, UNSCORED)
@@ -37,6 +40,11 @@ class Choice:
     groups_file : str, default=None
         The file that it wrote; it adds the column ``group`` to the lists.
 
+    judgements : str, default=None
+        Folder of the logs of ``bliss-index review``. An image that was judged is kept or dropped as
+        it was judged, whatever else is chosen; it adds the column ``judgement`` to the lists. Those
+        that were skipped or are disputed are decided like the others.
+
     Without a threshold and a number those are dropped that the scores flag; with groups those that
     the file has.
     """
@@ -45,6 +53,7 @@ class Choice:
     top: int | None = None
     groups: tuple[str, ...] = ()
     groups_file: str | None = None
+    judgements: str | None = None
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.top is not None:
@@ -71,13 +80,16 @@ class DecidedRows:
     Attributes
     ----------
     table : Table
-        ``key, decision, anomaly_score, nearest_class, status, error, group, reasons``.
+        ``key, decision, anomaly_score, nearest_class, status, error, group, judgement, reasons``.
     decision : (n,) array of str
         The column ``decision``.
+    judgement : (n,) array of str
+        What people said of each image; "" where nobody did.
     """
 
     table: pa.Table
     decision: npt.NDArray[Any]
+    judgement: npt.NDArray[Any]
 
 
 def decide(directory: ScoresDirectory, choice: Choice) -> Iterator[DecidedRows]:
@@ -94,13 +106,15 @@ def decide(directory: ScoresDirectory, choice: Choice) -> Iterator[DecidedRows]:
     """
     settings = directory.job.settings
     flagless = settings.get("threshold") is None
-    if choice.threshold is None and choice.top is None and not choice.groups and flagless:
+    given = (choice.threshold, choice.top, choice.groups or None, choice.judgements)
+    if all(one is None for one in given) and flagless:
         raise InvalidInputError(
             f"{directory.path} has no flags; say what to drop: --threshold NUMBER, --top N, or "
-            "--group NAME with --groups FILE"
+            "--group NAME with --groups FILE, or --judgements FOLDER"
         )
     file = choice.groups_file
     grouped = None if file is None else _GroupedRows.read(file, choice.groups, directory)
+    said = None if choice.judgements is None else Judgements.read(choice.judgements).verdicts
     highest = None if choice.top is None else _highest(directory, choice.top)
     columns = [*SCORE_COLUMNS, *([] if flagless else ["flag"])]
     if settings.get("explain"):
@@ -120,23 +134,45 @@ def decide(directory: ScoresDirectory, choice: Choice) -> Iterator[DecidedRows]:
                 dropped = pc.fill_null(above, False).to_numpy()
             elif choice.groups:
                 dropped = scored
+            elif flagless:
+                dropped = np.zeros(table.num_rows, dtype=bool)
             else:
                 dropped = pc.fill_null(table.column("flag"), False).to_numpy()
             group = None if grouped is None else grouped.of(first, table.num_rows)
             if grouped is not None and choice.groups:
                 dropped = dropped & grouped.chosen[first : first + table.num_rows]
             decision = np.where(~scored, UNSCORED, np.where(dropped, DROP, KEEP))
-            yield DecidedRows(_listed(table, decision, group), decision)
+            judgement = _judgement(table, said)
+            decision[judgement == BELONGS] = KEEP
+            decision[judgement == DOES_NOT_BELONG] = DROP
+            listed_rows = _listed(table, decision, group, judgement)
+            yield DecidedRows(listed_rows, decision, judgement)
         start += part.num_rows
 
 
-def _listed(table: pa.Table, decision: npt.NDArray[Any], group: pa.Array | None) -> pa.Table:
+def _judgement(table: pa.Table, said: Mapping[str, str] | None) -> npt.NDArray[Any]:
+    """What people said of every row; of several with one key, of the first."""
+    if not said:
+        return np.full(table.num_rows, "", dtype=object)
+    columns = (table.column(name).to_pylist() for name in ("key", "status"))
+    rows = zip(*columns, strict=True)
+    found = ["" if status == DUPLICATE_KEY else said.get(key, "") for key, status in rows]
+    return np.array(found, dtype=object)
+
+
+def _listed(
+    table: pa.Table,
+    decision: npt.NDArray[Any],
+    group: pa.Array | None,
+    judgement: npt.NDArray[Any],
+) -> pa.Table:
     """The columns of the lists; reasons are those of dropped images only."""
     rows = table.num_rows
     reasons: list[str | None] = [None] * rows
     some = np.flatnonzero(decision == DROP)
     for row, found in zip(some.tolist(), _reasons(table.take(some)), strict=True):
-        reasons[row] = found
+        judged = judgement[row] == DOES_NOT_BELONG
+        reasons[row] = f"judged not to belong; {found}" if judged else found
     return pa.table(
         {
             "key": table.column("key"),
@@ -146,6 +182,7 @@ def _listed(table: pa.Table, decision: npt.NDArray[Any], group: pa.Array | None)
             "status": table.column("status"),
             "error": table.column("error"),
             "group": pa.nulls(rows, pa.string()) if group is None else group,
+            "judgement": pa.array([one or None for one in judgement.tolist()], pa.string()),
             "reasons": pa.array(reasons, pa.string()),
         }
     )
@@ -156,10 +193,16 @@ def _reasons(table: pa.Table) -> Iterator[str]:
     if "entries" not in table.column_names:
         columns = (table.column(name).to_pylist() for name in ("internal_score", "external_score"))
         for internal, external in zip(*columns, strict=True):
+            if internal is None:
+                yield "no score"
+                continue
             yield f"internal {internal:+.3f}, external {external:+.3f}"
         return
     columns = (table.column(name).to_pylist() for name in ("entries", "contributions"))
     for entries, pulls in zip(*columns, strict=True):
+        if entries is None:
+            yield "no score"
+            continue
         pairs = sorted(zip(entries, pulls, strict=True), key=lambda pair: -abs(pair[1]))
         yield ", ".join(f"{text} {pull:+.3f}" for text, pull in pairs[:_REASONS])
 

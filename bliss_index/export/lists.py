@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,6 +19,8 @@ import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.export.choice import DECISIONS, DROP, KEEP, UNSCORED, Choice, DecidedRows, decide
+from bliss_index.review.judgement_log import BELONGS, DOES_NOT_BELONG
+from bliss_index.review.judgements import DISPUTED
 from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage.files import HashingFile, atomic_file, make_directory, write_json
 
@@ -36,6 +39,8 @@ class ExportSummary:
     ----------
     rows, kept, dropped, unscored : int
         ``rows = kept + dropped + unscored``.
+    judged, disputed : int
+        Images that are kept or dropped as they were judged, and those on which people disagree.
     files : tuple of str
         Lists that were written, or would be.
     """
@@ -44,6 +49,8 @@ class ExportSummary:
     kept: int
     dropped: int
     unscored: int
+    judged: int
+    disputed: int
     files: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +98,7 @@ def export(
         if name not in FORMATS:
             raise InvalidInputError(f"format {name!r} is not one of {', '.join(FORMATS)}")
     directory, folder = ScoresDirectory.open(scores), Path(out)
-    counts = dict.fromkeys(DECISIONS, 0)
+    counts = Counter[str]()
     if dry_run:
         for rows in decide(directory, choice or Choice()):
             _count(counts, rows)
@@ -120,13 +127,16 @@ def _chain(first: DecidedRows, others: Iterator[DecidedRows]) -> Iterator[Decide
     yield from others
 
 
-def _count(counts: dict[str, int], rows: DecidedRows) -> None:
-    for name in counts:
-        counts[name] += int((rows.decision == name).sum())
+def _count(counts: Counter[str], rows: DecidedRows) -> None:
+    counts.update(rows.decision.tolist())
+    counts.update(rows.judgement.tolist())
 
 
-def _summary(directory: ScoresDirectory, counts: dict[str, int], files: list[str]) -> ExportSummary:
-    return ExportSummary(directory.rows, counts[KEEP], counts[DROP], counts[UNSCORED], tuple(files))
+def _summary(directory: ScoresDirectory, counts: Counter[str], files: list[str]) -> ExportSummary:
+    return ExportSummary(
+        directory.rows, counts[KEEP], counts[DROP], counts[UNSCORED],
+        counts[BELONGS] + counts[DOES_NOT_BELONG], counts[DISPUTED], tuple(files),
+    )  # fmt: skip
 
 
 def _names(name: str) -> list[str]:
@@ -230,7 +240,9 @@ class _Lists:
 
 def list_schema() -> pa.Schema:
     """Columns of the lists in csv and parquet."""
-    texts = ("key", "decision", "nearest_class", "status", "error", "group", "reasons")
+    texts = (
+        "key", "decision", "nearest_class", "status", "error", "group", "judgement", "reasons",
+    )  # fmt: skip
     fields = [pa.field(name, pa.string()) for name in texts]
     fields.insert(2, pa.field("anomaly_score", pa.float32()))
     return pa.schema(fields)

@@ -53,12 +53,23 @@ class EntryPull:
 
 @dataclass(frozen=True)
 class ClassTotal:
-    """A normal class, and what the image's score is if only that class were normal."""
+    """A normal class, and what the image's score is if only that class were normal.
+
+    Attributes
+    ----------
+    name
+        The class.
+    anomaly_score, internal_score, external_score
+        anomaly = internal + lambda * external.
+    image_score
+        What the image term adds to the internal score, its weight included; 0 without one.
+    """
 
     name: str
     anomaly_score: float
     internal_score: float
     external_score: float
+    image_score: float
 
 
 @dataclass(frozen=True)
@@ -188,9 +199,11 @@ def _class_totals(
     inner = scorer.internal_scores(embedding)[0]
     outer = scorer.external_scores(result.similarities, result.ids)[0]
     total = inner + scorer.lam * outer
+    image = scorer.image_scores(embedding)[0]
     order = np.argsort(total, kind="stable")[:most]
     return tuple(
-        ClassTotal(names[c], float(total[c]), float(inner[c]), float(outer[c])) for c in order
+        ClassTotal(names[c], *(float(part[c]) for part in (total, inner, outer, image)))
+        for c in order
     )
 
 

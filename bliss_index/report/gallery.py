@@ -77,7 +77,7 @@ class PictureFolder:
 
     def find(self, key: str) -> tuple[str, str]:
         """Return a URI and an empty reason, or no URI and the reason."""
-        path, missing = self._path(key)
+        path, missing = self.path(key)
         if path is None:
             return "", missing
         if self._link:
@@ -88,10 +88,11 @@ class PictureFolder:
 
     def href(self, key: str) -> str:
         """Return where the file of a key is; empty where there is none."""
-        path, _ = self._path(key)
+        path, _ = self.path(key)
         return "" if path is None else self._address(path)
 
-    def _path(self, key: str) -> tuple[Path | None, str]:
+    def path(self, key: str) -> tuple[Path | None, str]:
+        """Return the file of a key and an empty reason, or no file and the reason."""
         if self._folder is None:
             return None, "no folder of images was given"
         try:

@@ -254,7 +254,7 @@ class Flagged:
                 f"{directory.path} has no flags; say from which anomaly score on images are "
                 "flagged: --threshold NUMBER"
             )
-        store = _open_corpus(directory, corpus)
+        store = open_corpus(directory, corpus)
         return cls(directory, store, float(value), threshold is not None)
 
     def batches(self) -> Iterator[FlaggedBatch]:
@@ -313,7 +313,7 @@ class Flagged:
         )
 
 
-def _open_corpus(directory: ScoresDirectory, corpus: str | Path | None) -> EmbeddingStore:
+def open_corpus(directory: ScoresDirectory, corpus: str | Path | None) -> EmbeddingStore:
     recorded = str(directory.job.facts.get("corpus"))
     if corpus is None and is_address(recorded):
         raise InvalidInputError(

@@ -78,6 +78,8 @@ def _describe_calibration(directory: Directory) -> dict[str, Any]:
             for name, moments in zip(calibration.classes, calibration.moments, strict=True)
         },
         "shrinkage": calibration.shrinkage,
+        "image_weight": calibration.image_weight,
+        "lam": calibration.lam,
         "content_hash": calibration.content_hash,
         "versions": manifest.get("versions"),
     }
@@ -103,6 +105,7 @@ def _describe_store(directory: Directory) -> dict[str, Any]:
     }
     if complete and manifest.kind == "text":
         facts["indexes"] = _indexes(directory, manifest)
+        facts["prepared_search"] = _prepared(directory, manifest)
     return facts
 
 
@@ -136,6 +139,17 @@ def _indexes(directory: Directory, manifest: StoreManifest) -> dict[str, Any]:
             "stale": record.content_hash != manifest.content_hash,
         }
         for record in index_records(EmbeddingStore(directory.uri, manifest))
+    }
+
+
+def _prepared(directory: Directory, manifest: StoreManifest) -> dict[str, Any]:
+    from bliss_index.search.prepared import is_current, prepared_records
+    from bliss_index.store import EmbeddingStore
+
+    store = EmbeddingStore(directory.uri, manifest)
+    return {
+        record.kernel: {"stale": not is_current(store, record)}
+        for record in prepared_records(store)
     }
 
 

@@ -90,6 +90,7 @@ def verify_directory(
     report = verify_store(path, progress)
     if report.ok:
         _verify_indexes(path, report)
+        _verify_prepared(path, report)
     return report
 
 
@@ -120,5 +121,18 @@ def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
             report.files += 1
         named = {record.file for record in records}
         add_leftovers(directory, named, report, INDEX_NAME, (INDEX_FOLDER,))
+    except BlissError as error:
+        report.add(str(error))
+
+
+def _verify_prepared(path: str | Path, report: VerificationReport) -> None:
+    from bliss_index.search.prepared import CODES_NAME, SEARCH_FOLDER, verify_prepared
+
+    store = EmbeddingStore(path, StoreManifest.read(path))
+    try:
+        records = verify_prepared(store)
+        report.files += len(records)
+        named = {record.file for record in records}
+        add_leftovers(open_directory(path), named, report, CODES_NAME, (SEARCH_FOLDER,))
     except BlissError as error:
         report.add(str(error))

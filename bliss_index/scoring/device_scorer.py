@@ -176,8 +176,8 @@ class DeviceScorer:
         self._device = torch.device(search.device)
         self._engine = engine or choose_engine(self._device)
         self.tables = DeviceTables(vocabulary, calibration, self._device)
-        self._texts = torch.from_numpy(calibration.class_embeddings.T.copy()).to(self._device)
-        mu, sigma = calibration.label_statistics(self.tables.prior)
+        vectors, mu, sigma = calibration.class_terms(self.tables.prior)
+        self._vectors = torch.from_numpy(vectors.T.copy()).to(self._device)
         self._mu, self._sigma = (torch.from_numpy(a).to(self._device) for a in (mu, sigma))
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
@@ -252,7 +252,7 @@ class DeviceScorer:
         pieces = []
         for start in range(0, max(1, images.shape[0]), at_once):
             part = slice(start, start + at_once)
-            inner = Internal(images[part].double() @ self._texts, self._mu, self._sigma)
+            inner = Internal(images[part].double() @ self._vectors, self._mu, self._sigma)
             pieces.append(
                 self._engine.score_kernel(
                     similarities[part], ids[part], self.tables.scale, self.tables.shift,

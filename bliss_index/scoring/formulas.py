@@ -9,12 +9,12 @@ vocabulary most similar to x:
 
 mu and sigma are mean and population deviation (+ 1e-8) of the same similarity over the images of
 class c. The k entries are chosen by raw similarity, once per image. A calibration may shrink its
-variances (:class:`bliss_index.calibration.Calibration`); by default it does not.
+variances, and may add an image term to every I_c (:class:`bliss_index.calibration.Calibration`); by
+default it does neither.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
-from bliss_index.search.inputs import require_real
 from bliss_index.search.isolation import isolated
 
 
@@ -37,7 +36,8 @@ class Scores:
     nearest_class
         (n,) int64, the class that attains the minimum; of equal ones the first.
     internal, external
-        (n,) float64, I and E of that class: anomaly = internal + lambda * external.
+        (n,) float64, I and E of that class: anomaly = internal + lambda * external. With an image
+        term of weight W internal is I + W J.
     similarities, ids
         (n, k) float32 and int64: the entries most similar to each image.
     """
@@ -48,13 +48,6 @@ class Scores:
     external: npt.NDArray[np.float64]
     similarities: npt.NDArray[np.float32]
     ids: npt.NDArray[np.int64]
-
-
-def require_lam(lam: float) -> None:
-    """Raise InvalidInputError unless lambda is a finite number of at least 0."""
-    require_real(
-        lam, "lam", "be a finite number of at least 0", lambda value: 0 <= value < math.inf
-    )
 
 
 @isolated

@@ -166,7 +166,7 @@ def score_held_out(
     corpus: EmbeddingStore,
     search: TopKSearch,
     *,
-    lam: float = 0.5,
+    lam: float | None = None,
     folds: int = 5,
     seed: int = 0,
     confidence: float | None = None,
@@ -184,7 +184,9 @@ def score_held_out(
         The calibration.
     corpus, search
         The vocabulary and a top-k search over it.
-    lam, folds, seed
+    lam : float, default=None
+        Weight lambda of the external score; None for the calibration's.
+    folds, seed
         As for :func:`bliss_index.scoring.thresholds.held_out_scores`.
     confidence : float, default=None
         With which thresholds are to keep a rate, kept with the scores.
@@ -195,6 +197,45 @@ def score_held_out(
         The calibration was made of other images.
     CalibrationError
         A class has too few images to hold any out.
+    """
+    lam = float(calibration.lam if lam is None else lam)
+    rows, numbers = normal_images(images, labels, calibration)
+    scores = held_out_scores(
+        rows,
+        numbers,
+        calibration.class_embeddings,
+        corpus.embeddings(),
+        search,
+        lam=lam,
+        folds=folds,
+        seed=seed,
+        shrinkage=calibration.shrinkage,
+        image_weight=calibration.image_weight,
+    )
+    identity = ScoreIdentity(search.k, lam, corpus.content_hash, calibration.content_hash)
+    return NormalScores(scores, identity, folds, confidence)
+
+
+def normal_images(
+    images: EmbeddingStore, labels: Labels | None, calibration: Calibration
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return the images that a calibration was made of, and their classes.
+
+    Parameters
+    ----------
+    images, labels
+        What it was made of; its own way of treating labels (assigned, trimmed) is applied again.
+    calibration
+        The calibration.
+
+    Returns
+    -------
+    (n, d) embeddings as they are stored, and (n,) class numbers.
+
+    Raises
+    ------
+    InvalidInputError
+        It was made of other images.
     """
     attributes: dict[str, Any] = dict(calibration.attributes)
     made_of = attributes.get("images")
@@ -214,16 +255,4 @@ def score_held_out(
     used = found.numbers != NO_CLASS
     for shard in images.iter_shards():
         used[shard.start : shard.start + shard.rows] &= shard.good
-    scores = held_out_scores(
-        images.embeddings()[used],
-        found.numbers[used],
-        calibration.class_embeddings,
-        corpus.embeddings(),
-        search,
-        lam=lam,
-        folds=folds,
-        seed=seed,
-        shrinkage=calibration.shrinkage,
-    )
-    identity = ScoreIdentity(search.k, float(lam), corpus.content_hash, calibration.content_hash)
-    return NormalScores(scores, identity, folds, confidence)
+    return images.embeddings()[used], found.numbers[used]

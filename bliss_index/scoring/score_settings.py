@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
+from bliss_index.calibration.calibration import require_weight
 from bliss_index.devices import resolve_device
 from bliss_index.errors import InvalidInputError, StoreError
-from bliss_index.scoring.formulas import require_lam
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring.scorer import BlissScorer, Scorer
 from bliss_index.search.protocol import TensorSearch
@@ -32,7 +32,7 @@ class ScoreSettings:
     corpus, calibration
         Directories of the vocabulary and of the normal classes.
     k, lam
-        Entries per image, and the weight of the external score.
+        Entries per image, and the weight of the external score; None for the calibration's.
     search
         "auto" takes the fastest exact search, the name of an engine or "faiss" a certain one, and
         the name of a kind of index the corpus's index; see :mod:`bliss_index.search.registry`.
@@ -40,6 +40,9 @@ class ScoreSettings:
         "auto", "cpu", or a torch device such as "cuda:0".
     threads
         Threads of one process; None for all.
+    keep_search
+        Whether a search that had to be prepared is kept beside the corpus, for other jobs; see
+        :mod:`bliss_index.search.prepared`.
     explain
         Whether the output names the k entries of every image and what they contributed.
     threshold
@@ -54,7 +57,7 @@ class ScoreSettings:
     corpus: str
     calibration: str
     k: int = 10
-    lam: float = 0.5
+    lam: float | None = None
     search: str = "auto"
     device: str = "auto"
     threads: int | None = None
@@ -62,6 +65,7 @@ class ScoreSettings:
     threshold: float | None = None
     normal_scores: str | None = None
     false_alarm_rate: float | None = None
+    keep_search: bool = True
 
     def __post_init__(self) -> None:
         if self.false_alarm_rate is not None and self.normal_scores is None:
@@ -78,7 +82,8 @@ class ScoreSettings:
             raise InvalidInputError(
                 f"search must be one of {', '.join(search_names())}, got {self.search!r}"
             )
-        require_lam(self.lam)
+        if self.lam is not None:
+            require_weight("lam", self.lam)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise InvalidInputError(f"the threshold must be a finite number, got {self.threshold}")
         if self.threads is not None and self.threads < 1:
@@ -137,10 +142,19 @@ class ScoringInputs:
         if settings.normal_scores is not None:
             normal = NormalScores.read(settings.normal_scores)
             identity = ScoreIdentity(
-                settings.k, float(settings.lam), corpus.content_hash, calibration.content_hash
+                settings.k,
+                float(calibration.lam if settings.lam is None else settings.lam),
+                corpus.content_hash,
+                calibration.content_hash,
             )
             normal.require(identity, settings.normal_scores)
         return cls(settings, corpus, calibration, normal)
+
+    @property
+    def lam(self) -> float:
+        """Weight of the external score: the settings', else the calibration's."""
+        given = self.settings.lam
+        return float(self.calibration.lam if given is None else given)
 
     @property
     def threshold(self) -> float | None:
@@ -156,7 +170,7 @@ class ScoringInputs:
         search = "exact" if settings.is_exact else settings.search
         values: dict[str, Any] = {
             "k": settings.k,
-            "lam": settings.lam,
+            "lam": self.lam,
             "search": search,
             "explain": settings.explain,
             "scores computed on": "GPU" if settings.on_gpu else "processor",
@@ -185,6 +199,7 @@ class ScoringInputs:
         if settings.on_gpu:
             return settings, f"exact search on {_torch_device(settings.device)}"
         from bliss_index.search.choice import choose_search
+        from bliss_index.search.prepared import describe_prepared
 
         choice = choose_search(
             self.corpus.shard(0).embeddings,
@@ -194,41 +209,52 @@ class ScoringInputs:
             size=self.corpus.rows,
             threads=settings.threads,
         )
-        return replace(settings, search=choice.name), choice.reason
+        reason = choice.reason
+        if choice.name == "native":
+            reason += f", {describe_prepared(self.corpus, keep=settings.keep_search)}"
+        return replace(settings, search=choice.name), reason
 
     def job_scorer(self) -> Scorer:
         """Prepare what scores a job's images: on a GPU where the settings name one."""
         if not self.settings.on_gpu:
-            return self.make_scorer()
+            return self.make_scorer(keep_search=self.settings.keep_search)
         from bliss_index.scoring.device_scorer import DeviceScorer
 
         entries = self.corpus.embeddings()
         search = self._open_search(entries)
         if not isinstance(search, TensorSearch):
             raise InvalidInputError(f"search {search.name!r} does not keep tensors on a GPU")
-        return DeviceScorer(search, entries, self.calibration, lam=self.settings.lam)
+        return DeviceScorer(search, entries, self.calibration, lam=self.lam)
 
-    def make_scorer(self) -> BlissScorer:
+    def make_scorer(self, *, keep_search: bool = False) -> BlissScorer:
         """Prepare the search and the tables; takes memory and time."""
         entries = self.corpus.embeddings()
-        search = self._open_search(entries)
+        search = self._open_search(entries, keep_search)
         return BlissScorer(
             search,
             entries,
             self.calibration,
-            lam=self.settings.lam,
+            lam=self.lam,
             threads=self.settings.threads,
         )
 
-    def _open_search(self, entries: Any) -> TopKSearch:
+    def _open_search(self, entries: Any, keep: bool = False) -> TopKSearch:
         settings = self.settings
         if settings.search in index_names():
             from bliss_index.search.faiss.index import open_index
 
-            device = "cpu" if settings.device == "auto" else settings.device
+            place = "cpu" if settings.device == "auto" else settings.device
             return open_index(
-                self.corpus, settings.k, settings.search, device, threads=settings.threads
+                self.corpus, settings.k, settings.search, place, threads=settings.threads
             )
+        device = _torch_device(settings.device) if takes_device(settings.search) else None
+        if settings.search in ("auto", "native") and device is None:
+            from bliss_index.search.prepared import corpus_search
+
+            return corpus_search(
+                self.corpus, settings.k, entries=entries, backend=settings.search,
+                threads=settings.threads, keep=keep,
+            )  # fmt: skip
         from bliss_index.search.choice import make_exact
 
         return make_exact(
@@ -236,7 +262,7 @@ class ScoringInputs:
             entries,
             settings.k,
             threads=settings.threads,
-            device=_torch_device(settings.device) if takes_device(settings.search) else None,
+            device=device,
         )
 
     def _index_sha256(self) -> str:

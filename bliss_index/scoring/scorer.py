@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
+from bliss_index.calibration.calibration import require_weight
+from bliss_index.calibration.image_term import image_term
 from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
-from bliss_index.scoring.formulas import Scores, require_lam
+from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.native_kernel import NativeScoreKernel, Winners, score_kernel_available
 from bliss_index.scoring.tables import ExternalTables
 from bliss_index.search.inputs import as_matrix
@@ -101,12 +103,12 @@ class BlissScorer:
         self.calibration = calibration
         self.lam = float(lam)
         self.tables = ExternalTables(vocabulary, calibration, threads)
-        self._texts = calibration.class_embeddings.T.copy()
-        self._mu, self._sigma = calibration.label_statistics(self.tables.prior)
+        vectors, self._mu, self._sigma = calibration.class_terms(self.tables.prior)
+        self._vectors = vectors.T.copy()
         self._native = None
         if score_kernel_available() if native is None else native:
             self._native = NativeScoreKernel(
-                calibration.class_embeddings, self._mu, self._sigma, lam, thread_count(threads)
+                vectors, self._mu, self._sigma, lam, thread_count(threads)
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -191,7 +193,7 @@ class BlissScorer:
 
     @isolated
     def internal_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """I_c of (n, d) images for every class: (n, C) float64."""
+        """I_c of (n, d) images for every class, with the image term's share: (n, C) float64."""
         if self._native is not None:
             return self._native.internal_scores(images)
         scores = np.empty((images.shape[0], len(self.calibration.classes)))
@@ -200,9 +202,22 @@ class BlissScorer:
         for start in range(0, images.shape[0], BLOCK_ROWS):
             part = images[start : start + BLOCK_ROWS]
             block[: part.shape[0]] = part
-            similarity = (block @ self._texts)[: part.shape[0]]
+            similarity = (block @ self._vectors)[: part.shape[0]]
             scores[start : start + BLOCK_ROWS] = (self._mu - similarity) / self._sigma
         return scores
+
+    @isolated
+    def image_scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """W J_c of (n, d) images, the image term's share of their internal scores: (n, C)."""
+        calibration = self.calibration
+        if not calibration.image_weight:
+            return np.zeros((images.shape[0], len(calibration.classes)))
+        own = image_term(
+            calibration.classes, calibration.moments, shrinkage=calibration.shrinkage,
+            prior=self.tables.prior,
+        )  # fmt: skip
+        terms = (own.mu - images.astype(np.float64) @ own.directions.T) / own.sigma
+        return np.asarray(calibration.image_weight * terms)
 
     @isolated
     def external_scores(
@@ -244,7 +259,7 @@ def require_fitting(
     search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
 ) -> None:
     """Raise InvalidInputError, naming both, unless these can be scored with together."""
-    require_lam(lam)
+    require_weight("lam", lam)
     if vocabulary.shape != (search.size, search.dim):
         raise InvalidInputError(
             f"the search is over {search.size} x {search.dim} entries, the vocabulary is "

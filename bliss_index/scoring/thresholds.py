@@ -143,13 +143,49 @@ def rate_kept(normal_scores: npt.ArrayLike, threshold: float, confidence: float 
     """
     scores = _finite_scores(normal_scores)
     _require_share(confidence, "the confidence")
-    above = int((scores >= threshold).sum())
-    if above == scores.size:
+    return _largest_share(int((scores >= threshold).sum()), scores.size, 1 - confidence)
+
+
+def share_interval(count: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a share of which `count` in a random sample of n were found.
+
+    The two-sided interval of Clopper and Pearson (Biometrika, 1934): it holds the share with at
+    least this probability, however small the sample. A sample without replacement from few has it
+    the narrower, so that the interval errs on the wide side there.
+
+    Parameters
+    ----------
+    count, n : int
+        0 <= count <= n, and n at least 1.
+    confidence : float, default=0.95
+        Between 0 and 1.
+
+    Raises
+    ------
+    InvalidInputError
+        They are not.
+
+    Examples
+    --------
+    >>> low, high = share_interval(0, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.0, 0.0362)
+    """
+    _require_share(confidence, "the confidence")
+    if not 0 <= count <= n or n < 1:
+        raise InvalidInputError(f"a share needs 0 <= count <= n, n at least 1, got {count} of {n}")
+    tail = (1 - confidence) / 2
+    return 1 - _largest_share(n - count, n, tail), _largest_share(count, n, tail)
+
+
+def _largest_share(count: int, n: int, tail: float) -> float:
+    """Return the share from which on at most `count` of n come with probability at most `tail`."""
+    if count == n:
         return 1.0
     low, high = 0.0, 1.0
-    for _ in range(60):  # the cumulative probability falls as the rate grows
+    for _ in range(60):  # the cumulative probability falls as the share grows
         middle = (low + high) / 2
-        if _binomial_cdf(scores.size, middle, above)[-1] > 1 - confidence:
+        if _binomial_cdf(n, middle, count)[-1] > tail:
             low = middle
         else:
             high = middle
@@ -222,6 +258,7 @@ def held_out_scores(
     folds: int = 5,
     seed: int = 0,
     shrinkage: float = 0.0,
+    image_weight: float = 0.0,
     held: npt.NDArray[np.bool_] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Score every normal image by BLISS with a calibration made without it.
@@ -241,11 +278,12 @@ def held_out_scores(
     lam
         Weight lambda of the external score.
     folds
-        At least 2. Every class needs three images, or four for two folds; with a shrinkage two.
+        At least 2. Every class needs three images, or four for two folds; with a shrinkage two;
+        with an image term and without shrinkage one more.
     seed
         Seed of the random deal.
-    shrinkage : float, default=0
-        N of :class:`bliss_index.calibration.Calibration`, for every fold's calibration.
+    shrinkage, image_weight : float, default=0
+        N and W of :class:`bliss_index.calibration.Calibration`, for every fold's calibration.
     held : (n,) array of bool, default=None
         Images to hold out; the others calibrate every fold and get no score. By default all are.
 
@@ -260,11 +298,53 @@ def held_out_scores(
     CalibrationError
         A class has too few images to hold any out.
     """
+    scores = np.full(images.shape[0], np.nan)
+    for rows, calibration in held_out_folds(
+        images, labels, class_embeddings, folds=folds, seed=seed, shrinkage=shrinkage,
+        image_weight=image_weight, held=held,
+    ):  # fmt: skip
+        scorer = BlissScorer(search, vocabulary, calibration, lam=lam)
+        scores[rows] = scorer.score(images[rows]).anomaly
+    return scores
+
+
+def least_images(shrinkage: float, image_weight: float = 0.0) -> int:
+    """Return how many images a class needs for a calibration with these weights."""
+    if shrinkage:
+        return 1
+    return 3 if image_weight else 2
+
+
+def large_enough(
+    counts: npt.NDArray[np.int64], folds: int, remaining: int
+) -> npt.NDArray[np.bool_]:
+    """Say which classes have enough images to be dealt into folds, given (C,) numbers of images.
+
+    Of n images at most ceil(n / folds) are held out at once; at least `remaining` must be left.
+    """
+    return np.asarray(counts - -(-counts // folds) >= remaining)
+
+
+def held_out_folds(
+    images: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    class_embeddings: npt.NDArray[Any],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    shrinkage: float = 0.0,
+    image_weight: float = 0.0,
+    held: npt.NDArray[np.bool_] | None = None,
+) -> Iterator[tuple[npt.NDArray[np.bool_], Calibration]]:
+    """Yield every fold's (n,) mask of images, and the calibration that was made without them.
+
+    Parameters and errors are those of :func:`held_out_scores`.
+    """
     classes = class_embeddings.shape[0]
     chosen = np.ones(labels.size, dtype=bool) if held is None else held
     fold_of = np.full(labels.size, -1, dtype=np.int64)
     always = None if held is None else np.bincount(labels[~held], minlength=classes)
-    remaining = 1 if shrinkage else 2
+    remaining = least_images(shrinkage, image_weight)
     fold_of[chosen] = deal(labels[chosen], classes, folds, seed, remaining=remaining, others=always)
     base = [ClassMoments.of(images[~chosen & (labels == c)]) for c in range(classes)]
     moments = [
@@ -273,12 +353,11 @@ def held_out_scores(
     ]
     texts = np.asarray(class_embeddings, dtype=np.float64)
     names = tuple(map(str, range(classes)))
-    scores = np.full(images.shape[0], np.nan)
     for fold, others in _without_each(moments, base):
-        calibration = Calibration(names, texts, others, shrinkage=shrinkage)
-        scorer = BlissScorer(search, vocabulary, calibration, lam=lam)
-        scores[fold_of == fold] = scorer.score(images[fold_of == fold]).anomaly
-    return scores
+        yield (
+            fold_of == fold,
+            Calibration(names, texts, others, shrinkage=shrinkage, image_weight=image_weight),
+        )
 
 
 def deal(

@@ -22,7 +22,7 @@ from bliss_index.encode.spooled_vocabulary import SpooledVocabulary, spool_vocab
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.jobs import JobOptions
 from bliss_index.scoring.score_inputs import is_store, open_input
-from bliss_index.scoring.thresholds import threshold_at
+from bliss_index.scoring.thresholds import least_images, threshold_at
 from bliss_index.screening.settings import ScreenSettings
 from bliss_index.storage.files import is_address
 from bliss_index.store import EmbeddingStore, ModelIdentity, require_same_model
@@ -166,6 +166,7 @@ class ScreenInputs:
             "template": settings.template,
             "trim": self.settings.share_to_trim,
             "shrinkage": settings.shrinkage,
+            "image weight": settings.image_weight,
             "k": settings.k,
             "lam": settings.lam,
             "false-alarm rate": settings.false_alarm_rate,
@@ -193,7 +194,11 @@ class ScreenInputs:
             for folder, count in counts.items():
                 if (number := known.position(folder)) is not None:
                     found[names[number]] += count
-            least = 2 if self.settings.shrinkage else 3
+            weight = self.settings.image_weight
+            least = (
+                least_images(self.settings.shrinkage, 0.0 if isinstance(weight, str) else weight)
+                + 1
+            )
             few = [f"{name!r} ({n})" for name, n in found.items() if n < least]
             if few:
                 raise InvalidInputError(

@@ -25,6 +25,7 @@ from bliss_index.errors import (
     MissingDependencyError,
     OutputError,
 )
+from bliss_index.evaluation.weights import AUTO, with_chosen_weights
 from bliss_index.jobs import JobListener, JobOptions
 from bliss_index.jobs.description import (
     SCREEN_KIND,
@@ -44,13 +45,14 @@ from bliss_index.scoring.score_work import MANIFEST_NAME
 from bliss_index.scoring.thresholds import rate_kept
 from bliss_index.screening.inputs import ScreenImages, ScreenInputs
 from bliss_index.screening.settings import DEFAULT_RATE, ScreenSettings
-from bliss_index.search import exact_search
+from bliss_index.search.prepared import corpus_search
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.cache import cache_folder
 from bliss_index.storage.directory import content_sha256, write_json
 from bliss_index.storage.files import json_bytes, make_directory, parse_json
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.import_work import import_embeddings
+from bliss_index.vocabulary import prompt_templates
 
 MOST_ANOMALOUS = 10
 _KEPT_WITH = 0.95
@@ -280,10 +282,11 @@ class _Run:
         if isinstance(vocabulary, EmbeddingStore):
             return vocabulary
         settings, place = self.settings, self._cached(vocabulary)
+        templates = prompt_templates(settings.template)
         try:
             with self.watch("encoding the vocabulary", "encoded") as listener:
                 encoded = encode_text_store(
-                    self.inputs.spec, vocabulary, place, templates=[settings.template],
+                    self.inputs.spec, vocabulary, place, templates=templates,
                     dtype=settings.dtype, options=self.inputs.encoding, listener=listener,
                 )  # fmt: skip
             _require_whole(encoded.failed, str(place))
@@ -345,12 +348,16 @@ class _Run:
         texts = self._texts(images, labels)
         assign = labels is None and len(texts.names) > 1
         with self.watch("calibrating", "read") as listener:
+            chosen = settings.image_weight == AUTO
             made = calibrate_store(
                 images, labels, texts, listener.advanced, assign=assign,
                 trim=settings.share_to_trim, shrinkage=settings.shrinkage,
+                image_weight=0.0 if chosen else float(settings.image_weight),
             )  # fmt: skip
+        search = corpus_search(corpus, settings.k, threads=self.threads, keep=True)
+        if chosen:
+            made = with_chosen_weights(made, images, labels, corpus, search)
         made.calibration.save(f"{self.output}/calibration")
-        search = exact_search(corpus.embeddings(), settings.k, threads=self.threads)
         found = score_held_out(
             images, labels, made.calibration, corpus, search, lam=settings.lam,
             confidence=settings.confidence,

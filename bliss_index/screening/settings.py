@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bliss_index.calibration.calibration import require_weight
 from bliss_index.calibration.unlabelled import require_trim
 from bliss_index.errors import InvalidInputError
+from bliss_index.evaluation.weights import AUTO
 from bliss_index.report import ReportOptions
 from bliss_index.scoring import ScoreSettings
-from bliss_index.vocabulary import DEFAULT_TEMPLATE, require_template
+from bliss_index.vocabulary import DEFAULT_TEMPLATE, prompt_templates
 
 DEFAULT_RATE = 0.01
 DEFAULT_TRIM = 0.1
@@ -39,7 +41,7 @@ class ScreenSettings:
     embeddings : bool, default=False
         Photos, and normal images, are embeddings that the model made, in a layout of ``import``.
     template : str
-        Prompt for the entries and the class names.
+        Prompt for the entries and the class names; PROMPT_ENSEMBLE for CLIP's 80.
     dtype : str, default="float16"
         Type of stored embeddings.
     trim : float, default=None
@@ -47,8 +49,12 @@ class ScreenSettings:
         the photos themselves calibrate, else none.
     shrinkage : float, default=0
         As for :func:`bliss_index.calibration.from_store.calibrate_store`.
+    image_weight : float or "auto", default=0
+        W of :class:`bliss_index.calibration.Calibration`; "auto" chooses it and lambda from the
+        images that calibrate.
     k, lam
-        Entries per image, and the weight of the external score.
+        Entries per image, and the weight of the external score; None for that of the calibration,
+        0.5 unless it was chosen.
     false_alarm_rate : float, default=None
         Largest share of normal images to flag; by default 0.01, or the smallest that so few normal
         images allow.
@@ -72,8 +78,9 @@ class ScreenSettings:
     dtype: str = "float16"
     trim: float | None = None
     shrinkage: float = 0.0
+    image_weight: float | str = 0.0
     k: int = 10
-    lam: float = 0.5
+    lam: float | None = None
     false_alarm_rate: float | None = None
     confidence: float | None = None
     images: Path | None = None
@@ -84,8 +91,10 @@ class ScreenSettings:
                 "what is normal must be said: --normal FOLDER of known images, whose sub-folders "
                 "are the classes, or --classes cat,dog alone"
             )
-        require_template(self.template)
+        prompt_templates(self.template)
         require_trim(self.trim or 0.0)
+        if self.image_weight != AUTO:
+            require_weight("image_weight", self.image_weight)
         ScoreSettings("", "", self.k, self.lam)  # refuses what scoring will not take
         ReportOptions(images=self.images)
 

@@ -113,7 +113,7 @@ def _merged(
 def find_duplicates(matrix: npt.NDArray[Any]) -> Duplicates | None:
     """Find the sets of bytewise identical rows of a C-contiguous matrix; None if all differ."""
     size = matrix.shape[0]
-    digests = _digests(matrix)
+    digests = row_digests(matrix)
     ordered = np.sort(digests)
     if not (ordered[1:] == ordered[:-1]).any():
         return None
@@ -137,8 +137,8 @@ def _as_bytes(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(matrix).view(np.uint8)
 
 
-def _digests(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """One number per row, equal for identical rows: a random linear form of its words."""
+def row_digests(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """Return (n,) uint64, equal for identical rows: a random linear form of a row's words."""
     row_bytes = matrix.itemsize * matrix.shape[1]
     wide = row_bytes % 8 == 0
     words = matrix.view(np.uint64 if wide else f"u{matrix.itemsize}")

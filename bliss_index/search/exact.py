@@ -27,7 +27,7 @@ from bliss_index.search.inputs import (
     require_tensor,
 )
 from bliss_index.search.isolation import isolated
-from bliss_index.search.protocol import Backend, SearchStatistics, TensorBackend
+from bliss_index.search.protocol import Backend, Prepared, SearchStatistics, TensorBackend
 from bliss_index.search.registry import ENGINES, UNAVAILABLE, Engine, engine_names
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ class ExactSearch:
     tile
         Size of the blocks that the native or torch backend works on, to test that results do not
         depend on it; by default the backend's choice.
+    prepared
+        What a search of this very vocabulary had packed (:attr:`prepared`), which the native
+        backend then uses; see :mod:`bliss_index.search.prepared`.
 
     Raises
     ------
@@ -104,12 +107,14 @@ class ExactSearch:
         threads: int | None = None,
         device: str | None = None,
         tile: tuple[int, int] | None = None,
+        prepared: Prepared | None = None,
     ) -> None:
         matrix = as_matrix(vocabulary, "vocabulary entries")
         if matrix.shape[1] < 1:
             raise InvalidInputError("vocabulary entries have dimension 0, at least 1 is needed")
         require_k(k, matrix.shape[0])
-        matrix = checked_rows(matrix, "vocabulary entries")
+        if prepared is None:
+            matrix = checked_rows(matrix, "vocabulary entries")
         if backend not in ("auto", *engine_names()):
             raise InvalidInputError(
                 f"backend must be 'auto' or one of {', '.join(engine_names())}, got {backend!r}"
@@ -125,10 +130,13 @@ class ExactSearch:
             "tile": tile,
         }
         self._threads = thread_count(threads)
-        self._duplicates = find_duplicates(matrix)
+        self._duplicates = find_duplicates(matrix) if prepared is None else prepared.duplicates
         if self._duplicates is not None:
             matrix = matrix[self._duplicates.first]
-        self._backend = self._make_backend(matrix, backend, device, tile)
+        if prepared is None:
+            self._backend = self._make_backend(matrix, backend, device, tile)
+        else:
+            self._backend = _native_backend(matrix, self._k, self._threads, prepared)
         self._statistics = SearchStatistics()
         self._lock = threading.Lock()
 
@@ -173,6 +181,12 @@ class ExactSearch:
     def device(self) -> torch.device | str:
         """The torch device of the cuda backend; "cpu" for the others."""
         return self._backend.device if isinstance(self._backend, TensorBackend) else "cpu"
+
+    @property
+    def prepared(self) -> Prepared | None:
+        """What the native backend has packed, to be kept; None for the others."""
+        found: tuple[str, npt.NDArray[np.uint8]] | None = getattr(self._backend, "packed", None)
+        return None if found is None else Prepared(*found, self._duplicates)
 
     @property
     def statistics(self) -> SearchStatistics:
@@ -258,6 +272,15 @@ class ExactSearch:
             with self._lock:
                 self._statistics += counted
         return similarities, ids
+
+
+def _native_backend(matrix: npt.NDArray[Any], k: int, threads: int, prepared: Prepared) -> Backend:
+    from bliss_index.search.native.backend import NativeBackend
+
+    return NativeBackend(
+        matrix, min(k, matrix.shape[0]), threads=threads, kernel=prepared.kernel,
+        prepared=prepared.packed,
+    )  # fmt: skip
 
 
 def _choose_engine(matrix: npt.NDArray[Any], wanted: str, device: str | None) -> tuple[Engine, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy.typing as npt
 
 if TYPE_CHECKING:
     import torch
+
+    from bliss_index.search.duplicates import Duplicates
 
 
 @runtime_checkable
@@ -150,3 +153,41 @@ class SearchStatistics:
     def candidates_per_query(self) -> float:
         """Mean number of rescored entries per query; 0.0 before the first query."""
         return self.candidates / self.queries if self.queries else 0.0
+
+
+@runtime_checkable
+class Corpus(Protocol):
+    """What an index or a prepared search needs to know of a text store."""
+
+    @property
+    def path(self) -> str | Path: ...
+
+    @property
+    def content_hash(self) -> str: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def embeddings(self) -> npt.NDArray[Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the native engine has packed of a vocabulary.
+
+    Attributes
+    ----------
+    kernel
+        The kernel that packed it, and alone can use it.
+    packed
+        (n,) uint8, one per byte, from a cache line on: of the different entries.
+    duplicates
+        Sets of identical entries; None where all differ.
+    """
+
+    kernel: str
+    packed: npt.NDArray[np.uint8]
+    duplicates: Duplicates | None = None

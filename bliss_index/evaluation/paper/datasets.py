@@ -45,12 +45,15 @@ class ImageDataset:
         Names, in the order of the class numbers; words are separated by spaces.
     train, test
         What calibrates, and what is scored.
+    named
+        The names as the data set's files have them, such as "aquarium_fish".
     """
 
     name: str
     classes: tuple[str, ...]
     train: DatasetSplit
     test: DatasetSplit
+    named: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def _open_cifar(name: str, directory: Path, layout: _Cifar) -> ImageDataset:
         paths = [directory / file for file in files]
         labels = tuple(label for path in paths for label in _cifar_labels(path, layout, len(names)))
         splits.append(DatasetSplit(_CifarSource(directory, paths), Labels(str(directory), labels)))
-    return ImageDataset(name, tuple(n.replace("_", " ") for n in names), *splits)
+    train, test = splits
+    return ImageDataset(name, tuple(n.replace("_", " ") for n in names), train, test, tuple(names))
 
 
 def _cifar_labels(path: Path, layout: _Cifar, classes: int) -> list[int]:
@@ -214,6 +218,7 @@ def _open_tiny(directory: Path) -> ImageDataset:
         classes,
         DatasetSplit(train, _labels_of_paths(directory / "train", train, {}, number)),
         DatasetSplit(test, _labels_of_paths(directory / "val", test, of_file, number)),
+        classes,
     )
 
 

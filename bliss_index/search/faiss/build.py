@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,27 +17,9 @@ from bliss_index.search.faiss.runtime import faiss_settings, import_faiss
 from bliss_index.search.faiss.search import FaissSearch, Placement
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k
 from bliss_index.search.isolation import isolated
+from bliss_index.search.protocol import Corpus
 
 _ROWS_AT_ONCE = 16384
-
-
-@runtime_checkable
-class Corpus(Protocol):
-    """What an index needs to know of a text store."""
-
-    @property
-    def path(self) -> str | Path: ...
-
-    @property
-    def content_hash(self) -> str: ...
-
-    @property
-    def rows(self) -> int: ...
-
-    @property
-    def dim(self) -> int: ...
-
-    def embeddings(self) -> npt.NDArray[Any]: ...
 
 
 @dataclass(frozen=True)

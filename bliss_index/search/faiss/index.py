@@ -22,10 +22,11 @@ from bliss_index.errors import (
     StaleIndexError,
     StoreError,
 )
-from bliss_index.search.faiss.build import Corpus, IndexParameters, build_index
+from bliss_index.search.faiss.build import IndexParameters, build_index
 from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.runtime import import_faiss
 from bliss_index.search.faiss.search import FaissSearch
+from bliss_index.search.protocol import Corpus
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import checked_file
 from bliss_index.storage.directory import content_sha256, read_named, write_json

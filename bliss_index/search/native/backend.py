@@ -6,6 +6,7 @@ decides which entries are rescored in float32, then in float64. ``docs/certifica
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from types import ModuleType
 from typing import Any
@@ -85,6 +86,7 @@ class NativeBackend:
         kernel: str = "",
         query_block: int = 0,
         capacity: int = 0,
+        prepared: npt.NDArray[np.uint8] | None = None,
     ) -> None:
         native, found = load_native()
         if native is None:
@@ -94,20 +96,42 @@ class NativeBackend:
             raise InvalidInputError(f"backend 'native' cannot be used: {reason}; use 'torch'")
         if kernel and kernel not in native.kernel_names():
             raise InvalidInputError(f"kernel {kernel!r} cannot run here, {found!r} can")
-        if vocabulary.dtype == np.float32:
+        self._widened = False
+        # What is packed was packed of what the search was given then: of the same type as now.
+        if vocabulary.dtype == np.float32 and prepared is None:
             largest = largest_magnitude(vocabulary)
             if not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:  # products may leave it
-                vocabulary = vocabulary.astype(np.float64)
+                vocabulary, self._widened = vocabulary.astype(np.float64), True
         self._vocabulary = vocabulary  # the engine reads it for as long as it lives
         self._k = k
         self._threads = threads
-        self._engine = native.make_engine(
-            vocabulary.ctypes.data, vocabulary.itemsize, *vocabulary.shape, k, kernel, threads,
-            query_block, capacity, 0,
-        )  # fmt: skip
+        self._prepared = prepared  # and reads this, too
+        kept = (0, 0) if prepared is None else (prepared.ctypes.data, prepared.size)
+        try:
+            self._engine = native.make_engine(
+                vocabulary.ctypes.data, vocabulary.itemsize, *vocabulary.shape, k, kernel, threads,
+                query_block, capacity, 0, *kept,
+            )  # fmt: skip
+        except ValueError as error:
+            raise InvalidInputError(f"{error}; prepare the search again") from error
         self._centred = False
         self._lock = threading.Lock()
         self.description = f"{self._engine.kernel}, {threads} thread{'s' * (threads > 1)}"
+
+    @property
+    def packed(self) -> tuple[str, npt.NDArray[np.uint8]] | None:
+        """The kernel, and a (n,) view of what it packed.
+
+        None where the entries were widened first, which what is packed does not say.
+        """
+        if self._widened:
+            return None
+        if self._prepared is not None:
+            return self._engine.kernel, self._prepared
+        address, size = self._engine.packed
+        view = (ctypes.c_uint8 * size).from_address(address)
+        view._owner = self
+        return self._engine.kernel, np.frombuffer(view, dtype=np.uint8)
 
     @property
     def memory_bytes(self) -> int:

@@ -4,7 +4,9 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <random>
+#include <type_traits>
 
 #include "workspace.h"
 
@@ -54,12 +56,48 @@ void Counts::add(const Counts& other) {
   second_rows += other.second_rows;
 }
 
+Packed::Packed(std::size_t entries, std::size_t dim, const Layout& layout) {
+  const std::size_t panels = (entries + layout.panel - 1) / layout.panel;
+  const std::size_t slots = panels * layout.panel;
+  const std::size_t sizes[] = {
+      slots * layout.depth * layout.steps(dim),
+      slots * sizeof(std::int32_t),
+      slots * sizeof(float),
+      slots * sizeof(float),
+      slots * sizeof(float),
+      panels * sizeof(Bound),
+      entries * sizeof(float),
+      dim * sizeof(double),
+      sizeof(Facts),
+  };
+  for (std::size_t i = 0; i < std::size(sizes); ++i) {
+    offsets_[i] = bytes;
+    bytes += (sizes[i] + 63) / 64 * 64;
+  }
+}
+
+void Packed::set_base(char* base) {
+  const std::size_t* at = offsets_;
+  const auto set = [&](auto*& part) {
+    part = reinterpret_cast<std::remove_reference_t<decltype(part)>>(base + *at++);
+  };
+  set(codes);
+  set(correction);
+  set(step);
+  set(centred_norm);
+  set(residual);
+  set(panel_bounds);
+  set(norms);
+  set(mean);
+  set(facts);
+}
+
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
-               Tuning tuning, const std::function<bool()>& idle)
+               Tuning tuning, const std::function<bool()>& idle, const char* prepared)
     : entries_(entries), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
       padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
       panels_((entries.count + layout_.panel - 1) / layout_.panel),
-      panel_bytes_(layout_.panel * layout_.depth * steps_) {
+      panel_bytes_(layout_.panel * layout_.depth * steps_), packed_(entries.count, dim_, layout_) {
   make_rooms(tuning);
   // Panels are visited with a stride near the golden ratio: a sorted vocabulary is then no worse.
   stride_ = std::max<std::size_t>(1, std::size_t(double(panels_) * 0.6180339887));
@@ -68,7 +106,17 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
     return a;
   };
   while (common(stride_, panels_) != 1) ++stride_;
-  pack(threads, idle);
+  set_rotation();
+  if (prepared) {
+    packed_.set_base(const_cast<char*>(prepared));  // which is only read
+  } else {
+    storage_ = make_large_array<char>(packed_.bytes);
+    packed_.set_base(storage_.get());
+    pack(threads, idle);
+  }
+  inverse_scale_ = std::ldexp(1.0, -int(packed_.facts->exponent));
+  mean32_.assign(padded_, 0.0f);
+  std::copy(packed_.mean, packed_.mean + dim_, mean32_.begin());
   auto centre = std::make_shared<Centre>();
   centre->vector.assign(padded_, 0.0f);
   centre->bias.assign(panels_ * layout_.panel, 0.0f);
@@ -105,7 +153,7 @@ std::size_t Engine::most_candidates() const {
   return most;
 }
 
-void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
+void Engine::set_rotation() {
   rotation_.dim = dim_;
   if (dim_ >= 16) {
     rotation_.block = 16;
@@ -116,7 +164,13 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
     rotation_.signs_first = signs_.data();
     rotation_.signs_last = rotation_.block < dim_ ? signs_.data() + rotation_.block : nullptr;
   }
+}
 
+void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
+  // All but the codes, which panels clear for themselves: what lies between the parts is zero, too.
+  char* const rest = reinterpret_cast<char*>(packed_.correction);
+  std::memset(rest, 0, packed_.bytes - std::size_t(rest - storage_.get()));
+  Packed::Facts& facts = *packed_.facts;
   // Largest magnitude and mean, in pieces of fixed size: the same for any number of threads.
   constexpr std::size_t piece = 4096;
   const std::size_t pieces = (entries_.count + piece - 1) / piece;
@@ -127,26 +181,17 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   });
   if (!measured) throw Interrupted();
   const double top = *std::max_element(largest.begin(), largest.end());
-  if (top > 0) std::frexp(top, &exponent_);
-  inverse_scale_ = std::ldexp(1.0, -exponent_);
-  mean_.assign(dim_, 0.0);
+  int exponent = 0;
+  if (top > 0) std::frexp(top, &exponent);
+  facts.exponent = exponent;
+  inverse_scale_ = std::ldexp(1.0, -exponent);
   for (std::size_t p = 0; p < pieces; ++p)
     for (std::size_t i = 0; i < dim_; ++i)
-      mean_[i] += std::ldexp(sums[p * dim_ + i] / double(entries_.count), -exponent_);
+      packed_.mean[i] += std::ldexp(sums[p * dim_ + i] / double(entries_.count), -exponent);
   double square = 0;
-  for (double m : mean_) square += m * m;
-  mean_norm_ = std::sqrt(square) * (1 + 1e-9);
-  mean32_.assign(padded_, 0.0f);
-  std::copy(mean_.begin(), mean_.end(), mean32_.begin());
+  for (std::size_t i = 0; i < dim_; ++i) square += packed_.mean[i] * packed_.mean[i];
+  facts.mean_norm = std::sqrt(square) * (1 + 1e-9);
 
-  const std::size_t slots = panels_ * layout_.panel, bytes = panels_ * panel_bytes_;
-  codes_ = make_large_array<std::int8_t>(bytes);
-  correction_.assign(slots, 0);
-  step_.assign(slots, 0.0f);
-  centred_norm_.assign(slots, 0.0f);
-  residual_.assign(slots, 0.0f);
-  panel_bounds_.assign(panels_, Bound{0, 0});
-  norms_.assign(entries_.count, 0.0f);
   std::vector<AlignedVector<float>> work(threads);
   std::vector<AlignedVector<std::int8_t>> codes(threads);
   const bool packed = for_each_index(panels_, threads, idle, [&](std::size_t p, std::size_t worker) {
@@ -155,30 +200,31 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
     pack_panel(p, work[worker].data(), codes[worker].data());
   });
   if (!packed) throw Interrupted();
-  for (const Bound& b : panel_bounds_) {
-    largest_.norm = std::max(largest_.norm, b.norm);
-    largest_.residual = std::max(largest_.residual, b.residual);
+  for (std::size_t p = 0; p < panels_; ++p) {
+    facts.largest.norm = std::max(facts.largest.norm, packed_.panel_bounds[p].norm);
+    facts.largest.residual = std::max(facts.largest.residual, packed_.panel_bounds[p].residual);
   }
 }
 
 void Engine::pack_panel(std::size_t p, float* work, std::int8_t* codes) {
-  std::int8_t* const out = codes_.get() + p * panel_bytes_;
+  std::int8_t* const out = packed_.codes + p * panel_bytes_;
   std::memset(out, 0, panel_bytes_);
   const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
   for (std::size_t id = p * layout_.panel; id < stop; ++id) {
     const PreparedEntry entry =
-        kernel_.prepare_entry(entries_.row(id), entries_.type, inverse_scale_, mean_.data(),
+        kernel_.prepare_entry(entries_.row(id), entries_.type, inverse_scale_, packed_.mean,
                               rotation_, work, codes);
     const std::size_t lane = id - p * layout_.panel;
     for (std::size_t i = 0; i < dim_; i += layout_.unit)
       std::memcpy(out + layout_.entry_offset(lane, i), codes + i, layout_.unit);
-    step_[id] = entry.step;
-    correction_[id] = -kernel_.query_offset * entry.sum;
-    norms_[id] = entry.norm;
-    centred_norm_[id] = entry.centred_norm;
-    residual_[id] = entry.residual;
-    panel_bounds_[p].norm = std::max(panel_bounds_[p].norm, entry.centred_norm);
-    panel_bounds_[p].residual = std::max(panel_bounds_[p].residual, entry.residual);
+    packed_.step[id] = entry.step;
+    packed_.correction[id] = -kernel_.query_offset * entry.sum;
+    packed_.norms[id] = entry.norm;
+    packed_.centred_norm[id] = entry.centred_norm;
+    packed_.residual[id] = entry.residual;
+    Bound& bound = packed_.panel_bounds[p];
+    bound.norm = std::max(bound.norm, entry.centred_norm);
+    bound.residual = std::max(bound.residual, entry.residual);
   }
 }
 
@@ -192,7 +238,7 @@ bool Engine::set_query_centre(const float* vector, std::size_t threads,
   std::vector<double> wide(vector, vector + dim_);
   for (std::size_t i = 0; i < dim_; ++i) {
     square += wide[i] * wide[i];
-    offset += wide[i] * mean_[i];
+    offset += wide[i] * packed_.mean[i];
   }
   centre->square = float(square);
   if (square > 1e-12) {
@@ -211,7 +257,7 @@ bool Engine::set_query_centre(const float* vector, std::size_t threads,
     for (float b : centre->bias) centre->largest_bias = std::max(centre->largest_bias, std::fabs(b));
     // Rounding of the float64 sums, which is far below that of storing them in float32.
     centre->largest_bias = above(centre->largest_bias + 1e-3 * std::sqrt(square) *
-                                                            (double(largest_.norm) + mean_norm_));
+                                                            (double(packed_.facts->largest.norm) + packed_.facts->mean_norm));
   } else {
     centre->square = 0;
   }
@@ -223,13 +269,13 @@ Panel Engine::panel(std::size_t index, std::size_t next, const Centre& centre) c
   const std::size_t first = index * layout_.panel;
   return {codes_of(index),
           codes_of(next),
-          correction_.data() + first,
-          step_.data() + first,
+          packed_.correction + first,
+          packed_.step + first,
           centre.bias.data() + first,
-          centred_norm_.data() + first,
-          residual_.data() + first,
-          panel_bounds_[index].norm,
-          panel_bounds_[index].residual,
+          packed_.centred_norm + first,
+          packed_.residual + first,
+          packed_.panel_bounds[index].norm,
+          packed_.panel_bounds[index].residual,
           std::uint32_t(first),
           std::uint32_t(std::min(layout_.panel, entries_.count - first))};
 }
@@ -349,9 +395,7 @@ double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
 }
 
 std::size_t Engine::memory_bytes(std::size_t threads) const {
-  const std::size_t slots = panels_ * layout_.panel;
-  const std::size_t packed = panels_ * panel_bytes_ + slots * sizeof(float) * 5 +
-                             entries_.count * sizeof(float);
+  const std::size_t packed = packed_.bytes + panels_ * layout_.panel * sizeof(float);  // the bias
   const std::size_t per_query = steps_ * layout_.depth + 192;
   const std::size_t pairs = most_pairs() * (2 * sizeof(Pair) + sizeof(Candidate));
   // A row searched in full keeps a candidate per entry; one searched again is copied before.

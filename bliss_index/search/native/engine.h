@@ -58,6 +58,34 @@ struct Room {
   bool last;             // a query that needs more is searched in full, at once
 };
 
+// What is packed of a vocabulary, in one piece of memory: the engine's own, or a file that was made
+// of one. Numbers are in the machine's order. Every part starts at a cache line.
+struct Packed {
+  // Another number for every change of what kernels pack, so that nothing else is taken for it.
+  static constexpr int kVersion = 1;
+  struct Facts {
+    std::int64_t exponent;  // entries times 2^-exponent have magnitudes of at most 1
+    double mean_norm;
+    Bound largest;
+  };
+  Packed(std::size_t entries, std::size_t dim, const Layout& layout);
+  void set_base(char* base);
+
+  std::size_t bytes = 0;
+  std::int8_t* codes = nullptr;
+  std::int32_t* correction = nullptr;
+  float* step = nullptr;
+  float* centred_norm = nullptr;  // of the entries, from above
+  float* residual = nullptr;
+  Bound* panel_bounds = nullptr;
+  float* norms = nullptr;         // |entry| * 2^-exponent, from above
+  double* mean = nullptr;         // of the scaled entries
+  Facts* facts = nullptr;
+
+ private:
+  std::size_t offsets_[9];
+};
+
 // A query that had too little room, and a lower end that k entries reach.
 struct Unsettled {
   std::size_t row;
@@ -70,8 +98,10 @@ class Engine {
  public:
   // `entries` must outlive the engine. Throws Interrupted when `idle` asked to stop.
   // Numbers: finite; float32 within [2^-60, 2^60] at the largest.
+  // `prepared`, where there is one, is what packed() of an engine of these entries and this kernel
+  // held; it starts at a cache line and outlives the engine, too.
   Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads, Tuning tuning,
-         const std::function<bool()>& idle);
+         const std::function<bool()>& idle, const char* prepared = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -96,6 +126,8 @@ class Engine {
   std::size_t memory_bytes(std::size_t threads) const;
   std::size_t query_block() const { return rooms_.front().queries; }
   const Kernel& kernel() const { return kernel_; }
+  const char* packed() const { return reinterpret_cast<const char*>(packed_.codes); }
+  std::size_t packed_bytes() const { return packed_.bytes; }
 
  private:
   friend class Workspace;
@@ -117,6 +149,7 @@ class Engine {
   bool search_again(const Centre& centre, const Rows& queries, std::vector<Unsettled>& left,
                     const std::function<bool()>& idle, Workspaces& workspaces, double* values,
                     std::int64_t* ids);
+  void set_rotation();
   void pack(std::size_t threads, const std::function<bool()>& idle);
   void pack_panel(std::size_t panel, float* work, std::int8_t* codes);
   Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;
@@ -125,7 +158,7 @@ class Engine {
   // Pairs of queries and entries that are rescored together; entries that such pairs are grouped by.
   std::size_t most_pairs() const { return std::max<std::size_t>(32768, rooms_.back().capacity); }
   std::size_t most_grouped() const { return std::min(entries_.count, most_pairs()); }
-  const std::int8_t* codes_of(std::size_t panel) const { return codes_.get() + panel * panel_bytes_; }
+  const std::int8_t* codes_of(std::size_t panel) const { return packed_.codes + panel * panel_bytes_; }
 
   Rows entries_;
   const Kernel& kernel_;
@@ -136,20 +169,12 @@ class Engine {
   std::size_t panels_, panel_bytes_, stride_;
   std::vector<Room> rooms_;  // one, or a second with more room for fewer queries
   std::size_t first_trigger_;
-  int exponent_ = 0;
-  double inverse_scale_ = 1;  // 2^-exponent_
-  double mean_norm_ = 0;
-  std::vector<double> mean_;
+  Packed packed_;
+  LargeArray<char> storage_;  // of what is packed; none where it was prepared before
+  double inverse_scale_ = 1;  // 2^-exponent
   AlignedVector<float> mean32_;
   AlignedVector<float> signs_;
   Rotation rotation_{};
-  LargeArray<std::int8_t> codes_;
-  AlignedVector<std::int32_t> correction_;
-  AlignedVector<float> step_;
-  AlignedVector<float> centred_norm_, residual_;  // of the entries, from above
-  std::vector<Bound> panel_bounds_;
-  Bound largest_{0, 0};
-  std::vector<float> norms_;  // |entry| * 2^-exponent_, from above
   std::shared_ptr<const Centre> centre_;
   std::mutex workspaces_mutex_;
   std::vector<std::unique_ptr<Workspace>> workspaces_;  // not in use

@@ -51,9 +51,12 @@ void run_interruptible(Work work) {
 bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
                            std::size_t k, const std::string& kernel, std::size_t threads,
                            std::size_t query_block, std::size_t capacity,
-                           std::size_t first_trigger) {
+                           std::size_t first_trigger, std::uintptr_t prepared,
+                           std::size_t prepared_bytes) {
   const bliss::Kernel* found = bliss::find_kernel(kernel.c_str());
   if (!found) throw nb::value_error("this processor lacks what the kernel needs");
+  if (prepared && (prepared % 64 || prepared_bytes != bliss::Packed(count, dim, found->layout).bytes))
+    throw nb::value_error("what was prepared is not of these entries");
   bliss::Tuning tuning;
   if (query_block) tuning.query_block = query_block;
   if (capacity) tuning.capacity = capacity;
@@ -62,7 +65,7 @@ bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count,
   run_interruptible([&](const std::function<bool()>& idle) {
     try {
       engine = std::make_unique<bliss::Engine>(rows_at(address, bytes, count, dim), k, *found,
-                                               threads, tuning, idle);
+                                               threads, tuning, idle, at<const char>(prepared));
     } catch (const bliss::Interrupted&) {
       return false;
     }
@@ -136,6 +139,11 @@ void class_variances(std::uintptr_t texts, int bytes, std::size_t count, std::si
 
 NB_MODULE(_native, m) {
   m.doc() = "Integer kernels and rescoring of the certified exact search.";
+  m.def("packed_bytes", [](const std::string& kernel, std::size_t count, std::size_t dim) {
+    const bliss::Kernel* found = bliss::find_kernel(kernel.c_str());
+    return found ? bliss::Packed(count, dim, found->layout).bytes : 0;
+  }, "Bytes that a kernel packs of so many entries; 0 where it cannot run here.");
+  m.attr("packed_version") = bliss::Packed::kVersion;
   m.def("kernel_names", [] {
     std::vector<std::string> names;
     for (const bliss::Kernel* kernel : bliss::usable_kernels()) names.push_back(kernel->name);
@@ -144,6 +152,9 @@ NB_MODULE(_native, m) {
   nb::class_<bliss::Engine>(m, "Engine")
       .def_prop_ro("kernel", [](const bliss::Engine& e) { return std::string(e.kernel().name); })
       .def_prop_ro("query_block", &bliss::Engine::query_block)
+      .def_prop_ro("packed", [](const bliss::Engine& e) {
+        return std::make_tuple(reinterpret_cast<std::uintptr_t>(e.packed()), e.packed_bytes());
+      })
       .def("memory_bytes", &bliss::Engine::memory_bytes, "threads"_a)
       .def("set_query_centre", [](bliss::Engine& e, std::uintptr_t centre, std::size_t threads) {
         run_interruptible([&](const std::function<bool()>& idle) {

@@ -118,7 +118,7 @@ std::size_t Workspace::pairs_left(std::size_t from, std::size_t to, Pair* pairs)
     least_[slot] = least;
     // What centring took away is the same for all entries: <query, mean of the entries>.
     const double reach = least - query.shift -
-                         (error32_ + 3 * double(kUnit32)) * query.norm * engine_.mean_norm_ -
+                         (error32_ + 3 * double(kUnit32)) * query.norm * engine_.packed_.facts->mean_norm -
                          std::fabs(least) * 1e-15 - 0x1p-90;
     const std::uint32_t* const ids = ids_ + slot * block_.stride;
     const float* const upper = upper_ + slot * block_.stride;
@@ -166,7 +166,7 @@ void Workspace::evaluate(const Rows& queries, Pair* pairs, std::size_t count, bo
     if (exclude && !(by_entry && (query.exponent || queries.type == Type::float64))) {
       if (!narrow) narrow = narrow_row(majors, major, by_entry ? 0 : query.exponent);
       const double value = double(dot32(kernel, narrow, minors, minor)) * engine_.inverse_scale_;
-      const double error = error32_ * query.norm * engine_.norms_[pair.entry] + 0x1p-70;
+      const double error = error32_ * query.norm * engine_.packed_.norms[pair.entry] + 0x1p-70;
       if (value + error < least_[pair.slot]) {
         found_[pair.place].value = double(kExcluded);
         continue;
@@ -175,7 +175,7 @@ void Workspace::evaluate(const Rows& queries, Pair* pairs, std::size_t count, bo
     if (!wide) wide = wide_row(majors, major);
     ++counts_.rescored;
     found_[pair.place] = {dot64(kernel, wide, minors, minor),
-                          query.error64 * engine_.norms_[pair.entry], pair.entry};
+                          query.error64 * engine_.packed_.norms[pair.entry], pair.entry};
   }
 }
 
@@ -225,13 +225,13 @@ void Workspace::search_all(const Rows& queries, std::size_t slot) {
     kernel.load(queries.row(slot), queries.type, queries.dim, x32_.data(), &exponent, &x);
     for (Candidate& c : all_) {
       c.value = double(dot32(kernel, x, entries, c.id)) * engine_.inverse_scale_;
-      c.error = error32_ * query.norm * engine_.norms_[c.id] + 0x1p-70;
+      c.error = error32_ * query.norm * engine_.packed_.norms[c.id] + 0x1p-70;
     }
     keep_reachable(all_);
   }
   kernel.widen(queries.row(slot), queries.type, queries.dim, wide_.data());
   for (Candidate& c : all_)
-    c = {dot64(kernel, wide_.data(), entries, c.id), query.error64 * engine_.norms_[c.id], c.id};
+    c = {dot64(kernel, wide_.data(), entries, c.id), query.error64 * engine_.packed_.norms[c.id], c.id};
   counts_.rescored += all_.size();
 }
 

@@ -125,7 +125,7 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const f
                  std::min(layout.depth, engine_.padded_ - i));
     query.norm = prepared.norm;
     query.shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
-    const int power = query.exponent + engine_.exponent_;
+    const int power = query.exponent + int(engine_.packed_.facts->exponent);
     query.scale = std::ldexp(1.0, -power);
     query.error64 = double(engine_.dim_ + 2) * 0x1p-53 * (1 + 1e-5) * query.norm * std::ldexp(1.0, power);
     step_[slot] = prepared.step;
@@ -136,7 +136,7 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const f
     per_residual_[slot] = prepared.code_norm * wider;
     // Scores are a few float32 operations on numbers below `largest`.
     const double largest =
-        double(prepared.code_norm) * (double(engine_.largest_.norm) + engine_.largest_.residual) +
+        double(prepared.code_norm) * (double(engine_.packed_.facts->largest.norm) + engine_.packed_.facts->largest.residual) +
         std::fabs(double(prepared.alpha)) * centre.largest_bias;
     slack_[slot] = float(32 * double(kUnit32) * largest + 0x1p-89);
     if (thresholds) query.threshold = thresholds[row];

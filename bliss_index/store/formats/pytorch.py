@@ -18,6 +18,7 @@ from bliss_index.store.source_part import ColumnNames
 
 _ONLY = "(the tensor)"
 _MOST_NAMES = 10_000
+_READ_BYTES = 1 << 20
 
 
 def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
@@ -86,6 +87,7 @@ def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPa
                   by_column=by_column)  # fmt: skip
     if block.offset < 0 or block.offset + block.size > size:
         raise InvalidInputError(f"{what} ends behind the {size} bytes of the file: damaged")
+    _require_whole(file, what, block.offset)
     return ArrayPart.of(file, block, unread=tuple(n for n in tensors if n != name))
 
 
@@ -116,6 +118,22 @@ def _is_little(stream: Any) -> bool:
     with zipfile.ZipFile(stream) as archive:
         names = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
         return not names or archive.read(names[0]).strip() == b"little"
+
+
+def _require_whole(file: SourceFile, what: str, offset: int) -> None:
+    """Compare the member that a tensor lies in with its checksum, in one pass."""
+    with file.open() as stream, zipfile.ZipFile(stream) as archive:
+        before = [info for info in archive.infolist() if info.header_offset <= offset]
+        member = max(before, key=lambda info: info.header_offset)
+        try:
+            with archive.open(member) as content:
+                while content.read(_READ_BYTES):
+                    pass
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise InvalidInputError(
+                f"{what} is damaged: {error}. Where it was written with "
+                "torch.serialization.set_crc32_options(False), write it again without"
+            ) from error
 
 
 def _tensors(value: Any, name: str, kind: type, seen: set[int]) -> Iterator[tuple[str, Any]]:

@@ -1,0 +1,323 @@
+"""The exact search of a corpus, prepared once: packed codes beside it, which all processes map.
+
+``<corpus>/search/`` holds ``<kernel>.<hash>.codes`` and ``<kernel>.json``, which says of which
+corpus content the codes are, and the file's SHA-256. A kernel has files of its own, so machines of
+several kinds may share a corpus. A file holds what the kernel packed, in the layout of ``Packed``
+in ``native/engine.h``, and behind it, where entries are identical, three arrays of int64: the first
+row of every set, where the sets start, and the rows of all sets
+(:class:`bliss_index.search.duplicates.Duplicates`).
+
+Whatever is here can be made again from the corpus. So what is stale, damaged or of another version
+is never used and never an error: the search is prepared anew, and takes its place.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
+from bliss_index.search.duplicates import Duplicates
+from bliss_index.search.exact import ExactSearch
+from bliss_index.search.native.backend import NativeBackend, load_native
+from bliss_index.search.protocol import Corpus, Prepared
+from bliss_index.storage import open_directory
+from bliss_index.storage.cache import checked_file
+from bliss_index.storage.directory import LocalDirectory, read_named, write_json
+from bliss_index.storage.files import output_error, parse_json
+from bliss_index.storage.locks import locked
+
+FORMAT_VERSION = 1
+SEARCH_FOLDER = "search"
+CODES_NAME = re.compile(r"([a-z0-9-]+)\.[0-9a-f]{16}\.codes")
+KEPT_FROM = 50_000
+"""Entries from which preparing takes so long that it is kept unasked."""
+
+_WRITTEN_AT_ONCE = 1 << 26
+_WAIT_SECONDS = 600.0
+_LOGGER = logging.getLogger("bliss_index")
+
+
+@dataclass(frozen=True)
+class PreparedRecord:
+    """What ``<kernel>.json`` says of a file of codes.
+
+    Attributes
+    ----------
+    kernel, file, sha256
+        The kernel that packed it, the file's name and its SHA-256.
+    rows, sets, dim
+        Entries of the corpus, different ones among them, and their dimension.
+    content_hash
+        Of the corpus.
+    packed_version
+        Of what the kernels pack; another one is not used.
+    """
+
+    kernel: str
+    file: str
+    sha256: str
+    rows: int
+    sets: int
+    dim: int
+    content_hash: str
+    packed_version: int
+
+
+def corpus_search(
+    corpus: Corpus,
+    k: int = 10,
+    *,
+    entries: npt.NDArray[Any] | None = None,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str | None = None,
+    keep: bool = False,
+) -> ExactSearch:
+    """Open the exact search of a corpus: the prepared one, if it is there and fits.
+
+    Parameters
+    ----------
+    corpus
+        The text store.
+    k, backend, threads, device
+        As for :class:`bliss_index.search.ExactSearch`.
+    entries : (W, d) array, default=None
+        The embeddings of the corpus, where they have been read already.
+    keep : bool, default=False
+        Whether a search that had to be prepared is kept beside the corpus, where that pays. A
+        folder that cannot be written to is no error.
+
+    Raises
+    ------
+    InvalidInputError, MissingDependencyError, CorruptStoreError
+        As for :class:`bliss_index.search.ExactSearch`; or the corpus is damaged.
+    """
+    entries = corpus.embeddings() if entries is None else entries
+    native, kernel = load_native()
+    if device is not None or backend not in ("auto", "native") or native is None:
+        return ExactSearch(entries, k, backend=backend, threads=threads, device=device)
+    prepared = None
+    try:
+        prepared = read_prepared(corpus, kernel)
+    except (BlissError, FileNotFoundError) as error:
+        _LOGGER.warning("%s; the search is prepared anew", error)
+    search = ExactSearch(entries, k, backend=backend, threads=threads, prepared=prepared)
+    if keep and prepared is None and corpus.rows >= KEPT_FROM:
+        try:
+            if isinstance(open_directory(corpus.path), LocalDirectory):
+                save_prepared(search, corpus, wait=0.0)
+        except OutputError as error:
+            _LOGGER.info("the prepared search is not kept: %s", error)
+    return search
+
+
+def read_prepared(corpus: Corpus, kernel: str) -> Prepared | None:
+    """Map what a kernel packed of a corpus; None where there is nothing of its present content.
+
+    Raises
+    ------
+    CorruptStoreError
+        The record or the file is damaged.
+    FileNotFoundError
+        The file is missing.
+    """
+
+    def current() -> PreparedRecord | None:
+        records = prepared_records(corpus)
+        return next((r for r in records if r.kernel == kernel and is_current(corpus, r)), None)
+
+    def mapped(record: PreparedRecord | None) -> Prepared | None:
+        if record is None:
+            return None
+        directory = open_directory(corpus.path)
+        path = checked_file(directory, f"{SEARCH_FOLDER}/{record.file}", record.sha256)
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        size = _packed_bytes(kernel, record)
+        behind = 8 * (2 * record.sets + 1 + record.rows) if record.sets < record.rows else 0
+        if content.size != size + behind:
+            raise CorruptStoreError(
+                f"{path} has {content.size} bytes, its record speaks of {size + behind}"
+            )
+        if not behind:
+            return Prepared(kernel, content)
+        sets = np.frombuffer(content[size:], dtype="<i8").astype(np.int64)
+        parts = np.split(sets, [record.sets, 2 * record.sets + 1])
+        return Prepared(kernel, content[:size], Duplicates(*parts))
+
+    return read_named(current, mapped)
+
+
+def save_prepared(
+    search: ExactSearch, corpus: Corpus, *, wait: float = _WAIT_SECONDS
+) -> PreparedRecord:
+    """Keep what a search has packed beside its corpus, atomically.
+
+    Parameters
+    ----------
+    search
+        Over the corpus, with the native engine.
+    corpus
+        The text store.
+    wait : float
+        Seconds to wait for another process that is writing there.
+
+    Raises
+    ------
+    InvalidInputError
+        The search is of another engine.
+    OutputError
+        The folder cannot be written, or another process is writing there.
+    """
+    prepared = search.prepared
+    if prepared is None:
+        raise InvalidInputError(
+            f"{search.describe()}: nothing is packed that could be kept; use backend='native'"
+        )
+    directory = open_directory(corpus.path)
+    folder = open_directory(f"{directory.uri}/{SEARCH_FOLDER}")
+    folder.make()
+    same = prepared.duplicates
+    with locked(folder, wait=wait):
+        earlier = _files_of(prepared.kernel, folder.names())
+        file = folder.new_file()
+        try:
+            for start in range(0, prepared.packed.size, _WRITTEN_AT_ONCE):
+                file.sink.write(prepared.packed[start : start + _WRITTEN_AT_ONCE])
+            for part in () if same is None else (same.first, same.starts, same.members):
+                file.sink.write(np.ascontiguousarray(part, dtype="<i8"))
+            digest = file.sink.sha256
+            record = PreparedRecord(
+                kernel=prepared.kernel,
+                file=f"{prepared.kernel}.{digest[:16]}.codes",
+                sha256=digest,
+                rows=corpus.rows,
+                sets=corpus.rows if same is None else int(same.first.size),
+                dim=corpus.dim,
+                content_hash=corpus.content_hash,
+                packed_version=_packed_version(),
+            )
+            file.commit(record.file)
+        except OSError as error:
+            raise output_error(f"{folder.uri}/{prepared.kernel}", error) from error
+        finally:
+            file.discard()
+        values = {"format_version": FORMAT_VERSION, **asdict(record)}
+        write_json(folder, f"{prepared.kernel}.json", values)
+        for name in earlier:  # of this kernel, which readers may just have opened
+            if name != record.file:
+                with suppress(OutputError):
+                    folder.remove(name)
+    return record
+
+
+def prepared_records(corpus: Corpus) -> list[PreparedRecord]:
+    """Read the records of all kernels; those of another format version are left out.
+
+    Raises
+    ------
+    CorruptStoreError
+        A record is damaged.
+    """
+    directory = open_directory(corpus.path)
+    records = []
+    for name in sorted(directory.names(SEARCH_FOLDER)):
+        if not name.endswith(".json"):
+            continue
+        path = f"{directory.uri}/{SEARCH_FOLDER}/{name}"
+        try:
+            values = parse_json(directory.read(f"{SEARCH_FOLDER}/{name}"), path)
+        except FileNotFoundError:
+            continue  # replaced just now
+        if values.pop("format_version", None) != FORMAT_VERSION:
+            continue
+        try:
+            record = PreparedRecord(**values)
+            named = CODES_NAME.fullmatch(record.file)
+            numbers = (record.rows, record.sets, record.dim, record.packed_version)
+            if (
+                named is None
+                or name != f"{named[1]}.json"
+                or record.kernel != named[1]
+                or record.sets > record.rows
+                or not all(type(number) is int and number > 0 for number in numbers)
+            ):
+                raise ValueError("its fields do not fit each other")
+        except (TypeError, ValueError) as error:
+            raise CorruptStoreError(f"{path} is damaged ({error})") from error
+        records.append(record)
+    return records
+
+
+def is_current(corpus: Corpus, record: PreparedRecord) -> bool:
+    """Whether a record is of what the corpus holds now, and of this version's kernels."""
+    return (record.content_hash, record.rows, record.dim, record.packed_version) == (
+        corpus.content_hash, corpus.rows, corpus.dim, _packed_version(),
+    )  # fmt: skip
+
+
+def verify_prepared(corpus: Corpus) -> list[PreparedRecord]:
+    """Compare all files with their records; return the records.
+
+    Raises
+    ------
+    CorruptStoreError
+        A record or a file is damaged, or a file is missing.
+    """
+    directory = open_directory(corpus.path)
+    records = prepared_records(corpus)
+    for record in records:
+        name = f"{SEARCH_FOLDER}/{record.file}"
+        try:
+            checked_file(directory, name, record.sha256)
+        except FileNotFoundError as error:
+            raise CorruptStoreError(
+                f"{directory.uri}/{name} is missing; {_again(corpus)}"
+            ) from error
+        except CorruptStoreError as error:
+            raise CorruptStoreError(f"{error}; {_again(corpus)}") from error
+    return records
+
+
+def describe_prepared(corpus: Corpus, *, keep: bool) -> str:
+    """Say in a few words whether a search of this corpus is prepared for this machine.
+
+    Parameters
+    ----------
+    corpus
+        The text store.
+    keep
+        As for :func:`corpus_search`.
+    """
+    kernel = NativeBackend.availability()[1]
+    with suppress(BlissError):
+        for record in prepared_records(corpus):
+            if record.kernel == kernel and is_current(corpus, record):
+                return "prepared before"
+    kept = keep and corpus.rows >= KEPT_FROM
+    return f"prepared now, to be kept in {corpus.path}/{SEARCH_FOLDER}" if kept else "prepared now"
+
+
+def _again(corpus: Corpus) -> str:
+    return f"make it again: bliss-index build {corpus.path}"
+
+
+def _files_of(kernel: str, names: Any) -> list[str]:
+    found = ((name, CODES_NAME.fullmatch(name)) for name in names)
+    return [name for name, named in found if named is not None and named[1] == kernel]
+
+
+def _packed_bytes(kernel: str, record: PreparedRecord) -> int:
+    native = load_native()[0]
+    return 0 if native is None else int(native.packed_bytes(kernel, record.sets, record.dim))
+
+
+def _packed_version() -> int:
+    native = load_native()[0]
+    return 0 if native is None else int(native.packed_version)
