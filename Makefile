@@ -1,5 +1,5 @@
 # Names for the scripts; `make` alone lists them.
-.PHONY: help fast test slow bench compare tables gpu mutants
+.PHONY: help fast test slow bench compare tables site wheels gpu mutants
 
 help:
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/'
@@ -15,6 +15,10 @@ compare: ## what got slower than the committed results
 	.venv/bin/python -m pytest benchmarks -m "not slow" --benchmark-compare=benchmarks/results/cpu.json
 tables: ## README's and docs' tables from the results
 	.venv/bin/python benchmarks/render.py
+site: ## the documentation, into build/site
+	.venv/bin/mkdocs build --strict
+wheels: ## the sdist and wheels, into dist
+	bash scripts/build_wheels.sh
 gpu: ## checks and times on a GPU, into gpu.json
 	bash scripts/gpu_suite.sh gpu.json
 mutants: ## break the code and see whether tests notice, in a clean clone

@@ -77,6 +77,20 @@ def listed(values: Collection[object]) -> str:
     return f"{text} and {rest} more" if rest > 0 else text
 
 
+def install_line(extra: str) -> str:
+    """Return the command that adds an extra to this installation.
+
+    pip and uv take the package itself from where it is installed, so the line also works for a
+    clone, or a wheel that came from no index.
+
+    Examples
+    --------
+    >>> install_line("report")
+    "pip install 'bliss-index[report]'"
+    """
+    return f"pip install 'bliss-index[{extra}]'"
+
+
 def not_fitted_error(message: str) -> NotFittedError:
     """Make the error; where scikit-learn is installed it is one of its own, too."""
     try:

@@ -15,7 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError, listed
+from bliss_index.errors import InvalidInputError, MissingDependencyError, install_line, listed
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.files import is_address
 
@@ -355,7 +355,7 @@ def _folder_of(package: str, names: str) -> Path:
     if found is None or found.origin is None:
         raise MissingDependencyError(
             f"built-in vocabularies ({names}) are read from {package}, which is not installed; "
-            "run: pip install 'bliss-index[clip]'"
+            f"run: {install_line('clip')}"
         )
     return Path(found.origin).parent
 

@@ -6,7 +6,7 @@
 #   scripts/test.sh ARGUMENTS    go to pytest: a file, -k WORDS, -m gpu
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-prepare_environment clip,faiss,object-stores,ray,report,review,dev
+prepare_environment clip,faiss,object-stores,ray,report,review,docs,dev
 export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

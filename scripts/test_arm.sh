@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build the native search for 64-bit Arm and run its tests in an emulator, on an x86-64 Debian or Ubuntu.
+# Run the tests of the native search for 64-bit Arm, as dist/ has it, in an emulator on an x86-64 Debian or Ubuntu.
 #   scripts/test_arm.sh FOLDER [PYTEST ARGUMENTS]     FOLDER takes about 1 GB and is used again
 # Needs: apt-get install g++-aarch64-linux-gnu qemu-user, the package lists of arm64
 # (dpkg --add-architecture arm64; apt-get update), and .venv (scripts/test.sh makes it). An emulator says
@@ -17,32 +17,27 @@ if [ ! -x "$root/usr/bin/python3.11" ]; then
   for package in "$folder"/deb/*.deb; do dpkg -x "$package" "$root"; done
 fi
 if [ ! -d "$site/torch" ]; then  # of the releases for Arm, this one is for processors alone
-  "$python" -m pip install -q --target "$site" --python-version 3.11 --implementation cp \
-    --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
-    --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 --only-binary=:all: \
-    numpy pyarrow threadpoolctl typer rich hypothesis pytest pytest-timeout pytest-benchmark \
-    torch==2.7.1
+  # Without torch's requirements: pip takes them to be those of this processor, with CUDA.
+  arm=(--target "$site" --python-version 3.11 --implementation cp --only-binary=:all:)
+  for glibc in 2_28 2_27 2_17; do arm+=(--platform "manylinux_${glibc}_aarch64"); done
+  arm+=(--platform manylinux2014_aarch64)
+  "$python" -m pip install -q "${arm[@]}" numpy pyarrow threadpoolctl typer rich hypothesis pytest \
+    pytest-timeout pytest-benchmark filelock typing_extensions sympy networkx jinja2 fsspec
+  "$python" -m pip install -q "${arm[@]}" --no-deps --upgrade torch==2.7.1
 fi
 
-native=$PWD/bliss_index/search/native
-nanobind=$("$python" -c 'import nanobind, pathlib; print(pathlib.Path(nanobind.__file__).parent)')
-objects=$(mktemp -d)
-trap 'rm -rf "$objects"' EXIT
-compile() { aarch64-linux-gnu-g++ -std=c++17 -O3 -fPIC -Wall -Wextra -ffp-contract=off "${@:2}" -c "$1" -o "$objects/$(basename "$1").o"; }
-bindings=(-fvisibility=hidden -fno-strict-aliasing "-I$nanobind/include" "-I$nanobind/ext/robin_map/include" "-I$root/usr/include/python3.11" "-I$root/usr/include")
-for source in dispatch engine workspace rescoring parallel ordering score_kernel variances; do
-  compile "$native/$source.cpp"
-done
-compile "$native/kernel_neon_dotprod.cpp" -march=armv8.2-a+dotprod
-compile "$native/kernel_neon_i8mm.cpp" -march=armv8.2-a+dotprod+i8mm
-compile "$native/module.cpp" "${bindings[@]}"
-compile "$nanobind/src/nb_combined.cpp" "${bindings[@]}" -DNDEBUG
+# The module of the wheel, as it is released.
+wheel=(dist/bliss_index-*-cp311-*aarch64.whl)
+if [ ! -f "${wheel[0]}" ]; then
+  bash scripts/build_wheels.sh
+  wheel=(dist/bliss_index-*-cp311-*aarch64.whl)
+fi
 
 rm -rf "$app"
 mkdir -p "$app"
 cp -r bliss_index tests pyproject.toml "$app"
 rm -f "$app"/bliss_index/search/*.so
-aarch64-linux-gnu-g++ -shared -o "$app/bliss_index/search/_native.cpython-311-aarch64-linux-gnu.so" "$objects"/*.o -lpthread
+unzip -q "${wheel[0]}" 'bliss_index/search/_native*' -d "$app"
 [ $# -gt 0 ] || set -- tests/test_native_kernel.py tests/test_rescoring.py tests/test_calibration.py
 cd "$app"
 export PYTHONHOME=$root/usr PYTHONPATH=$app:$app/tests:$site PYTHONDONTWRITEBYTECODE=1

@@ -6,6 +6,8 @@ import ast
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from command import run
 from test_cli import MODEL, SCORE, chain
 
 from bliss_index.cli.app import app
+from bliss_index.errors import install_line
 
 PACKAGE = Path(__file__).parents[1] / "bliss_index"
 APP = typer.main.get_command(app)
@@ -32,7 +35,8 @@ EXTRAS = re.findall(r"^(\S+) = \[", (PACKAGE.parent / "pyproject.toml").read_tex
     "[project.optional-dependencies]")[1].split("\n[")[0], re.MULTILINE)  # fmt: skip
 # A command, perhaps what it works on, and its options.
 _USE = re.compile(rf"(?<!-)\b({'|'.join(COMMANDS)})((?: [A-Z/][^\s;]*)*(?: --?[a-z-]+[^;.)']*)+)")
-SILENT = {"search/hopper/launch.py"}  # its options are those of a compiler
+# A compiler's options; and any extra's line, whose extras a test below looks at.
+SILENT = {"search/hopper/launch.py", "errors.py"}
 
 _ = chain  # a fixture
 
@@ -88,6 +92,29 @@ def test_what_messages_tell_people_to_type_exists():
             wrong += [f"{name}:{line}: {what}" for what in wrong_in(text)]
     assert wrong == []
     assert remedies > 50  # else they are not found any more
+
+
+def test_extras_that_messages_install_exist():
+    named = [
+        ast.literal_eval(node.args[0])
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "install_line"
+    ]
+    assert set(named) <= set(EXTRAS)
+    assert len(named) > 5  # else they are not found any more
+
+
+def test_an_extra_is_added_without_an_index_that_has_the_package():
+    """pip takes the package from where it is installed; all that the extra needs is here."""
+    for needed in ("jinja2", "matplotlib", "sklearn", "pip"):
+        pytest.importorskip(needed)
+    line = shlex.split(install_line("report"))
+    here = [sys.executable, "-m", *line, "--no-index", "--dry-run", "--isolated"]
+    done = subprocess.run(here, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    elsewhere = [*here[:4], "bliss-index-of-nobody[report]", *here[5:]]
+    assert subprocess.run(elsewhere, capture_output=True, check=False, timeout=120).returncode
 
 
 @pytest.mark.parametrize(

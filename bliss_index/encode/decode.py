@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.errors import InvalidInputError
+from bliss_index.errors import InvalidInputError, install_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,8 +120,8 @@ def _require_heif(content: bytes) -> None:
             return  # a container that may hold either
         raise DecodeError(
             "unsupported_type",
-            f"{len(content)} bytes of HEIC, which pillow-heif reads; run: pip install "
-            "'bliss-index[heic]', and encode into a new store",
+            f"{len(content)} bytes of HEIC, which pillow-heif reads; run: "
+            f"{install_line('heic')}, and encode into a new store",
         ) from error
     if "HEIF" not in Image.OPEN:
         pillow_heif.register_heif_opener()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-from bliss_index.errors import MissingDependencyError
+from bliss_index.errors import MissingDependencyError, install_line
 
 _SYMPTOM = "operator torchvision::nms does not exist"
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
@@ -49,7 +49,7 @@ def import_open_clip() -> ModuleType:
             raise
         raise MissingDependencyError(
             f"encoding needs open_clip, and the module '{error.name}' is not installed; "
-            "run: pip install 'bliss-index[clip]'"
+            f"run: {install_line('clip')}"
         ) from error
 
 

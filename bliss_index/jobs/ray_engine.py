@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bliss_index.errors import BlissError, JobError, MissingDependencyError
+from bliss_index.errors import BlissError, JobError, MissingDependencyError, install_line
 from bliss_index.jobs.part import Part
 from bliss_index.jobs.task import Run, WorkerTask
 from bliss_index.jobs.work import Outcome, Worker
@@ -44,7 +44,7 @@ def run_on_ray(run: Run) -> Iterator[Outcome]:
         import ray
     except ImportError as error:
         raise MissingDependencyError(
-            f"--engine ray needs Ray ({error}); pip install 'bliss-index[ray]'"
+            f"--engine ray needs Ray ({error}); {install_line('ray')}"
         ) from error
     started = not ray.is_initialized()
     with _stdout_to_stderr(), tempfile.TemporaryDirectory(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bliss_index.errors import MissingDependencyError
+from bliss_index.errors import MissingDependencyError, install_line
 from bliss_index.evaluation.from_scores import KnownAnomalies
 from bliss_index.report.aggregate import Aggregate
 from bliss_index.report.histogram import histogram_edges
@@ -117,7 +117,7 @@ def _subplots(width: float, height: float) -> tuple[Figure, Any]:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
-            f"plots need matplotlib ({error}); pip install 'bliss-index[report]'"
+            f"plots need matplotlib ({error}); {install_line('report')}"
         ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()

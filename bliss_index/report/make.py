@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError
+from bliss_index.errors import InvalidInputError, MissingDependencyError, StoreError, install_line
 from bliss_index.evaluation.from_scores import DEFAULT_RESAMPLES, evaluate_known, read_anomalies
 from bliss_index.report.aggregate import Aggregate, aggregate, read_rows
 from bliss_index.report.figures import class_distributions, score_histogram, to_png
@@ -266,7 +266,7 @@ def _template() -> jinja2.Template:
         import jinja2
     except ImportError as error:
         raise MissingDependencyError(
-            f"reports need Jinja2 ({error}); pip install 'bliss-index[report]'"
+            f"reports need Jinja2 ({error}); {install_line('report')}"
         ) from error
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bliss_index.report", "."),

@@ -22,7 +22,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import CorruptStoreError, InvalidInputError, MissingDependencyError
+from bliss_index.errors import (
+    CorruptStoreError,
+    InvalidInputError,
+    MissingDependencyError,
+    install_line,
+)
 from bliss_index.report.groups import GroupedRows
 from bliss_index.review.identical import IdenticalImages
 from bliss_index.scoring.score_work import MANIFEST_NAME
@@ -474,7 +479,7 @@ def _duckdb() -> Any:
         import duckdb
     except ImportError as error:
         raise MissingDependencyError(
-            f"review needs DuckDB ({error}); pip install 'bliss-index[review]'"
+            f"review needs DuckDB ({error}); {install_line('review')}"
         ) from error
     return duckdb
 

@@ -15,7 +15,13 @@ from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
-from bliss_index.errors import BlissError, InvalidInputError, MissingDependencyError, OutputError
+from bliss_index.errors import (
+    BlissError,
+    InvalidInputError,
+    MissingDependencyError,
+    OutputError,
+    install_line,
+)
 from bliss_index.review.catalogue import Filters
 from bliss_index.review.pictures import SIDES, Thumbnails
 from bliss_index.review.session import ReviewSession
@@ -30,7 +36,7 @@ try:
     from starlette.routing import Route
 except ImportError as error:
     raise MissingDependencyError(
-        f"review needs Starlette and uvicorn ({error}); pip install 'bliss-index[review]'"
+        f"review needs Starlette and uvicorn ({error}); {install_line('review')}"
     ) from error
 
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.errors import InvalidInputError, MissingDependencyError, install_line
 from bliss_index.scoring.formulas import Scores
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class ExplainedScores(Scores):
                 from matplotlib.figure import Figure
             except ImportError as error:
                 raise MissingDependencyError(
-                    f"plots need matplotlib ({error}); pip install 'bliss-index[report]'"
+                    f"plots need matplotlib ({error}); {install_line('report')}"
                 ) from error
             axes = Figure(figsize=(6.0, 0.8 + 0.28 * len(pulls)), layout="constrained").subplots()
         axes.barh(range(len(pulls)), [pull for _, pull in pulls])

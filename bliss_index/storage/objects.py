@@ -16,6 +16,7 @@ from bliss_index.errors import (
     MissingDependencyError,
     OutputError,
     StoreError,
+    install_line,
 )
 from bliss_index.storage.files import HashingFile
 
@@ -36,7 +37,7 @@ def obstore() -> Any:
         import obstore.store
     except ImportError as error:
         raise MissingDependencyError(
-            f"object stores need obstore ({error}); pip install 'bliss-index[object-stores]'"
+            f"object stores need obstore ({error}); {install_line('object-stores')}"
         ) from error
     return obstore
 

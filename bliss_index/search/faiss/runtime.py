@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bliss_index.errors import MissingDependencyError
+from bliss_index.errors import MissingDependencyError, install_line
 from bliss_index.search.isolation import threads_after_fork, without_warnings
 
 DISTRIBUTIONS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs")
-PIP_CPU = "pip install 'bliss-index[faiss]'"
-PIP_GPU = "pip install 'bliss-index[faiss-gpu]'"
+PIP_CPU = install_line("faiss")
+PIP_GPU = install_line("faiss-gpu")
 
 
 def import_faiss() -> Any:

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from bliss_index.errors import InvalidInputError, MissingDependencyError
+from bliss_index.errors import InvalidInputError, MissingDependencyError, install_line
 from bliss_index.store.formats import lance_process
 from bliss_index.store.formats.table_columns import TableColumns
 from bliss_index.store.formats.tables import RowGroups, TablePart, readable
@@ -98,8 +98,7 @@ def _read(file: SourceFile, **asked: Any) -> Iterator[_Reading]:
     """Read rows in a process; whatever becomes of it is an error of ours."""
     if importlib.util.find_spec("lance") is None:
         raise MissingDependencyError(
-            f"{file.name} is a Lance data set, which pylance reads; run: pip install "
-            "'bliss-index[lance]'"
+            f"{file.name} is a Lance data set, which pylance reads; run: {install_line('lance')}"
         )
     if not isinstance(file.filesystem, pafs.LocalFileSystem):
         raise InvalidInputError(
