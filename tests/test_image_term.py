@@ -229,6 +229,17 @@ def test_auto_keeps_the_defaults_where_names_work_and_recovers_where_they_do_not
         assert again == found
 
 
+def test_areas_are_those_of_all_pairs():
+    totals = np.random.default_rng(0).integers(0, 6, (80, 4)).astype(float)  # with many ties
+    labels = np.arange(80) % 4
+    found = weights._left_out_areas(totals, labels, np.arange(4))
+    for c in range(4):
+        scores = np.delete(totals, c, axis=1).min(axis=1)
+        anomalies, normal = scores[labels == c][:, None], scores[labels != c][None, :]
+        pairs = (anomalies > normal) + 0.5 * (anomalies == normal)
+        assert found[c] == pytest.approx(pairs.mean())
+
+
 def test_auto_scores_as_many_images_of_every_class_as_it_may(monkeypatch):
     normal, labels, texts, vocabulary, _ = named_wrongly(0.0)
     search = exact_search(vocabulary, K)

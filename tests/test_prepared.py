@@ -113,6 +113,14 @@ def test_it_is_written_read_and_right(corpus, queries):
     assert mapped and all(" r--" in line for line in mapped)
 
 
+def test_another_engine_is_not_given_what_is_prepared(corpus, queries):
+    save_prepared(corpus_search(corpus, 10), corpus)
+    for more in ({"backend": "torch"}, {"device": "cpu"}):
+        search = corpus_search(corpus, 10, **more)
+        assert search.backend == "torch" and search.prepared is None
+        assert_right(search, corpus, queries)
+
+
 def test_other_engines_have_nothing_to_keep(corpus):
     with pytest.raises(InvalidInputError, match="backend='native'"):
         save_prepared(exact_search(corpus.embeddings(), 3, backend="torch"), corpus)
@@ -206,8 +214,9 @@ def large(job, tmp_path, monkeypatch):
     """The jobs' corpus, as if it were large, and the arguments that score with it."""
     corpus = tmp_path / "corpus"
     write_text(corpus, EmbeddingStore.open(job.corpus).embeddings())
-    monkeypatch.setattr(prepared, "KEPT_FROM", 10)
-    return EmbeddingStore.open(corpus), ("score", job.images, "--corpus", corpus,
+    opened = EmbeddingStore.open(corpus)
+    monkeypatch.setattr(prepared, "KEPT_FROM", opened.rows)  # just large enough
+    return opened, ("score", job.images, "--corpus", corpus,
                                          "--calibration", job.calibration)  # fmt: skip
 
 
