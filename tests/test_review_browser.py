@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -368,16 +369,16 @@ def proxy(port):
                 self.send_error(404)
                 return
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            inner = HTTPConnection("127.0.0.1", port)
-            inner.request(self.command, self.path.removeprefix(PREFIX), body, dict(self.headers))
-            answer = inner.getresponse()
-            content = answer.read()
+            path = self.path.removeprefix(PREFIX)
+            with closing(HTTPConnection("127.0.0.1", port)) as inner:
+                inner.request(self.command, path, body, dict(self.headers))
+                answer = inner.getresponse()
+                content = answer.read()
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
-            inner.close()
 
         do_POST = do_GET  # noqa: N815
 
@@ -385,6 +386,7 @@ def proxy(port):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = False  # it ends when all its answers have
     server.handle_error = lambda *_: None  # the browser may have had enough of a picture
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
