@@ -135,7 +135,8 @@ def encode_text(
     near = None
     if not summary.rows_now:
         say(f"{out} was complete already: {summary.rows} entries")
-    elif summary.complete and 1 < summary.rows <= _MOST_COMPARED:
+    elif task is None and summary.complete and 1 < summary.rows <= _MOST_COMPARED:
+        # The last task of an array leaves the store's end to a run without --task.
         near = near_entries(EmbeddingStore.open(out, kind="text"))
         if near.near:
             say(str(near))
