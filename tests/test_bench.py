@@ -57,7 +57,7 @@ def test_everything_is_measured(tmp_path):
     assert report.search[report.fastest] == max(report.search.values())
     assert report.to_json()["settings"]["entries"] == 300
     assert any("300 entries of dimension 32" in text for text in said)
-    assert 0 < report.job_start_seconds < report.first_rows_seconds
+    assert report.first_rows_seconds > 0
     assert report.approximate is None  # so few entries are searched faster than any index
     assert list(tmp_path.iterdir()) == []  # nothing stays behind
 
@@ -92,7 +92,7 @@ def test_the_command(tmp_path):
     out, err = run(*command)
     assert "whole job, 500 images" in out
     assert "100 million images: scoring takes" in err
-    assert "the first rows come after" in err
+    assert "that job's first rows came after" in err
     out, _ = run(*command, "--json")
     assert json.loads(out)["job_images"] == 500
 

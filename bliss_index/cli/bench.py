@@ -82,8 +82,8 @@ def bench(
         pays = "would pay" if other.gain > 1 else "would not pay"
         say(f"at this size an approximate index {pays} ({other.gain:.2f} times the exact search)")
     say(
-        f"the first rows come after {report.first_rows_seconds:.1f} s, of which starting is "
-        f"{report.job_start_seconds:.1f} s"
+        f"that job's first rows came after {report.first_rows_seconds:.1f} s; all but its parts "
+        f"took {report.job_start_seconds:.1f} s"
     )
     say(f"100 million images: scoring takes {_span(report.job_seconds(_MANY))}")
     if report.encoding:
