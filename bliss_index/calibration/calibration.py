@@ -24,7 +24,7 @@ from bliss_index.calibration.files import (
     read_calibration,
     write_calibration,
 )
-from bliss_index.calibration.image_term import image_term
+from bliss_index.calibration.image_term import ImageTerm, image_term
 from bliss_index.calibration.moments import (
     LEAST_VARIANCE,
     SIGMA_FLOOR,
@@ -108,7 +108,7 @@ class Calibration:
         require_weight("lam", self.lam)
         _require_enough(self.classes, self.moments, self.shrinkage)
         if self.image_weight and not self.shrinkage:
-            image_term(self.classes, self.moments)  # refused here, where it can be cured
+            self.image_term()  # refused here, where it can be cured
 
     @property
     def dim(self) -> int:
@@ -237,10 +237,20 @@ class Calibration:
         mu, sigma = self.label_statistics(prior)
         if not self.image_weight:
             return self.class_embeddings, mu, sigma
-        own = image_term(self.classes, self.moments, shrinkage=self.shrinkage, prior=prior)
+        own = self.image_term(prior)
         rate = self.image_weight / own.sigma
         vectors = self.class_embeddings / sigma[:, None] + own.directions * rate[:, None]
         return vectors, mu / sigma + own.mu * rate, np.ones_like(mu)
+
+    def image_term(self, prior: npt.NDArray[np.float64] | None = None) -> ImageTerm:
+        """Return the image term of every class, whatever its weight.
+
+        Parameters
+        ----------
+        prior
+            As for :meth:`statistics`.
+        """
+        return image_term(self.classes, self.moments, shrinkage=self.shrinkage, prior=prior)
 
     def _towards(self, prior: npt.NDArray[np.float64] | None) -> npt.NDArray[np.float64]:
         """Return the (C,) variances to shrink towards; zeros where nothing is shrunk."""

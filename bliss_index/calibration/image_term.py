@@ -14,7 +14,7 @@ suffice, and no image is read again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ class ImageTerm(NamedTuple):
     directions: npt.NDArray[np.float64]
     mu: npt.NDArray[np.float64]
     sigma: npt.NDArray[np.float64]
+
+    def scores(self, images: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return J_c of (n, d) images for every class: (n, C) float64."""
+        return np.asarray((self.mu - images.astype(np.float64) @ self.directions.T) / self.sigma)
 
 
 def image_term(

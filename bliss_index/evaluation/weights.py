@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from bliss_index.calibration.files import DEFAULT_LAM
 from bliss_index.calibration.from_store import CalibrationSummary
-from bliss_index.calibration.image_term import image_term
 from bliss_index.calibration.labels import Labels
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring.normal_scores import normal_images
@@ -132,13 +131,9 @@ def choose_weights(
         scorer = BlissScorer(search, vocabulary, calibration)
         similarities, ids = search.search(some)
         scorer.tables.require(ids)
-        own = image_term(
-            calibration.classes, calibration.moments, shrinkage=shrinkage,
-            prior=scorer.tables.prior,
-        )  # fmt: skip
         terms[0][at] = scorer.internal_scores(some)
         terms[1][at] = scorer.external_scores(similarities, ids)
-        terms[2][at] = (own.mu - some.astype(np.float64) @ own.directions.T) / own.sigma
+        terms[2][at] = calibration.image_term(scorer.tables.prior).scores(some)
     if left_out.size > _MOST_CLASSES:
         drawn = np.random.default_rng(seed).permutation(left_out)
         left_out = np.sort(drawn[:_MOST_CLASSES])

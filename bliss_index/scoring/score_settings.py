@@ -138,17 +138,15 @@ class ScoringInputs:
                 f"k = {settings.k} must lie between 1 and the {corpus.rows} entries of "
                 f"{settings.corpus}; lower k"
             )
-        normal = None
-        if settings.normal_scores is not None:
-            normal = NormalScores.read(settings.normal_scores)
-            identity = ScoreIdentity(
-                settings.k,
-                float(calibration.lam if settings.lam is None else settings.lam),
-                corpus.content_hash,
-                calibration.content_hash,
-            )
-            normal.require(identity, settings.normal_scores)
-        return cls(settings, corpus, calibration, normal)
+        inputs = cls(settings, corpus, calibration)
+        if settings.normal_scores is None:
+            return inputs
+        normal = NormalScores.read(settings.normal_scores)
+        identity = ScoreIdentity(
+            settings.k, inputs.lam, corpus.content_hash, calibration.content_hash
+        )
+        normal.require(identity, settings.normal_scores)
+        return replace(inputs, normal=normal)
 
     @property
     def lam(self) -> float:

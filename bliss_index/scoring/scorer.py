@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.calibration.calibration import require_weight
-from bliss_index.calibration.image_term import image_term
 from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring.formulas import Scores
@@ -212,11 +211,7 @@ class BlissScorer:
         calibration = self.calibration
         if not calibration.image_weight:
             return np.zeros((images.shape[0], len(calibration.classes)))
-        own = image_term(
-            calibration.classes, calibration.moments, shrinkage=calibration.shrinkage,
-            prior=self.tables.prior,
-        )  # fmt: skip
-        terms = (own.mu - images.astype(np.float64) @ own.directions.T) / own.sigma
+        terms = calibration.image_term(self.tables.prior).scores(images)
         return np.asarray(calibration.image_weight * terms)
 
     @isolated
