@@ -38,6 +38,7 @@ from bliss_index.calibration.variances import similarity_sums
 from bliss_index.errors import CalibrationError, CorruptStoreError, InvalidInputError, listed
 from bliss_index.search.inputs import require_real
 from bliss_index.search.isolation import isolated
+from bliss_index.search.sharded import Matrix
 from bliss_index.storage.cache import local_copy
 from bliss_index.storage.directory import LocalDirectory
 from bliss_index.store.identity import ModelIdentity
@@ -131,7 +132,7 @@ class Calibration:
         )
 
     @isolated
-    def mean_variances(self, vocabulary: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def mean_variances(self, vocabulary: Matrix) -> npt.NDArray[np.float64]:
         """Return tau_c^2, each class's mean variance over a vocabulary: what variances shrink to.
 
         tau_c^2 is the mean over all entries w of sigma_cw^2. A class whose images do not differ,
@@ -153,7 +154,7 @@ class Calibration:
         own = np.array([moments.mean_variance(moment) for moments in self.moments])
         return with_pooled(self.moments, own, moment)
 
-    def prior_of(self, vocabulary: npt.NDArray[Any]) -> npt.NDArray[np.float64] | None:
+    def prior_of(self, vocabulary: Matrix) -> npt.NDArray[np.float64] | None:
         """Return what :meth:`statistics` needs besides entries: None where shrinkage is 0."""
         return self.mean_variances(vocabulary) if self.shrinkage else None
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from bliss_index.calibration.variances import similarity_sums
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.isolation import isolated
+from bliss_index.search.sharded import Matrix
 
 SIGMA_FLOOR = 1e-8
 LEAST_VARIANCE = 1e-12
@@ -233,7 +234,7 @@ def merged(moments: Sequence[ClassMoments]) -> ClassMoments:
     return reduce(ClassMoments.merge, moments)
 
 
-def second_moment(texts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def second_moment(texts: Matrix) -> npt.NDArray[np.float64]:
     """Return the (d, d) mean of t t' over (m, d) texts t, float64, in one pass.
 
     Costs m d^2 operations and little memory, however many texts there are.

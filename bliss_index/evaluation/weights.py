@@ -18,7 +18,9 @@ from bliss_index.scoring.normal_scores import normal_images
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.scoring.thresholds import held_out_folds, large_enough, least_images
 from bliss_index.search.isolation import isolated
+from bliss_index.search.prepared import entries_of
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.search.sharded import Matrix
 from bliss_index.store import EmbeddingStore
 
 AUTO = "auto"
@@ -74,7 +76,7 @@ def choose_weights(
     images: npt.NDArray[Any],
     labels: npt.NDArray[Any],
     class_embeddings: npt.NDArray[Any],
-    vocabulary: npt.NDArray[Any],
+    vocabulary: Matrix,
     search: TopKSearch,
     *,
     shrinkage: float = 0.0,
@@ -182,7 +184,7 @@ def with_chosen_weights(
     calibration = summary.calibration
     rows, numbers = normal_images(images, labels, calibration)
     chosen = choose_weights(
-        rows, numbers, calibration.class_embeddings, corpus.embeddings(), search,
+        rows, numbers, calibration.class_embeddings, entries_of(corpus), search,
         shrinkage=calibration.shrinkage, lam=calibration.lam,
     )  # fmt: skip
     attributes = {**calibration.attributes, "weights": chosen.to_json()}

@@ -28,6 +28,7 @@ from bliss_index.search.device.internal import Internal
 from bliss_index.search.inputs import as_matrix
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TensorSearch
+from bliss_index.search.sharded import Matrix
 
 _ENTRY_ROWS = 16384
 _IMAGE_ELEMENTS = 1 << 25
@@ -81,9 +82,7 @@ class DeviceTables:
     """
 
     @isolated
-    def __init__(
-        self, vocabulary: npt.NDArray[Any], calibration: Calibration, device: torch.device
-    ) -> None:
+    def __init__(self, vocabulary: Matrix, calibration: Calibration, device: torch.device) -> None:
         self._vocabulary = vocabulary
         self._device = device
         self._shrinkage = calibration.shrinkage
@@ -163,7 +162,7 @@ class DeviceScorer:
     def __init__(
         self,
         search: TensorSearch,
-        vocabulary: npt.NDArray[Any],
+        vocabulary: Matrix,
         calibration: Calibration,
         *,
         lam: float = 0.5,

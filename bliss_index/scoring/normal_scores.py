@@ -18,6 +18,7 @@ from bliss_index.calibration.from_store import numbers_of_rows
 from bliss_index.calibration.labels import NO_CLASS, Labels
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StoreError
 from bliss_index.scoring.thresholds import Threshold, held_out_scores, threshold_at
+from bliss_index.search.prepared import entries_of
 from bliss_index.search.protocol import TopKSearch
 from bliss_index.storage.cache import local_file
 from bliss_index.storage.directory import write_file
@@ -204,7 +205,7 @@ def score_held_out(
         rows,
         numbers,
         calibration.class_embeddings,
-        corpus.embeddings(),
+        entries_of(corpus),
         search,
         lam=lam,
         folds=folds,

@@ -20,7 +20,8 @@ from bliss_index.search.registry import index_names, is_exact, search_names, tak
 from bliss_index.store import EmbeddingStore, require_same_model
 
 if TYPE_CHECKING:
-    from bliss_index.search.protocol import TopKSearch
+    from bliss_index.search.exact import ExactSearch
+    from bliss_index.search.faiss.search import FaissSearch
 
 
 @dataclass(frozen=True)
@@ -218,25 +219,23 @@ class ScoringInputs:
             return self.make_scorer(keep_search=self.settings.keep_search)
         from bliss_index.scoring.device_scorer import DeviceScorer
 
-        entries = self.corpus.embeddings()
-        search = self._open_search(entries)
+        search = self._open_search()
         if not isinstance(search, TensorSearch):
             raise InvalidInputError(f"search {search.name!r} does not keep tensors on a GPU")
-        return DeviceScorer(search, entries, self.calibration, lam=self.lam)
+        return DeviceScorer(search, search.vocabulary, self.calibration, lam=self.lam)
 
     def make_scorer(self, *, keep_search: bool = False) -> BlissScorer:
         """Prepare the search and the tables; takes memory and time."""
-        entries = self.corpus.embeddings()
-        search = self._open_search(entries, keep_search)
+        search = self._open_search(keep_search)
         return BlissScorer(
             search,
-            entries,
+            search.vocabulary,
             self.calibration,
             lam=self.lam,
             threads=self.settings.threads,
         )
 
-    def _open_search(self, entries: Any, keep: bool = False) -> TopKSearch:
+    def _open_search(self, keep: bool = False) -> ExactSearch | FaissSearch:
         settings = self.settings
         if settings.search in index_names():
             from bliss_index.search.faiss.index import open_index
@@ -250,14 +249,14 @@ class ScoringInputs:
             from bliss_index.search.prepared import corpus_search
 
             return corpus_search(
-                self.corpus, settings.k, entries=entries, backend=settings.search,
-                threads=settings.threads, keep=keep,
+                self.corpus, settings.k, backend=settings.search, threads=settings.threads,
+                keep=keep,
             )  # fmt: skip
         from bliss_index.search.choice import make_exact
 
         return make_exact(
             settings.search,
-            entries,
+            self.corpus.embeddings(),
             settings.k,
             threads=settings.threads,
             device=device,

@@ -19,6 +19,7 @@ from bliss_index.scoring.tables import ExternalTables
 from bliss_index.search.inputs import as_matrix
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.search.sharded import Matrix
 
 BLOCK_ROWS = 1024
 
@@ -88,7 +89,7 @@ class BlissScorer:
     def __init__(
         self,
         search: TopKSearch,
-        vocabulary: npt.NDArray[Any],
+        vocabulary: Matrix,
         calibration: Calibration,
         *,
         lam: float = 0.5,
@@ -251,7 +252,7 @@ class BlissScorer:
 
 
 def require_fitting(
-    search: TopKSearch, vocabulary: npt.NDArray[Any], calibration: Calibration, lam: float
+    search: TopKSearch, vocabulary: Matrix, calibration: Calibration, lam: float
 ) -> None:
     """Raise InvalidInputError, naming both, unless these can be scored with together."""
     require_weight("lam", lam)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.calibration import Calibration
 from bliss_index.search.isolation import isolated
+from bliss_index.search.sharded import Matrix
 
 _LEAST_ENTRIES = 256
 _MOST_ENTRIES = 2048
@@ -43,7 +42,7 @@ class ExternalTables:
     """
 
     def __init__(
-        self, vocabulary: npt.NDArray[Any], calibration: Calibration, threads: int | None = None
+        self, vocabulary: Matrix, calibration: Calibration, threads: int | None = None
     ) -> None:
         self._vocabulary = vocabulary
         self._threads = threads

@@ -26,6 +26,7 @@ from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search.inputs import as_array, require_real
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TopKSearch
+from bliss_index.search.sharded import Matrix
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,7 @@ def held_out_scores(
     images: npt.NDArray[Any],
     labels: npt.NDArray[Any],
     class_embeddings: npt.NDArray[Any],
-    vocabulary: npt.NDArray[Any],
+    vocabulary: Matrix,
     search: TopKSearch,
     *,
     lam: float = 0.5,

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import MissingDependencyError
-from bliss_index.search.exact import exact_search
-from bliss_index.search.protocol import TopKSearch
+from bliss_index.search.exact import ExactSearch, exact_search
 from bliss_index.search.registry import ENGINES, FAISS
+
+if TYPE_CHECKING:
+    from bliss_index.search.faiss.search import FaissSearch
 
 _SAMPLE_ENTRIES = 8192
 _SAMPLE_QUERIES = 512
@@ -115,7 +117,7 @@ def make_exact(
     *,
     threads: int | None = None,
     device: str | None = None,
-) -> TopKSearch:
+) -> ExactSearch | FaissSearch:
     """Prepare one of the exact ways: an engine, or "faiss".
 
     Raises

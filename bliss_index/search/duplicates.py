@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bliss_index.search.sharded import Matrix
+
 if TYPE_CHECKING:
     import torch
 
@@ -110,8 +112,8 @@ def _merged(
     return value[order][chosen], ids[order][chosen]
 
 
-def find_duplicates(matrix: npt.NDArray[Any]) -> Duplicates | None:
-    """Find the sets of bytewise identical rows of a C-contiguous matrix; None if all differ."""
+def find_duplicates(matrix: Matrix) -> Duplicates | None:
+    """Find the sets of bytewise identical rows of C-contiguous arrays; None if all differ."""
     size = matrix.shape[0]
     digests = row_digests(matrix)
     ordered = np.sort(digests)
@@ -137,18 +139,16 @@ def _as_bytes(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(matrix).view(np.uint8)
 
 
-def row_digests(matrix: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+def row_digests(matrix: Matrix) -> npt.NDArray[np.uint64]:
     """Return (n,) uint64, equal for identical rows: a random linear form of a row's words."""
     row_bytes = matrix.itemsize * matrix.shape[1]
-    wide = row_bytes % 8 == 0
-    words = matrix.view(np.uint64 if wide else f"u{matrix.itemsize}")
+    word = np.dtype(np.uint64 if row_bytes % 8 == 0 else f"u{matrix.itemsize}")
     factors = np.random.default_rng(20240717).integers(
-        1, 2**63, size=words.shape[1], dtype=np.uint64
+        1, 2**63, size=row_bytes // word.itemsize, dtype=np.uint64
     )
     factors |= np.uint64(1)
     digests = np.empty(matrix.shape[0], dtype=np.uint64)
     for start in range(0, matrix.shape[0], _ROWS_AT_ONCE):
-        part = words[start : start + _ROWS_AT_ONCE]
-        part = part.astype(np.uint64, copy=False)
+        part = matrix[start : start + _ROWS_AT_ONCE].view(word).astype(np.uint64, copy=False)
         digests[start : start + _ROWS_AT_ONCE] = np.einsum("ij,j->i", part, factors)
     return digests

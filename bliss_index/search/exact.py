@@ -29,6 +29,7 @@ from bliss_index.search.inputs import (
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import Backend, Prepared, SearchStatistics, TensorBackend
 from bliss_index.search.registry import ENGINES, UNAVAILABLE, Engine, engine_names
+from bliss_index.search.sharded import Matrix, ShardedRows
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,8 @@ class ExactSearch:
     Parameters
     ----------
     vocabulary
-        (W, d) float16, float32 or float64, any norms. Kept by reference where possible: do not
+        (W, d) float16, float32 or float64, any norms, an array or
+        :class:`~bliss_index.search.sharded.ShardedRows`. Kept by reference where possible: do not
         change it afterwards.
     k
         Results per query, 1 to min(W, 2048).
@@ -100,7 +102,7 @@ class ExactSearch:
     @isolated
     def __init__(
         self,
-        vocabulary: npt.ArrayLike,
+        vocabulary: npt.ArrayLike | ShardedRows,
         k: int = 10,
         *,
         backend: str = "auto",
@@ -109,18 +111,23 @@ class ExactSearch:
         tile: tuple[int, int] | None = None,
         prepared: Prepared | None = None,
     ) -> None:
-        matrix = as_matrix(vocabulary, "vocabulary entries")
+        matrix: Matrix = (
+            vocabulary
+            if isinstance(vocabulary, ShardedRows)
+            else as_matrix(vocabulary, "vocabulary entries")
+        )
         if matrix.shape[1] < 1:
             raise InvalidInputError("vocabulary entries have dimension 0, at least 1 is needed")
         require_k(k, matrix.shape[0])
-        if prepared is None:
-            matrix = checked_rows(matrix, "vocabulary entries")
         if backend not in ("auto", *engine_names()):
             raise InvalidInputError(
                 f"backend must be 'auto' or one of {', '.join(engine_names())}, got {backend!r}"
             )
         device = None if device is None else device_name(device)
         self._size, self._dim = matrix.shape
+        if prepared is None:
+            engine, reason = _choose_engine(matrix, backend, device)
+            matrix = _checked(matrix if engine.takes_shards else np.asarray(matrix))
         self._k = int(k)
         self._made_of = matrix
         self._options: dict[str, Any] = {
@@ -132,30 +139,21 @@ class ExactSearch:
         self._threads = thread_count(threads)
         self._duplicates = find_duplicates(matrix) if prepared is None else prepared.duplicates
         if self._duplicates is not None:
-            matrix = matrix[self._duplicates.first]
+            matrix = _selected(matrix, self._duplicates.first)
+        least = min(self._k, matrix.shape[0])
+        self._backend: Backend
         if prepared is None:
-            self._backend = self._make_backend(matrix, backend, device, tile)
+            self._backend = engine.load().prepare(
+                matrix, least, threads=self._threads, device=device, tile=tile, reason=reason
+            )
         else:
-            self._backend = _native_backend(matrix, self._k, self._threads, prepared)
+            self._backend = _native_backend(matrix, least, self._threads, prepared)
         self._statistics = SearchStatistics()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Prepared again where it is unpickled: what serves there may be another backend.
         return partial(type(self), **self._options), (self._made_of, self._k)
-
-    def _make_backend(
-        self,
-        matrix: npt.NDArray[Any],
-        wanted: str,
-        device: str | None,
-        tile: tuple[int, int] | None,
-    ) -> Backend:
-        engine, reason = _choose_engine(matrix, wanted, device)
-        return engine.load().prepare(
-            matrix, min(self._k, matrix.shape[0]), threads=self._threads, device=device, tile=tile,
-            reason=reason,
-        )  # fmt: skip
 
     @property
     def dim(self) -> int:
@@ -171,6 +169,11 @@ class ExactSearch:
     def k(self) -> int:
         """Results per query."""
         return self._k
+
+    @property
+    def vocabulary(self) -> Matrix:
+        """The entries, as they were given."""
+        return self._made_of
 
     @property
     def backend(self) -> str:
@@ -274,16 +277,28 @@ class ExactSearch:
         return similarities, ids
 
 
-def _native_backend(matrix: npt.NDArray[Any], k: int, threads: int, prepared: Prepared) -> Backend:
+def _checked(matrix: Matrix) -> Matrix:
+    what = "vocabulary entries"
+    if not isinstance(matrix, ShardedRows):
+        return checked_rows(matrix, what)
+    starts = np.cumsum([0, *(len(shard) for shard in matrix.shards)])
+    pairs = zip(matrix.shards, starts.tolist(), strict=False)
+    return ShardedRows([checked_rows(shard, what, start) for shard, start in pairs])
+
+
+def _selected(matrix: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:
+    return matrix.selected(rows) if isinstance(matrix, ShardedRows) else matrix[rows]
+
+
+def _native_backend(matrix: Matrix, k: int, threads: int, prepared: Prepared) -> Backend:
     from bliss_index.search.native.backend import NativeBackend
 
     return NativeBackend(
-        matrix, min(k, matrix.shape[0]), threads=threads, kernel=prepared.kernel,
-        prepared=prepared.packed,
-    )  # fmt: skip
+        matrix, k, threads=threads, kernel=prepared.kernel, prepared=prepared.packed
+    )
 
 
-def _choose_engine(matrix: npt.NDArray[Any], wanted: str, device: str | None) -> tuple[Engine, str]:
+def _choose_engine(matrix: Matrix, wanted: str, device: str | None) -> tuple[Engine, str]:
     """Find the engine that was asked for, or the first that fits; and why, for its description."""
     kind = None if device is None else device.partition(":")[0]
     reasons: list[str] = []

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
 from bliss_index.search.duplicates import Duplicates
 from bliss_index.search.exact import ExactSearch
 from bliss_index.search.native.backend import NativeBackend, load_native
-from bliss_index.search.protocol import Corpus, Prepared
+from bliss_index.search.protocol import Corpus, Prepared, ShardedCorpus
+from bliss_index.search.sharded import Matrix, ShardedRows
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import checked_file
 from bliss_index.storage.directory import LocalDirectory, read_named, write_json
@@ -71,10 +72,9 @@ class PreparedRecord:
 
 
 def corpus_search(
-    corpus: Corpus,
+    corpus: ShardedCorpus,
     k: int = 10,
     *,
-    entries: npt.NDArray[Any] | None = None,
     backend: str = "auto",
     threads: int | None = None,
     device: str | None = None,
@@ -88,8 +88,6 @@ def corpus_search(
         The text store.
     k, backend, threads, device
         As for :class:`bliss_index.search.ExactSearch`.
-    entries : (W, d) array, default=None
-        The embeddings of the corpus, where they have been read already.
     keep : bool, default=False
         Whether a search that had to be prepared is kept beside the corpus, where that pays. A
         folder that cannot be written to is no error.
@@ -99,15 +97,18 @@ def corpus_search(
     InvalidInputError, MissingDependencyError, CorruptStoreError
         As for :class:`bliss_index.search.ExactSearch`; or the corpus is damaged.
     """
-    entries = corpus.embeddings() if entries is None else entries
     native, kernel = load_native()
     if device is not None or backend not in ("auto", "native") or native is None:
+        entries = entries_of(corpus)
         return ExactSearch(entries, k, backend=backend, threads=threads, device=device)
     prepared = None
-    try:
-        prepared = read_prepared(corpus, kernel)
-    except (BlissError, FileNotFoundError) as error:
-        _LOGGER.warning("%s; the search is prepared anew", error)
+    with ThreadPoolExecutor(1) as pool:  # both files are read to the end, and compared
+        found = pool.submit(read_prepared, corpus, kernel)
+        entries = entries_of(corpus)
+        try:
+            prepared = found.result()
+        except (BlissError, FileNotFoundError) as error:
+            _LOGGER.warning("%s; the search is prepared anew", error)
     search = ExactSearch(entries, k, backend=backend, threads=threads, prepared=prepared)
     if keep and prepared is None and corpus.rows >= KEPT_FROM:
         try:
@@ -116,6 +117,18 @@ def corpus_search(
         except OutputError as error:
             _LOGGER.info("the prepared search is not kept: %s", error)
     return search
+
+
+def entries_of(corpus: ShardedCorpus) -> Matrix:
+    """Return the embeddings of a corpus where they are mapped: (W, d).
+
+    Raises
+    ------
+    CorruptStoreError
+        The corpus is damaged.
+    """
+    shards = corpus.shard_embeddings()
+    return shards[0] if len(shards) == 1 else ShardedRows(shards)
 
 
 def read_prepared(corpus: Corpus, kernel: str) -> Prepared | None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from bliss_index.search.duplicates import Duplicates
+    from bliss_index.search.sharded import Matrix
 
 
 @runtime_checkable
@@ -93,13 +94,13 @@ class EngineClass(Protocol):
         ...
 
     @staticmethod
-    def unfit(vocabulary: npt.NDArray[Any]) -> str:
+    def unfit(vocabulary: Matrix) -> str:
         """Say why it cannot hold a vocabulary (W, d); empty where it can."""
         ...
 
     def prepare(
         self,
-        vocabulary: npt.NDArray[Any],
+        vocabulary: Any,
         k: int,
         *,
         threads: int,
@@ -107,7 +108,10 @@ class EngineClass(Protocol):
         tile: tuple[int, int] | None,
         reason: str,
     ) -> Backend:
-        """Prepare a vocabulary (W, d) of distinct finite rows for searches of the k best."""
+        """Prepare a vocabulary (W, d) of distinct finite rows for searches of the k best.
+
+        It is an array, unless the registry says that the engine takes shards.
+        """
         ...
 
 
@@ -172,6 +176,12 @@ class Corpus(Protocol):
     def dim(self) -> int: ...
 
     def embeddings(self) -> npt.NDArray[Any]: ...
+
+
+class ShardedCorpus(Corpus, Protocol):
+    """A corpus whose embeddings can be read where they are."""
+
+    def shard_embeddings(self) -> list[npt.NDArray[Any]]: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,11 +28,15 @@ class Engine:
         "module:class" of an :class:`~bliss_index.search.protocol.EngineClass`, imported when used.
     devices : tuple of str
         Kinds of torch device that may be named for it; none for one that is the processor's alone.
+    takes_shards : bool, default=False
+        Whether it reads :class:`~bliss_index.search.sharded.ShardedRows` where they are; others
+        are given one array.
     """
 
     name: str
     home: str
     devices: tuple[str, ...] = ()
+    takes_shards: bool = False
 
     @property
     def on_processor(self) -> bool:
@@ -48,7 +52,7 @@ class Engine:
 # The fastest first, where it can be used.
 ENGINES = (
     Engine("cuda", "bliss_index.search.device.backend:DeviceBackend", ("cuda",)),
-    Engine("native", "bliss_index.search.native.backend:NativeBackend"),
+    Engine("native", "bliss_index.search.native.backend:NativeBackend", takes_shards=True),
     Engine("torch", "bliss_index.search.torch.backend:TorchBackend", ("cpu", "cuda", "mps", "xpu")),
 )
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from bliss_index.store.schema import (
     require_columns,
     shard_schema,
 )
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,16 +318,24 @@ class EmbeddingStore:
             return self.shard(0).embeddings.astype(target, copy=False)
         matrix = np.empty((self.rows, self.dim), dtype=target)
 
-        def fill(index: int) -> None:
-            shard = self.shard(index)
+        def fill(shard: Shard) -> None:
             matrix[shard.start : shard.start + shard.rows] = shard.embeddings
 
+        self._of_every_shard(fill)
+        return matrix
+
+    def shard_embeddings(self) -> list[npt.NDArray[Any]]:
+        """Return the embeddings of every shard, (rows, dim), where the files are mapped.
+
+        Of an object store that was not copied, all of them are in memory then.
+        """
+        return self._of_every_shard(lambda shard: shard.embeddings)
+
+    def _of_every_shard(self, work: Callable[[Shard], _T]) -> list[_T]:
         # Hashing and copying release the interpreter's lock. Of an object store, one is held.
         together = thread_count(None) if isinstance(self._directory, LocalDirectory) else 1
         with ThreadPoolExecutor(max(1, min(together, len(self.shards)))) as pool:
-            for _ in pool.map(fill, range(len(self.shards))):
-                pass
-        return matrix
+            return list(pool.map(lambda index: work(self.shard(index)), range(len(self.shards))))
 
     def good_embeddings(self) -> npt.NDArray[Any]:
         """Return the embeddings of the rows whose status is "ok", read into memory."""

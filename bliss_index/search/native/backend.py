@@ -18,6 +18,7 @@ from bliss_index.errors import InvalidInputError
 from bliss_index.search.inputs import bad_rows_error, checked_rows, largest_magnitude, require_tile
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
+from bliss_index.search.sharded import Matrix, ShardedRows
 
 MAX_DIM = 65536  # 65536 coordinates * 255 * 127 still fit into int32
 _CENTRE_ROWS = 1024
@@ -39,7 +40,7 @@ def load_native() -> tuple[ModuleType | None, str]:
     return _native, kernels[0]
 
 
-def why_unfit(vocabulary: npt.NDArray[Any]) -> str:
+def why_unfit(vocabulary: Matrix) -> str:
     """Say why the native engine cannot hold this vocabulary; empty where it can."""
     if vocabulary.shape[1] > MAX_DIM:
         return f"dimension {vocabulary.shape[1]} is above {MAX_DIM}"
@@ -64,7 +65,7 @@ class NativeBackend:
     @classmethod
     def prepare(
         cls,
-        vocabulary: npt.NDArray[Any],
+        vocabulary: Matrix,
         k: int,
         *,
         threads: int,
@@ -79,7 +80,7 @@ class NativeBackend:
     @isolated
     def __init__(
         self,
-        vocabulary: npt.NDArray[Any],
+        vocabulary: Matrix,
         k: int,
         *,
         threads: int,
@@ -99,18 +100,21 @@ class NativeBackend:
         self._widened = False
         # What is packed was packed of what the search was given then: of the same type as now.
         if vocabulary.dtype == np.float32 and prepared is None:
-            largest = largest_magnitude(vocabulary)
+            arrays = vocabulary.shards if isinstance(vocabulary, ShardedRows) else [vocabulary]
+            largest = max(map(largest_magnitude, arrays))
             if not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:  # products may leave it
-                vocabulary, self._widened = vocabulary.astype(np.float64), True
+                vocabulary, self._widened = np.asarray(vocabulary, dtype=np.float64), True
         self._vocabulary = vocabulary  # the engine reads it for as long as it lives
+        scattered = isinstance(vocabulary, ShardedRows)
+        self._where = vocabulary.addresses() if isinstance(vocabulary, ShardedRows) else vocabulary
         self._k = k
         self._threads = threads
         self._prepared = prepared  # and reads this, too
         kept = (0, 0) if prepared is None else (prepared.ctypes.data, prepared.size)
         try:
             self._engine = native.make_engine(
-                vocabulary.ctypes.data, vocabulary.itemsize, *vocabulary.shape, k, kernel, threads,
-                query_block, capacity, 0, *kept,
+                self._where.ctypes.data, scattered, vocabulary.itemsize, *vocabulary.shape, k,
+                kernel, threads, query_block, capacity, 0, *kept,
             )  # fmt: skip
         except ValueError as error:
             raise InvalidInputError(f"{error}; prepare the search again") from error

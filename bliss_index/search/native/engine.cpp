@@ -166,6 +166,16 @@ void Engine::set_rotation() {
   }
 }
 
+void Engine::measure(std::size_t first, std::size_t count, double* largest, double* sums) const {
+  const std::size_t bytes = dim_ * type_bytes(entries_.type), stop = first + count;
+  for (std::size_t start = first, next; start < stop; start = next) {  // rows that lie together
+    const char* const row = static_cast<const char*>(entries_.row(start));
+    next = start + 1;
+    while (next < stop && entries_.row(next) == row + (next - start) * bytes) ++next;
+    kernel_.measure(row, entries_.type, next - start, dim_, largest, sums);
+  }
+}
+
 void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   // All but the codes, which panels clear for themselves: what lies between the parts is zero, too.
   char* const rest = reinterpret_cast<char*>(packed_.correction);
@@ -177,7 +187,7 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   std::vector<double> largest(pieces, 0.0), sums(pieces * dim_, 0.0);
   const bool measured = for_each_index(pieces, threads, idle, [&](std::size_t p, std::size_t) {
     const std::size_t first = p * piece, count = std::min(piece, entries_.count - first);
-    kernel_.measure(entries_.row(first), entries_.type, count, dim_, &largest[p], &sums[p * dim_]);
+    measure(first, count, &largest[p], &sums[p * dim_]);
   });
   if (!measured) throw Interrupted();
   const double top = *std::max_element(largest.begin(), largest.end());

@@ -25,13 +25,15 @@ struct Counts {
   void add(const Counts& other);
 };
 
-// An array that the engine does not own, or a block of rows of it.
+// Rows that the engine does not own: those of one array, or each at an address of its own.
 struct Rows {
   const void* data;
   Type type;
   std::size_t count;
   std::size_t dim;
+  const void* const* addresses = nullptr;  // of all rows; `data` is then none
   const void* row(std::size_t i) const {
+    if (addresses) return addresses[i];
     return static_cast<const char*>(data) + i * dim * type_bytes(type);
   }
 };
@@ -150,6 +152,8 @@ class Engine {
                     const std::function<bool()>& idle, Workspaces& workspaces, double* values,
                     std::int64_t* ids);
   void set_rotation();
+  // Largest magnitude of so many entries, and the sum of each coordinate.
+  void measure(std::size_t first, std::size_t count, double* largest, double* sums) const;
   void pack(std::size_t threads, const std::function<bool()>& idle);
   void pack_panel(std::size_t panel, float* work, std::int8_t* codes);
   Panel panel(std::size_t index, std::size_t next, const Centre& centre) const;

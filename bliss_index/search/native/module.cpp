@@ -20,11 +20,15 @@ using namespace nb::literals;
 
 namespace {
 
-// Rows come as the address of a C-contiguous array that the caller keeps alive.
-bliss::Rows rows_at(std::uintptr_t address, int bytes, std::size_t count, std::size_t dim) {
+// Rows come as the address of a C-contiguous array that the caller keeps alive, or, where they are
+// scattered, as that of an array of the rows' addresses.
+bliss::Rows rows_at(std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
+                    bool scattered = false) {
   const bliss::Type type = bytes == 2   ? bliss::Type::float16
                            : bytes == 4 ? bliss::Type::float32
                                         : bliss::Type::float64;
+  if (scattered)
+    return {nullptr, type, count, dim, reinterpret_cast<const void* const*>(address)};
   return {reinterpret_cast<const void*>(address), type, count, dim};
 }
 
@@ -48,8 +52,8 @@ void run_interruptible(Work work) {
   if (!done) throw nb::python_error();
 }
 
-bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
-                           std::size_t k, const std::string& kernel, std::size_t threads,
+bliss::Engine* make_engine(std::uintptr_t address, bool scattered, int bytes, std::size_t count,
+                           std::size_t dim, std::size_t k, const std::string& kernel, std::size_t threads,
                            std::size_t query_block, std::size_t capacity,
                            std::size_t first_trigger, std::uintptr_t prepared,
                            std::size_t prepared_bytes) {
@@ -64,8 +68,8 @@ bliss::Engine* make_engine(std::uintptr_t address, int bytes, std::size_t count,
   std::unique_ptr<bliss::Engine> engine;
   run_interruptible([&](const std::function<bool()>& idle) {
     try {
-      engine = std::make_unique<bliss::Engine>(rows_at(address, bytes, count, dim), k, *found,
-                                               threads, tuning, idle, at<const char>(prepared));
+      engine = std::make_unique<bliss::Engine>(rows_at(address, bytes, count, dim, scattered), k,
+                                               *found, threads, tuning, idle, at<const char>(prepared));
     } catch (const bliss::Interrupted&) {
       return false;
     }
