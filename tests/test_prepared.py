@@ -28,6 +28,8 @@ from bliss_index.search.prepared import (
     save_prepared,
     verify_prepared,
 )
+from bliss_index.storage import open_directory
+from bliss_index.storage.locks import locked
 from bliss_index.store import EmbeddingStore
 
 native, KERNEL = load_native()
@@ -249,7 +251,7 @@ def test_a_job_does_not_fail_where_it_cannot_be_kept(large, tmp_path):
     run("build", corpus.path, code=1)
     folder.unlink()
     folder.mkdir()
-    with prepared.locked(prepared.open_directory(folder)):  # another one is writing
+    with locked(open_directory(folder)):  # another one is writing
         run(*score, "--out", tmp_path / "b")
         assert not list(folder.glob("*.codes"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,9 +244,17 @@ def test_screened_classes_change_no_bit(rng, case, dtype):
             for threads, kernel in ((1, ""), (3, ""), *((1, name) for name in KERNELS)):
                 scorer = NativeScoreKernel(texts, mu, sigma, lam, threads, kernel=kernel)
                 np.testing.assert_array_equal(scorer.internal_scores(images), inner)
-                found = scorer.winners(images, similarities, ids, scale, shift)
+                found = scorer.winners(images, similarities, ids, tables_of(scale, shift, rng))
                 for one, other in zip(found, expected, strict=True):
                     np.testing.assert_array_equal(one, other)
+
+
+def tables_of(scale, shift, rng):
+    """Tables with some of the rows kept from earlier, and the others computed since."""
+    order = rng.permutation(len(scale))
+    rows = np.stack([scale[order], shift[order]], axis=1)
+    kept = int(rng.integers(len(scale) + 1))
+    return SimpleNamespace(places=np.argsort(order), kept=rows[:kept].copy(), fresh=rows[kept:])
 
 
 def first_smallest(row):
@@ -277,14 +286,15 @@ def test_rare_entries_bring_others_into_the_tables(rng):
         known.append(tables.known)
     assert all(count % 256 == 0 for count in known) and known == sorted(known) and known[-1] < 5000
     mu, sigma = scorer.calibration.statistics(vocabulary)
-    np.testing.assert_array_equal(tables.scale[first.ids], np.float32(1 / sigma[first.ids]))
-    np.testing.assert_array_equal(tables.shift[first.ids], np.float32((mu / sigma)[first.ids]))
-    tables.scale[first.ids] = 7  # what is known is not computed again
+    rows = tables.rows(first.ids)
+    np.testing.assert_array_equal(rows[..., 0, :], np.float32(1 / sigma[first.ids]))
+    np.testing.assert_array_equal(rows[..., 1, :], np.float32((mu / sigma)[first.ids]))
+    tables.fresh[tables.places[first.ids]] = 7  # what is known is not computed again
     tables.require(np.arange(5000))
     assert tables.known == 5000
-    right = np.float32(1 / sigma)
+    right = np.stack([np.float32(1 / sigma), np.float32(mu / sigma)], axis=1)
     right[first.ids] = 7
-    np.testing.assert_array_equal(tables.scale, right)
+    np.testing.assert_array_equal(tables.rows(np.arange(5000)), right)
 
 
 @pytest.mark.parametrize("native", sorted({False, score_kernel_available()}))

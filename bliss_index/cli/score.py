@@ -94,7 +94,8 @@ def score(
         bool,
         typer.Option(
             "--keep-search/--no-keep-search",
-            help="Keep the prepared search of a large vocabulary in CORPUS/search, for other jobs.",
+            help="Keep the prepared search of a large vocabulary in CORPUS/search, and its tables "
+            "in CALIBRATION/tables, for other jobs.",
         ),
     ] = True,
     memory: MemoryOption = None,

@@ -14,6 +14,7 @@ from bliss_index.calibration.files import (
 )
 from bliss_index.errors import BlissError, InvalidInputError, StoreError
 from bliss_index.jobs.description import JOB_NAME, MANIFEST_NAME, SCREEN_KIND, JobDescription
+from bliss_index.scoring.kept_tables import TABLES, verify_tables
 from bliss_index.scoring.score_verify import verify_scores
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
@@ -99,6 +100,9 @@ def _verify_calibration(directory: Directory) -> VerificationReport:
     try:
         report.rows = len(Calibration(*read_calibration(directory)).classes)
         add_leftovers(directory, {classes_file(directory) or ""}, report, CLASSES_NAME, ("",))
+        tables = {record.file for record in verify_tables(directory.uri)}
+        report.files += len(tables)
+        add_leftovers(directory, tables, report, TABLES.names, (TABLES.folder,))
     except BlissError as error:
         report.add(str(error))
     return report
@@ -126,13 +130,13 @@ def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
 
 
 def _verify_prepared(path: str | Path, report: VerificationReport) -> None:
-    from bliss_index.search.prepared import CODES_NAME, SEARCH_FOLDER, verify_prepared
+    from bliss_index.search.prepared import CODES, verify_prepared
 
     store = EmbeddingStore(path, StoreManifest.read(path))
     try:
         records = verify_prepared(store)
         report.files += len(records)
         named = {record.file for record in records}
-        add_leftovers(open_directory(path), named, report, CODES_NAME, (SEARCH_FOLDER,))
+        add_leftovers(open_directory(path), named, report, CODES.names, (CODES.folder,))
     except BlissError as error:
         report.add(str(error))

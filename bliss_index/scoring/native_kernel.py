@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.scoring.tables import ExternalTables
 from bliss_index.search.inputs import as_matrix, require_dim
 from bliss_index.search.isolation import isolated
 from bliss_index.search.native.backend import load_native
@@ -82,8 +83,7 @@ class NativeScoreKernel:
         images: npt.NDArray[Any],
         similarities: npt.NDArray[np.float32],
         ids: npt.NDArray[np.int64],
-        scale: npt.NDArray[np.float32],
-        shift: npt.NDArray[np.float32],
+        tables: ExternalTables,
     ) -> Winners:
         """Find the class of the smallest total.
 
@@ -92,9 +92,9 @@ class NativeScoreKernel:
         images
             (n, d) embeddings.
         similarities, ids
-            (n, k) of the search; ids are valid rows of the tables.
-        scale, shift
-            (W, C) tables; an entry adds similarity * scale - shift.
+            (n, k) of the search.
+        tables
+            Where all these entries are known; one adds similarity * scale - shift.
 
         Returns
         -------
@@ -108,8 +108,8 @@ class NativeScoreKernel:
         nearest = np.empty(n, dtype=np.int64)
         self._kernel.score(
             rows.ctypes.data, rows.itemsize, *rows.shape,
-            similarities.ctypes.data, ids.ctypes.data, k, scale.ctypes.data, shift.ctypes.data,
-            self._threads,
+            similarities.ctypes.data, ids.ctypes.data, k, tables.places.ctypes.data,
+            len(tables.kept), tables.kept.ctypes.data, tables.fresh.ctypes.data, self._threads,
             anomaly.ctypes.data, nearest.ctypes.data, inner.ctypes.data, outer.ctypes.data,
         )  # fmt: skip
         return anomaly, nearest, inner, outer

@@ -70,7 +70,7 @@ class PartScorer:
         progress: Callable[[int], None] | None = None,
         notify: Callable[[str], None] | None = None,
     ) -> None:
-        self._scorer = scorer
+        self.scorer = scorer
         self._directory = directory
         self._batch_rows = batch_rows
         self._table = ScoreTable(
@@ -123,7 +123,7 @@ class PartScorer:
                 for rows in source.read(self._batch_rows, checked=False):
                     if output.failed:
                         break
-                    yield _Batch(output, rows, self._scorer.stage(rows.good_embeddings))
+                    yield _Batch(output, rows, self.scorer.stage(rows.good_embeddings))
             except Exception as error:
                 output.fail(error)
             yield output
@@ -139,7 +139,7 @@ class PartScorer:
 
     def _finish(self, batch: _Batch, found: Found) -> None:
         """Score rows whose search is done, and write them."""
-        scores = self._scorer.combine(batch.images, *found)
+        scores = self.scorer.combine(batch.images, *found)
         batch.output.add(self._table.of(batch.rows, scores))
 
     def _search(self, images: Any) -> Found:
@@ -149,7 +149,7 @@ class PartScorer:
         while start < images.shape[0] or not pieces:
             piece = images[start : start + self._batch_rows]
             try:
-                pieces.append(self._scorer.find(piece))
+                pieces.append(self.scorer.find(piece))
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or self._batch_rows <= _LEAST_BATCH_ROWS:
                     raise
@@ -157,4 +157,4 @@ class PartScorer:
                 self._notify(f"out of memory: going on with batches of {self._batch_rows} images")
                 continue
             start += max(1, piece.shape[0])
-        return pieces[0] if len(pieces) == 1 else self._scorer.join(pieces)
+        return pieces[0] if len(pieces) == 1 else self.scorer.join(pieces)

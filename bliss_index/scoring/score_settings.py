@@ -13,6 +13,7 @@ from bliss_index.calibration import Calibration
 from bliss_index.calibration.calibration import require_weight
 from bliss_index.devices import resolve_device
 from bliss_index.errors import InvalidInputError, StoreError
+from bliss_index.scoring.kept_tables import keep_tables, read_tables
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.scoring.scorer import BlissScorer, Scorer
 from bliss_index.search.protocol import TensorSearch
@@ -42,8 +43,9 @@ class ScoreSettings:
     threads
         Threads of one process; None for all.
     keep_search
-        Whether a search that had to be prepared is kept beside the corpus, for other jobs; see
-        :mod:`bliss_index.search.prepared`.
+        Whether a search that had to be prepared is kept beside the corpus, and tables that took
+        long beside the calibration, for other jobs; see :mod:`bliss_index.search.prepared` and
+        :mod:`bliss_index.scoring.kept_tables`.
     explain
         Whether the output names the k entries of every image and what they contributed.
     threshold
@@ -233,7 +235,13 @@ class ScoringInputs:
             self.calibration,
             lam=self.lam,
             threads=self.settings.threads,
+            before=read_tables(self.settings.calibration, self.calibration, self.corpus),
         )
+
+    def keep_tables(self, scorer: Scorer) -> None:
+        """Keep what a finished job computed of the tables, where it pays and that is wanted."""
+        if self.settings.keep_search and isinstance(scorer, BlissScorer):
+            keep_tables(scorer.tables, self.settings.calibration, self.calibration, self.corpus)
 
     def _open_search(self, keep: bool = False) -> ExactSearch | FaissSearch:
         settings = self.settings

@@ -211,7 +211,7 @@ class ScoreWork:
             progress=progress,
             notify=notify,
         )
-        return ScoreWorker(scorer, self.images)
+        return ScoreWorker(scorer, self.images, inputs)
 
     def manifest(self, directory: Directory, files: Iterable[PartFile]) -> Mapping[str, Any]:
         values: dict[str, Any] = {
@@ -235,12 +235,13 @@ class ScoreWork:
 class ScoreWorker:
     """Scores parts; see :class:`bliss_index.jobs.Worker`."""
 
-    def __init__(self, scorer: PartScorer, images: JobInput) -> None:
+    def __init__(self, scorer: PartScorer, images: JobInput, inputs: ScoringInputs) -> None:
         self._scorer = scorer
         self._images = images
+        self._inputs = inputs
 
     def run(self, parts: Iterable[Part]) -> Iterator[Outcome]:
-        """Score parts, the end of each beside the beginning of the next."""
+        """Score parts, the end of each beside the beginning of the next; then keep the tables."""
         pairs = ((part, self._images.find(part)) for part in parts)
         with one_blas_thread(), contextlib.closing(self._scorer.score_parts(pairs)) as outcomes:
             for outcome in outcomes:
@@ -248,6 +249,7 @@ class ScoreWorker:
                     yield Outcome(outcome.index, outcome.record)
                 else:
                     yield Outcome.failed(outcome.index, outcome.error)
+        self._inputs.keep_tables(self._scorer.scorer)
 
 
 def _sample(part: InputPart) -> npt.NDArray[Any]:

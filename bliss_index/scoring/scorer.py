@@ -15,7 +15,7 @@ from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
 from bliss_index.scoring.formulas import Scores
 from bliss_index.scoring.native_kernel import NativeScoreKernel, Winners, score_kernel_available
-from bliss_index.scoring.tables import ExternalTables
+from bliss_index.scoring.tables import ExternalTables, KnownRows
 from bliss_index.search.inputs import as_matrix
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import TopKSearch
@@ -78,6 +78,8 @@ class BlissScorer:
         Whether to use the compiled code for what follows the search; by default wherever it is
         installed. It adds the d terms of an internal score in another order than numpy does, so
         these agree to 1e-12 or better; everything else is the same.
+    before
+        Rows of the tables that were computed before; see :mod:`bliss_index.scoring.kept_tables`.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class BlissScorer:
         lam: float = 0.5,
         threads: int | None = None,
         native: bool | None = None,
+        before: KnownRows | None = None,
     ) -> None:
         require_fitting(search, vocabulary, calibration, lam)
         self._made_of = (search, vocabulary, calibration)
@@ -102,7 +105,7 @@ class BlissScorer:
         self.search = search
         self.calibration = calibration
         self.lam = float(lam)
-        self.tables = ExternalTables(vocabulary, calibration, threads)
+        self.tables = ExternalTables(vocabulary, calibration, threads, before)
         vectors, self._mu, self._sigma = calibration.class_terms(self.tables.prior)
         self._vectors = vectors.T.copy()
         self._native = None
@@ -164,8 +167,7 @@ class BlissScorer:
         images = as_matrix(images, "images")
         self.tables.require(ids)
         if self._native is not None:
-            scale, shift = self.tables.scale, self.tables.shift
-            winners = self._native.winners(images, similarities, ids, scale, shift)
+            winners = self._native.winners(images, similarities, ids, self.tables)
             return Scores(*winners, similarities, ids)
         n = similarities.shape[0]
         anomaly, internal, external = np.empty(n), np.empty(n), np.empty(n)
@@ -247,8 +249,9 @@ class BlissScorer:
     def _term(
         self, similarity: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
-        scale = self.tables.scale[ids].astype(np.float64)
-        return np.asarray(similarity.astype(np.float64)[:, None] * scale - self.tables.shift[ids])
+        rows = self.tables.rows(ids)
+        scale = rows[:, 0].astype(np.float64)
+        return np.asarray(similarity.astype(np.float64)[:, None] * scale - rows[:, 1])
 
 
 def require_fitting(

@@ -14,13 +14,13 @@ is never used and never an error: the search is prepared anew, and takes its pla
 from __future__ import annotations
 
 import logging
-import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
 from bliss_index.search.duplicates import Duplicates
@@ -29,18 +29,14 @@ from bliss_index.search.native.backend import NativeBackend, load_native
 from bliss_index.search.protocol import Corpus, Prepared, ShardedCorpus
 from bliss_index.search.sharded import Matrix, ShardedRows
 from bliss_index.storage import open_directory
-from bliss_index.storage.cache import checked_file
-from bliss_index.storage.directory import LocalDirectory, read_named, write_json
-from bliss_index.storage.files import output_error, parse_json
-from bliss_index.storage.locks import locked
+from bliss_index.storage.directory import LocalDirectory, read_named
+from bliss_index.storage.kept import KeptFiles
 
-FORMAT_VERSION = 1
 SEARCH_FOLDER = "search"
-CODES_NAME = re.compile(r"([a-z0-9-]+)\.[0-9a-f]{16}\.codes")
+CODES = KeptFiles(SEARCH_FOLDER, "codes", format_version=1)
 KEPT_FROM = 50_000
 """Entries from which preparing takes so long that it is kept unasked."""
 
-_WRITTEN_AT_ONCE = 1 << 26
 _WAIT_SECONDS = 600.0
 _LOGGER = logging.getLogger("bliss_index")
 
@@ -149,14 +145,13 @@ def read_prepared(corpus: Corpus, kernel: str) -> Prepared | None:
     def mapped(record: PreparedRecord | None) -> Prepared | None:
         if record is None:
             return None
-        directory = open_directory(corpus.path)
-        path = checked_file(directory, f"{SEARCH_FOLDER}/{record.file}", record.sha256)
-        content = np.memmap(path, dtype=np.uint8, mode="r")
+        content = CODES.mapped(corpus.path, record.file, record.sha256)
         size = _packed_bytes(kernel, record)
         behind = 8 * (2 * record.sets + 1 + record.rows) if record.sets < record.rows else 0
         if content.size != size + behind:
             raise CorruptStoreError(
-                f"{path} has {content.size} bytes, its record speaks of {size + behind}"
+                f"{CODES.path(corpus.path, record.file)} has {content.size} bytes, its record "
+                f"speaks of {size + behind}"
             )
         if not behind:
             return Prepared(kernel, content)
@@ -193,41 +188,23 @@ def save_prepared(
         raise InvalidInputError(
             f"{search.describe()}: nothing is packed that could be kept; use backend='native'"
         )
-    directory = open_directory(corpus.path)
-    folder = open_directory(f"{directory.uri}/{SEARCH_FOLDER}")
-    folder.make()
     same = prepared.duplicates
-    with locked(folder, wait=wait):
-        earlier = _files_of(prepared.kernel, folder.names())
-        file = folder.new_file()
-        try:
-            for start in range(0, prepared.packed.size, _WRITTEN_AT_ONCE):
-                file.sink.write(prepared.packed[start : start + _WRITTEN_AT_ONCE])
-            for part in () if same is None else (same.first, same.starts, same.members):
-                file.sink.write(np.ascontiguousarray(part, dtype="<i8"))
-            digest = file.sink.sha256
-            record = PreparedRecord(
-                kernel=prepared.kernel,
-                file=f"{prepared.kernel}.{digest[:16]}.codes",
-                sha256=digest,
-                rows=corpus.rows,
-                sets=corpus.rows if same is None else int(same.first.size),
-                dim=corpus.dim,
-                content_hash=corpus.content_hash,
-                packed_version=_packed_version(),
-            )
-            file.commit(record.file)
-        except OSError as error:
-            raise output_error(f"{folder.uri}/{prepared.kernel}", error) from error
-        finally:
-            file.discard()
-        values = {"format_version": FORMAT_VERSION, **asdict(record)}
-        write_json(folder, f"{prepared.kernel}.json", values)
-        for name in earlier:  # of this kernel, which readers may just have opened
-            if name != record.file:
-                with suppress(OutputError):
-                    folder.remove(name)
-    return record
+    facts = {
+        "kernel": prepared.kernel,
+        "rows": corpus.rows,
+        "sets": corpus.rows if same is None else int(same.first.size),
+        "dim": corpus.dim,
+        "content_hash": corpus.content_hash,
+        "packed_version": _packed_version(),
+    }
+    sets = [] if same is None else [same.first, same.starts, same.members]
+
+    def content() -> list[npt.NDArray[Any]]:
+        return [prepared.packed, *(part.astype("<i8", copy=False) for part in sets)]
+
+    return PreparedRecord(
+        **CODES.write(corpus.path, prepared.kernel, content, lambda: facts, wait=wait)
+    )
 
 
 def prepared_records(corpus: Corpus) -> list[PreparedRecord]:
@@ -238,32 +215,20 @@ def prepared_records(corpus: Corpus) -> list[PreparedRecord]:
     CorruptStoreError
         A record is damaged.
     """
-    directory = open_directory(corpus.path)
     records = []
-    for name in sorted(directory.names(SEARCH_FOLDER)):
-        if not name.endswith(".json"):
-            continue
-        path = f"{directory.uri}/{SEARCH_FOLDER}/{name}"
-        try:
-            values = parse_json(directory.read(f"{SEARCH_FOLDER}/{name}"), path)
-        except FileNotFoundError:
-            continue  # replaced just now
-        if values.pop("format_version", None) != FORMAT_VERSION:
-            continue
+    for name, values in CODES.records(corpus.path).items():
         try:
             record = PreparedRecord(**values)
-            named = CODES_NAME.fullmatch(record.file)
             numbers = (record.rows, record.sets, record.dim, record.packed_version)
             if (
-                named is None
-                or name != f"{named[1]}.json"
-                or record.kernel != named[1]
-                or record.sets > record.rows
+                not CODES.is_file_of(name, record.file)
+                or record.kernel != name
                 or not all(type(number) is int and number > 0 for number in numbers)
+                or record.sets > record.rows
             ):
                 raise ValueError("its fields do not fit each other")
         except (TypeError, ValueError) as error:
-            raise CorruptStoreError(f"{path} is damaged ({error})") from error
+            raise CODES.damaged(corpus.path, name, error) from error
         records.append(record)
     return records
 
@@ -283,18 +248,10 @@ def verify_prepared(corpus: Corpus) -> list[PreparedRecord]:
     CorruptStoreError
         A record or a file is damaged, or a file is missing.
     """
-    directory = open_directory(corpus.path)
     records = prepared_records(corpus)
     for record in records:
-        name = f"{SEARCH_FOLDER}/{record.file}"
-        try:
-            checked_file(directory, name, record.sha256)
-        except FileNotFoundError as error:
-            raise CorruptStoreError(
-                f"{directory.uri}/{name} is missing; {_again(corpus)}"
-            ) from error
-        except CorruptStoreError as error:
-            raise CorruptStoreError(f"{error}; {_again(corpus)}") from error
+        again = f"make it again: bliss-index build {corpus.path}"
+        CODES.verify(corpus.path, record.file, record.sha256, again)
     return records
 
 
@@ -315,15 +272,6 @@ def describe_prepared(corpus: Corpus, *, keep: bool) -> str:
                 return "prepared before"
     kept = keep and corpus.rows >= KEPT_FROM
     return f"prepared now, to be kept in {corpus.path}/{SEARCH_FOLDER}" if kept else "prepared now"
-
-
-def _again(corpus: Corpus) -> str:
-    return f"make it again: bliss-index build {corpus.path}"
-
-
-def _files_of(kernel: str, names: Any) -> list[str]:
-    found = ((name, CODES_NAME.fullmatch(name)) for name in names)
-    return [name for name, named in found if named is not None and named[1] == kernel]
 
 
 def _packed_bytes(kernel: str, record: PreparedRecord) -> int:

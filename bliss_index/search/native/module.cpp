@@ -104,13 +104,15 @@ bliss::ScoreKernel* make_score_kernel(std::uintptr_t texts, std::uintptr_t mu, s
 
 void score_images(const bliss::ScoreKernel& kernel, std::uintptr_t images, int bytes, std::size_t count,
                 std::size_t dim, std::uintptr_t similarities, std::uintptr_t ids, std::size_t k,
-                std::uintptr_t scale, std::uintptr_t shift, std::size_t threads,
+                std::uintptr_t places, std::size_t kept_rows, std::uintptr_t kept,
+                std::uintptr_t fresh, std::size_t threads,
                 std::uintptr_t anomaly, std::uintptr_t nearest, std::uintptr_t internal,
                 std::uintptr_t external) {
   run_interruptible([&](const std::function<bool()>& idle) {
     return kernel.score(rows_at(images, bytes, count, dim),
                       {at<const float>(similarities), at<const std::int64_t>(ids), count, k,
-                       at<const float>(scale), at<const float>(shift)},
+                       {at<const std::int64_t>(places), kept_rows, at<const float>(kept),
+                        at<const float>(fresh)}},
                       threads, idle,
                       {at<double>(anomaly), at<std::int64_t>(nearest), at<double>(internal),
                        at<double>(external)});

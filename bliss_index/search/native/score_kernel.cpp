@@ -172,10 +172,10 @@ void ScoreKernel::sum_entries(const Found& found, std::size_t row, double* sum) 
   std::fill(sum, sum + classes_, 0.0);
   const std::size_t from = row * found.k, last = found.count * found.k - 1;
   for (std::size_t at = from; at < from + found.k; ++at) {
-    const std::size_t entry = std::size_t(found.ids[at]) * classes_;
-    const std::size_t next = std::size_t(found.ids[std::min(at + 1, last)]) * classes_;
-    add_entry(sum, found.scale + entry, found.shift + entry, double(found.similarities[at]),
-              classes_, found.scale + next, found.shift + next);
+    const float* const entry = found.tables.row(found.ids[at], classes_);
+    const float* const next = found.tables.row(found.ids[std::min(at + 1, last)], classes_);
+    add_entry(sum, entry, entry + classes_, double(found.similarities[at]), classes_, next,
+              next + classes_);
   }
 }
 

@@ -11,14 +11,26 @@
 
 namespace bliss {
 
+// What normalises similarities: of every entry that is known, a row of the scales of all classes and
+// then of their shifts. The first rows are kept from earlier, the others behind them are new.
+struct Tables {
+  const std::int64_t* places;  // of an entry's row
+  std::size_t kept_rows;
+  const float* kept;
+  const float* fresh;
+  const float* row(std::int64_t entry, std::size_t classes) const {
+    const std::size_t place = std::size_t(places[entry]);
+    return place < kept_rows ? kept + 2 * classes * place : fresh + 2 * classes * (place - kept_rows);
+  }
+};
+
 // What the search found, and the tables that normalise it. Arrays are C-contiguous: similarities
-// and ids (rows x k), tables (entries x classes).
+// and ids (rows x k).
 struct Found {
   const float* similarities;
   const std::int64_t* ids;
   std::size_t count, k;
-  const float* scale;
-  const float* shift;
+  Tables tables;
 };
 
 // A number per row.

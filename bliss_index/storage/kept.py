@@ -1,0 +1,176 @@
+"""Files that can be made again, kept beside what they were made of.
+
+``<folder>/<name>.<hash>.<suffix>`` holds the content, and ``<folder>/<name>.json`` names it and
+says of what it was made. The content is whole before the record names it, and its hash is
+compared when it is opened. Who uses one decides whether a record still fits, and makes the file
+again where it does not, is damaged, or is not there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bliss_index.errors import CorruptStoreError, OutputError
+from bliss_index.storage.cache import checked_file
+from bliss_index.storage.directory import open_directory, write_json
+from bliss_index.storage.files import output_error, parse_json
+from bliss_index.storage.locks import locked
+
+_WAIT_SECONDS = 600.0
+_WRITTEN_AT_ONCE = 1 << 26
+
+
+@dataclass(frozen=True)
+class KeptFiles:
+    """What one room keeps in a folder.
+
+    Attributes
+    ----------
+    folder
+        Its name in the directory of what the files were made of.
+    suffix
+        Of their names.
+    format_version
+        Of the files and records; those of another one are left alone.
+    """
+
+    folder: str
+    suffix: str
+    format_version: int
+
+    @property
+    def names(self) -> re.Pattern[str]:
+        """What files are called; the first group is a file's name without hash and suffix."""
+        return re.compile(rf"([a-z0-9-]+)\.[0-9a-f]{{16}}\.{self.suffix}")
+
+    def write(
+        self,
+        location: str | Path,
+        name: str,
+        make: Callable[[], Iterable[npt.NDArray[Any]]],
+        facts: Callable[[], Mapping[str, Any]],
+        *,
+        wait: float = _WAIT_SECONDS,
+    ) -> dict[str, Any]:
+        """Write a file and its record, atomically; the file that was named before goes.
+
+        Parameters
+        ----------
+        location
+            The directory of what it is made of.
+        name
+            Of the file: small letters, digits and hyphens.
+        make
+            Called while others are kept out: the arrays whose bytes are the content.
+        facts
+            Called then: of what it is made, for the record.
+        wait
+            Seconds to wait for another process that is writing there.
+
+        Returns
+        -------
+        The record: the facts, ``file`` and ``sha256``.
+
+        Raises
+        ------
+        OutputError
+            The folder cannot be written, or another process is writing there.
+        """
+        folder = open_directory(f"{open_directory(location).uri}/{self.folder}")
+        folder.make()
+        with locked(folder, wait=wait):
+            earlier = [
+                file for file in folder.names()
+                if (named := self.names.fullmatch(file)) is not None and named[1] == name
+            ]  # fmt: skip
+            new = folder.new_file()
+            try:
+                for array in make():
+                    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                    for start in range(0, content.size, _WRITTEN_AT_ONCE):
+                        new.sink.write(content[start : start + _WRITTEN_AT_ONCE])
+                digest = new.sink.sha256
+                file = f"{name}.{digest[:16]}.{self.suffix}"
+                new.commit(file)
+            except OSError as error:
+                raise output_error(f"{folder.uri}/{name}", error) from error
+            finally:
+                new.discard()
+            record = {**facts(), "file": file, "sha256": digest}
+            write_json(folder, f"{name}.json", {"format_version": self.format_version, **record})
+            for one in earlier:  # which readers may just have opened
+                if one != file:
+                    with suppress(OutputError):
+                        folder.remove(one)
+        return record
+
+    def records(self, location: str | Path) -> dict[str, dict[str, Any]]:
+        """Read the records of a directory by their names; those of another version are left out.
+
+        Raises
+        ------
+        CorruptStoreError
+            A record is damaged.
+        """
+        directory = open_directory(location)
+        found = {}
+        for name in sorted(directory.names(self.folder)):
+            if not name.endswith(".json"):
+                continue
+            try:
+                data = directory.read(f"{self.folder}/{name}")
+            except FileNotFoundError:
+                continue  # replaced just now
+            values = parse_json(data, self.path(location, name))
+            if values.pop("format_version", None) == self.format_version:
+                found[name.removesuffix(".json")] = values
+        return found
+
+    def path(self, location: str | Path, name: str) -> str:
+        """Where a file or record is, for messages."""
+        return f"{open_directory(location).uri}/{self.folder}/{name}"
+
+    def damaged(self, location: str | Path, name: str, why: object) -> CorruptStoreError:
+        """Build the error for a record whose values cannot be."""
+        return CorruptStoreError(f"{self.path(location, name + '.json')} is damaged ({why})")
+
+    def is_file_of(self, name: str, file: object) -> bool:
+        """Whether a record of this name may name this file."""
+        named = self.names.fullmatch(file) if isinstance(file, str) else None
+        return named is not None and named[1] == name
+
+    def mapped(self, location: str | Path, file: str, sha256: str) -> npt.NDArray[np.uint8]:
+        """Compare a file, or its local copy, with its hash and map it.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is missing.
+        CorruptStoreError
+            It has another hash.
+        """
+        path = checked_file(open_directory(location), f"{self.folder}/{file}", sha256)
+        return np.memmap(path, dtype=np.uint8, mode="r")
+
+    def verify(self, location: str | Path, file: str, sha256: str, again: str) -> None:
+        """Compare a file with its hash.
+
+        Raises
+        ------
+        CorruptStoreError
+            It is missing or altered; `again` says how it is made.
+        """
+        try:
+            checked_file(open_directory(location), f"{self.folder}/{file}", sha256)
+        except FileNotFoundError as error:
+            raise CorruptStoreError(f"{self.path(location, file)} is missing; {again}") from error
+        except CorruptStoreError as error:
+            raise CorruptStoreError(f"{error}; {again}") from error
