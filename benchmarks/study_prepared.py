@@ -101,6 +101,7 @@ def measure(place: Path, rounds: int) -> dict[str, Any]:
         for way, taken in times.items():
             if way != "later":
                 shutil.rmtree(search, ignore_errors=True)
+                shutil.rmtree(place / "calibration" / "tables", ignore_errors=True)
             elif not search.exists():  # a small vocabulary is kept only where it is asked for
                 corpus = EmbeddingStore.open(place / "corpus")
                 save_prepared(corpus_search(corpus), corpus)

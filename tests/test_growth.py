@@ -128,3 +128,78 @@ def test_new_photos_are_encoded_behind_the_others(tmp_path):
         "1 of what was planned have changed since, their rows stay as they were: 06.png",
     ]
     assert verify_store(tmp_path / "s").ok
+
+
+WORDS = [f"word {i}" for i in range(300)]
+
+
+def encode(words, out, notes=None, **options):
+    from bliss_index.encode.encode_work import EncoderSpec
+    from bliss_index.encode.text_work import encode_text_store
+
+    return encode_text_store(
+        EncoderSpec("bliss-tiny"), words, out, templates=["a {}"], rows_per_shard=100,
+        listener=notes, options=JobOptions(**options),
+    )  # fmt: skip
+
+
+def test_new_entries_of_a_vocabulary_are_encoded_behind_the_others(tmp_path):
+    out = tmp_path / "corpus"
+    first = encode(WORDS[:230], out)
+    assert (first.rows, first.rows_now) == (230, 230)
+    content = EmbeddingStore.open(out).content_hash
+    notes = Notes()
+    more = ["new at the top", *WORDS[:50], "Café ☕", *WORDS[50:]]
+    second = encode(more, out, notes)
+    assert (second.rows, second.rows_now, second.complete) == (302, 72, True)
+    assert "the input has grown by 72 rows in 1 parts" in notes.texts
+    store = EmbeddingStore.open(out)
+    behind = ["new at the top", "Café ☕", *WORDS[230:]]
+    assert store.texts() == [*WORDS[:230], *behind] and store.content_hash != content
+    assert verify_store(out).ok
+    encode(store.texts(), tmp_path / "whole")
+    whole = EmbeddingStore.open(tmp_path / "whole").embeddings("float32")
+    np.testing.assert_allclose(store.embeddings("float32"), whole, atol=2e-3)
+    # Neither another order nor another run does anything, and it may grow again.
+    for again in (more, sorted(more)):
+        assert encode(again, out).rows_now == 0
+    assert encode([*more, "one"], out, workers=2).rows == 303
+    assert EmbeddingStore.open(out).texts()[-1] == "one"
+
+
+def test_entries_that_are_gone_are_named(tmp_path):
+    out = tmp_path / "corpus"
+    encode(WORDS, out)
+    before = result(out)
+    with pytest.raises(JobError, match="2 of the entries .*: 'word 7', 'word 150'; put them back"):
+        encode([word for word in WORDS if word not in ("word 7", "word 150")] + ["more"], out)
+    assert result(out) == before
+
+
+def test_tasks_of_an_array_have_the_entries_that_were_planned(tmp_path):
+    out = tmp_path / "corpus"
+    encode(WORDS, out, task="0/2")
+    with pytest.raises(JobError, match="begun without 1 of these entries; .*without --task"):
+        encode([*WORDS, "more"], out, task="1/2")
+    with pytest.raises(JobError, match="'word 299'"):
+        encode(WORDS[:-1], out, task="1/2")
+    encode(WORDS, out, task="1/2")
+    assert encode([*WORDS, "more"], out).rows == 301
+    assert encode([*WORDS, "more"], out, task="1/2").rows_now == 0
+    assert EmbeddingStore.open(out).texts() == [*WORDS, "more"]
+
+
+def test_what_of_two_lists_is_in_one_alone():
+    from bliss_index.encode.text_work import _differences
+
+    random = np.random.default_rng(3)
+    for _ in range(50):
+        every = random.permutation(40)
+        rows = np.stack([every // 3, every % 3], axis=1).astype(np.uint64)  # equal halves, too
+        before = rows[: random.integers(1, 30)]
+        now = random.permutation(rows)[: random.integers(0, 40)]
+        new, gone = _differences(before, now)
+        listed = {tuple(row) for row in before.tolist()}
+        assert new.tolist() == [tuple(row) not in listed for row in now.tolist()]
+        listed = {tuple(row) for row in now.tolist()}
+        assert gone.tolist() == [tuple(row) not in listed for row in before.tolist()]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from command import run
 from bliss_index.bench.synthetic import clip_like
 from bliss_index.calibration import calibrate
 from bliss_index.errors import CorruptStoreError
-from bliss_index.report.verification import verify_directory as verify
+from bliss_index.report.verification import verify_directory
 from bliss_index.scoring import kept_tables
 from bliss_index.scoring.kept_tables import keep_tables, read_tables, tables_records
 from bliss_index.scoring.native_kernel import score_kernel_available
@@ -178,14 +179,14 @@ def test_damage_is_said_and_they_are_made_again(inputs, images, suffix, change, 
     inputs.keep_tables(scorer)
     (path,) = folder(inputs).glob(f"*.{suffix}")
     path.unlink() if change is None else damage(path, change)
-    report = verify(inputs.settings.calibration)
+    report = verify_directory(inputs.settings.calibration)
     assert len(report.problems) == 1 and str(path.parent) in report.problems[0]
     with caplog.at_level(logging.WARNING, "bliss_index"):
         again = reopened(inputs).make_scorer()
     assert "computed anew" in caplog.text and len(again.tables.kept) == 0
     same(again.score(images), expected)
     inputs.keep_tables(again)
-    assert verify(inputs.settings.calibration).ok
+    assert verify_directory(inputs.settings.calibration).ok
     assert len(reopened(inputs).make_scorer().tables.kept) == again.tables.known
 
 
@@ -246,3 +247,14 @@ def test_jobs_write_and_read_them(inputs, tmp_path):
     run(*score, "--out", tmp_path / "d")  # not kept, which is no error
     assert outputs(tmp_path / "d") == outputs(tmp_path / "a")
     assert folder(inputs).read_text() == "in the way"
+
+
+def test_two_jobs_that_end_at_once(inputs):
+    halves = [inputs.make_scorer() for _ in range(2)]
+    for number, scorer in enumerate(halves):
+        scorer.tables.require(np.arange(500 * number, 500 * number + 500))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(inputs.keep_tables, halves))
+    rows = read_tables(inputs.settings.calibration, inputs.calibration, inputs.corpus)
+    np.testing.assert_array_equal(rows.ids, np.arange(1000))
+    assert verify_directory(inputs.settings.calibration).ok

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bliss_index.encode.encode_work import (
     EncoderSpec,
@@ -27,10 +28,12 @@ from bliss_index.encode.encode_work import (
 from bliss_index.encode.model import Encoder
 from bliss_index.encode.spooled_vocabulary import SpooledVocabulary
 from bliss_index.encode.streams import in_threads
-from bliss_index.errors import InvalidInputError
-from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Record, run
+from bliss_index.errors import InvalidInputError, JobError, listed
+from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
+from bliss_index.jobs.job import find_job
+from bliss_index.jobs.part import Growth
 from bliss_index.jobs.work import Notify, Progress
-from bliss_index.storage import Directory
+from bliss_index.storage import Directory, open_directory
 from bliss_index.store.shards import ShardColumns
 from bliss_index.vocabulary import render_prompts, require_template
 
@@ -50,7 +53,8 @@ def encode_text_store(
 ) -> EncodeSummary:
     """Encode entries into a text store, or go on where an earlier run stopped.
 
-    A complete store of the same entries, model and settings is left as it is.
+    A complete store of the same entries, model and settings is left as it is. Entries that are new
+    are encoded behind the others.
 
     Parameters
     ----------
@@ -73,7 +77,8 @@ def encode_text_store(
     Raises
     ------
     JobError, StoreError, OutputError
-        The output cannot be begun or continued, or it holds something else.
+        The output cannot be begun or continued, or it holds something else; or entries that it
+        was begun with are gone, which are named.
     InvalidInputError
         There are no entries or templates, or a template is malformed.
     """
@@ -90,9 +95,10 @@ def encode_text_store(
     rows = rows_per_shard or rows_begun_with(output) or rows_of_a_part(len(entries), ROWS_PER_SHARD)
     spec = LoadedEncoder(encoder) if isinstance(encoder, Encoder) else encoder
     work = TextWork(
-        spec, device, dtype, rows, streams_of(encoder, options), tuple(templates),
-        _entries_sha256(entries), entries,
-    )  # fmt: skip
+        spec, device, dtype, rows, streams_of(encoder, options), tuple(templates), entries
+    )
+    if options.task is not None:
+        work.require_planned(output)
     return summed_up(run(work, output, options, listener), output, options.task)
 
 
@@ -101,7 +107,6 @@ class TextWork(EncodeWork):
     """What to encode; see :func:`encode_text_store`. Entries travel in the parts alone."""
 
     templates: tuple[str, ...]
-    entries_sha256: str
     entries: Iterable[str]
 
     command = "'bliss-index encode-text'"
@@ -117,21 +122,55 @@ class TextWork(EncodeWork):
     def attributes(self) -> dict[str, Any]:
         return {
             "templates": list(self.templates),
-            "entries_sha256": self.entries_sha256,
             "rows_per_shard": self.rows_per_shard,
         }
 
     def parts(self) -> Iterator[Part]:
-        source = iter(self.entries)
-        for index in itertools.count():
-            entries = list(itertools.islice(source, self.rows_per_shard))
-            if not entries:
-                return
-            first = index * self.rows_per_shard
-            detail = json.dumps(entries)
+        return self._parts_of(self.entries, 0, 0)
+
+    def _parts_of(self, entries: Iterable[str], index: int, row: int) -> Iterator[Part]:
+        source = iter(entries)
+        while some := list(itertools.islice(source, self.rows_per_shard)):
+            detail = json.dumps(some)
             digest = hashlib.sha256(detail.encode()).hexdigest()
-            name = f"entries {first} to {first + len(entries) - 1}"
-            yield Part(index, name, len(entries), digest, detail)
+            yield Part(index, f"entries {row} to {row + len(some) - 1}", len(some), digest, detail)
+            index, row = index + 1, row + len(some)
+
+    def grown(self, kept: Plan, now: Plan) -> Growth:
+        """Find the entries that came in, wherever in the list.
+
+        Raises
+        ------
+        JobError
+            Entries are gone: they would go on being searched.
+        """
+        planned, listed_now = _hashes(kept), _hashes(now)
+        new, gone = _differences(planned, listed_now)
+        if gone.any():
+            names = [repr(entry) for entry in itertools.compress(_entries(kept), gone.tolist())]
+            raise JobError(
+                f"{len(names)} of the entries that it was begun with are gone: {listed(names)}; "
+                "put them back, or choose another output"
+            )
+        more = itertools.compress(_entries(now), new.tolist())
+        parts = self._parts_of(more, len(kept), len(planned))
+        return Growth(parts, [], [], [])
+
+    def is_same(self, part: Part, record: Record) -> str:
+        return ""  # other entries have been found one by one
+
+    def require_planned(self, output: str | Path) -> None:
+        """Raise JobError unless a job that stands in a directory has just these entries."""
+        directory = open_directory(output)
+        found = find_job(directory, self.kind, self.command)
+        if found is None or found.plan is None:
+            return
+        growth = self.grown(Plan.read(directory, found.plan), Plan.of(self.parts()))
+        if rows := sum(part.rows for part in growth.parts):
+            raise JobError(
+                f"{directory.uri} was begun without {rows} of these entries; run the command once "
+                "without --task, which adds them"
+            )
 
     def open(
         self, directory: Directory, device: str, progress: Progress, notify: Notify
@@ -188,7 +227,28 @@ class TextWorker:
         )
 
 
-def _entries_sha256(entries: Sequence[str] | SpooledVocabulary) -> str:
-    if isinstance(entries, SpooledVocabulary):
-        return entries.sha256
-    return hashlib.sha256("\n".join(entries).encode("utf-8", "surrogatepass")).hexdigest()
+def _entries(parts: Iterable[Part]) -> Iterator[str]:
+    for part in parts:
+        yield from json.loads(part.detail)
+
+
+def _hashes(parts: Iterable[Part]) -> npt.NDArray[np.uint64]:
+    """128 bits of every entry: (n, 2)."""
+    found = [np.empty((0, 2), dtype=np.uint64)]
+    for part in parts:
+        lines = (entry.encode("utf-8", "surrogatepass") for entry in json.loads(part.detail))
+        digests = b"".join(hashlib.blake2b(line, digest_size=16).digest() for line in lines)
+        found.append(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
+    return np.concatenate(found)
+
+
+def _differences(
+    before: npt.NDArray[np.uint64], now: npt.NDArray[np.uint64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which of the rows of `now` are not in `before`, and the other way; each has a row once."""
+    both = np.concatenate([before, now])
+    order = np.lexsort((both[:, 0], both[:, 1]))
+    twice = (both[order[1:]] == both[order[:-1]]).all(axis=1)
+    alone = np.ones(len(both), dtype=bool)
+    alone[order[1:][twice]] = alone[order[:-1][twice]] = False
+    return alone[len(before) :], alone[: len(before)]
