@@ -19,6 +19,7 @@ from bliss_index.scoring.kept_tables import keep_tables, read_tables, tables_rec
 from bliss_index.scoring.native_kernel import score_kernel_available
 from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
 from bliss_index.scoring.tables import ExternalTables
+from bliss_index.storage.kept import write_arrays
 from bliss_index.store import EmbeddingStore
 
 DIM, CLASSES, ENTRIES = 24, 3, 2000
@@ -215,7 +216,9 @@ def test_ids_that_cannot_be(inputs, images):
     def write(ids):
         content = [np.array(ids, "<i8"), rows]
         place = inputs.settings.calibration
-        TABLES.write(place, record.corpus[:16], lambda: content, lambda: facts)
+        TABLES.write(
+            place, record.corpus[:16], lambda sink: write_arrays(sink, content), lambda: facts
+        )
 
     for ids in ([0, 5, ENTRIES], [-1, 2, 3], [2, 2, 3]):
         write(ids)

@@ -110,8 +110,7 @@ def _verify_calibration(directory: Directory) -> VerificationReport:
 
 def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
     from bliss_index.search.faiss.index import (
-        INDEX_FOLDER,
-        INDEX_NAME,
+        INDEXES,
         index_records,
         verify_index,
     )
@@ -124,7 +123,7 @@ def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
             verify_index(store, record)
             report.files += 1
         named = {record.file for record in records}
-        add_leftovers(directory, named, report, INDEX_NAME, (INDEX_FOLDER,))
+        add_leftovers(directory, named, report, INDEXES.names, (INDEXES.folder,))
     except BlissError as error:
         report.add(str(error))
 

@@ -29,7 +29,7 @@ from bliss_index.scoring.tables import ExternalTables, KnownRows
 from bliss_index.search.protocol import Corpus
 from bliss_index.storage import open_directory
 from bliss_index.storage.directory import LocalDirectory, read_named
-from bliss_index.storage.kept import KeptFiles
+from bliss_index.storage.kept import KeptFiles, write_arrays
 
 TABLES = KeptFiles("tables", "tables", format_version=1)
 KEPT_FROM_SECONDS = 1.0
@@ -129,6 +129,8 @@ def tables_records(location: str | Path) -> list[TablesRecord]:
     """
     records = []
     for name, values in TABLES.records(location).items():
+        if not TABLES.is_readable(values):
+            continue
         try:
             record = TablesRecord(**values)
             numbers = (record.rows, record.entries, record.classes)
@@ -196,7 +198,7 @@ def keep_tables(
         values = TABLES.write(
             location,
             corpus.content_hash[:16],
-            content,
+            lambda sink: write_arrays(sink, content()),
             lambda: {**facts, "rows": rows},
         )
     except OutputError as error:

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
 from bliss_index.search.duplicates import Duplicates
@@ -30,7 +29,7 @@ from bliss_index.search.protocol import Corpus, Prepared, ShardedCorpus
 from bliss_index.search.sharded import Matrix, ShardedRows
 from bliss_index.storage import open_directory
 from bliss_index.storage.directory import LocalDirectory, read_named
-from bliss_index.storage.kept import KeptFiles
+from bliss_index.storage.kept import KeptFiles, write_arrays
 
 SEARCH_FOLDER = "search"
 CODES = KeptFiles(SEARCH_FOLDER, "codes", format_version=1)
@@ -199,11 +198,11 @@ def save_prepared(
     }
     sets = [] if same is None else [same.first, same.starts, same.members]
 
-    def content() -> list[npt.NDArray[Any]]:
-        return [prepared.packed, *(part.astype("<i8", copy=False) for part in sets)]
+    def fill(sink: Any) -> None:
+        write_arrays(sink, [prepared.packed, *(part.astype("<i8", copy=False) for part in sets)])
 
     return PreparedRecord(
-        **CODES.write(corpus.path, prepared.kernel, content, lambda: facts, wait=wait)
+        **CODES.write(corpus.path, prepared.kernel, fill, lambda: facts, wait=wait)
     )
 
 
@@ -217,6 +216,8 @@ def prepared_records(corpus: Corpus) -> list[PreparedRecord]:
     """
     records = []
     for name, values in CODES.records(corpus.path).items():
+        if not CODES.is_readable(values):
+            continue
         try:
             record = PreparedRecord(**values)
             numbers = (record.rows, record.sets, record.dim, record.packed_version)

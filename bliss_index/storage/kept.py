@@ -28,6 +28,14 @@ _WAIT_SECONDS = 600.0
 _WRITTEN_AT_ONCE = 1 << 26
 
 
+def write_arrays(sink: Any, arrays: Iterable[npt.NDArray[Any]]) -> None:
+    """Write the bytes of arrays, one after the other."""
+    for array in arrays:
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, content.size, _WRITTEN_AT_ONCE):
+            sink.write(content[start : start + _WRITTEN_AT_ONCE])
+
+
 @dataclass(frozen=True)
 class KeptFiles:
     """What one room keeps in a folder.
@@ -39,7 +47,7 @@ class KeptFiles:
     suffix
         Of their names.
     format_version
-        Of the files and records; those of another one are left alone.
+        Of the files and records.
     """
 
     folder: str
@@ -55,7 +63,7 @@ class KeptFiles:
         self,
         location: str | Path,
         name: str,
-        make: Callable[[], Iterable[npt.NDArray[Any]]],
+        fill: Callable[[Any], None],
         facts: Callable[[], Mapping[str, Any]],
         *,
         wait: float = _WAIT_SECONDS,
@@ -68,8 +76,9 @@ class KeptFiles:
             The directory of what it is made of.
         name
             Of the file: small letters, digits and hyphens.
-        make
-            Called while others are kept out: the arrays whose bytes are the content.
+        fill
+            Called with the open file while others are kept out; what it raises as OSError ends in
+            an OutputError.
         facts
             Called then: of what it is made, for the record.
         wait
@@ -93,10 +102,7 @@ class KeptFiles:
             ]  # fmt: skip
             new = folder.new_file()
             try:
-                for array in make():
-                    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-                    for start in range(0, content.size, _WRITTEN_AT_ONCE):
-                        new.sink.write(content[start : start + _WRITTEN_AT_ONCE])
+                fill(new.sink)
                 digest = new.sink.sha256
                 file = f"{name}.{digest[:16]}.{self.suffix}"
                 new.commit(file)
@@ -113,7 +119,7 @@ class KeptFiles:
         return record
 
     def records(self, location: str | Path) -> dict[str, dict[str, Any]]:
-        """Read the records of a directory by their names; those of another version are left out.
+        """Read the records of a directory by their names, of whatever format version.
 
         Raises
         ------
@@ -129,10 +135,12 @@ class KeptFiles:
                 data = directory.read(f"{self.folder}/{name}")
             except FileNotFoundError:
                 continue  # replaced just now
-            values = parse_json(data, self.path(location, name))
-            if values.pop("format_version", None) == self.format_version:
-                found[name.removesuffix(".json")] = values
+            found[name.removesuffix(".json")] = parse_json(data, self.path(location, name))
         return found
+
+    def is_readable(self, values: dict[str, Any]) -> bool:
+        """Take the format version from a record's values; say whether it is this one."""
+        return bool(values.pop("format_version", None) == self.format_version)
 
     def path(self, location: str | Path, name: str) -> str:
         """Where a file or record is, for messages."""

@@ -8,9 +8,7 @@ built again finds the old one or the new one, whole.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from typing import Any
 from bliss_index.errors import (
     CorruptStoreError,
     InvalidInputError,
-    OutputError,
     StaleIndexError,
     StoreError,
 )
@@ -29,9 +26,8 @@ from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.search.protocol import Corpus
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import checked_file
-from bliss_index.storage.directory import content_sha256, read_named, write_json
-from bliss_index.storage.files import parse_json
-from bliss_index.storage.locks import locked
+from bliss_index.storage.directory import content_sha256, read_named
+from bliss_index.storage.kept import KeptFiles
 
 __all__ = [
     "Corpus",
@@ -44,10 +40,8 @@ __all__ = [
     "save_index",
 ]
 
-FORMAT_VERSION = 2
-_WAIT_SECONDS = 600.0
 INDEX_FOLDER = "index"
-INDEX_NAME = re.compile(rf"({'|'.join(INDEX_KINDS)})\.[0-9a-f]{{16}}\.faiss")
+INDEXES = KeptFiles(INDEX_FOLDER, "faiss", format_version=2)
 
 
 @dataclass(frozen=True)
@@ -113,45 +107,30 @@ def save_index(
             f"{corpus.rows} x {corpus.dim}"
         )
     faiss = import_faiss()
-    directory = open_directory(corpus.path)
     index = (
         search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
     )
-    folder = open_directory(f"{directory.uri}/{INDEX_FOLDER}")
-    folder.make()
-    with locked(folder, wait=_WAIT_SECONDS):
-        earlier = index_records(corpus)
-        file = folder.new_file()
+
+    def fill(sink: Any) -> None:
         try:
-            faiss.write_index(index, faiss.PyCallbackIOWriter(file.sink.write, 1 << 20))
-            digest = file.sink.sha256
-            record = IndexRecord(
-                kind=search.kind,
-                file=f"{search.kind}.{digest[:16]}.faiss",
-                sha256=digest,
-                rows=search.size,
-                dim=search.dim,
-                content_hash=corpus.content_hash,
-                parameters=asdict(parameters or IndexParameters()),
-                effort=search.effort,
-                faiss_version=str(faiss.__version__),
-                recall=None if recall is None else dict(recall),
-                number=1 + max((one.number for one in earlier), default=0),
-            )
-            file.commit(record.file)
-        except (OSError, RuntimeError) as error:
-            raise OutputError(
-                f"cannot write the index {folder.uri}/{search.kind}: {error}"
-            ) from error
-        finally:
-            file.discard()
-        values = {"format_version": FORMAT_VERSION, **asdict(record)}
-        write_json(folder, f"{search.kind}.json", values)
-        for one in earlier:  # the last one of this kind, which readers may just have opened
-            if one.kind == search.kind and one.file != record.file:
-                with suppress(OutputError):
-                    folder.remove(one.file)
-    return record
+            faiss.write_index(index, faiss.PyCallbackIOWriter(sink.write, 1 << 20))
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+
+    def facts() -> dict[str, Any]:
+        return {
+            "kind": search.kind,
+            "rows": search.size,
+            "dim": search.dim,
+            "content_hash": corpus.content_hash,
+            "parameters": asdict(parameters or IndexParameters()),
+            "effort": search.effort,
+            "faiss_version": str(faiss.__version__),
+            "recall": None if recall is None else dict(recall),
+            "number": 1 + max((one.number for one in index_records(corpus)), default=0),
+        }
+
+    return IndexRecord(**INDEXES.write(corpus.path, search.kind, fill, facts))
 
 
 def index_records(corpus: Corpus) -> list[IndexRecord]:
@@ -163,36 +142,32 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
         A record cannot be read, or is of another format version.
     """
     records = []
-    directory = open_directory(corpus.path)
-    for name in sorted(directory.names(INDEX_FOLDER)):
-        if not name.endswith(".json"):
-            continue
-        path = f"{directory.uri}/{INDEX_FOLDER}/{name}"
-        try:
-            data = parse_json(directory.read(f"{INDEX_FOLDER}/{name}"), path)
-        except (CorruptStoreError, FileNotFoundError) as error:
-            raise _unreadable(path, error) from error
-        version = data.pop("format_version", None)
-        if version != FORMAT_VERSION:
+    try:
+        found = INDEXES.records(corpus.path)
+    except CorruptStoreError as error:
+        raise CorruptStoreError(
+            f"a record of an index cannot be read ({error}); build the index again"
+        ) from error
+    for name, values in found.items():
+        path = INDEXES.path(corpus.path, f"{name}.json")
+        version = values.get("format_version")
+        if not INDEXES.is_readable(values):
             raise CorruptStoreError(
                 f"{path} has format version {version}, this version of bliss_index reads "
-                f"{FORMAT_VERSION}; upgrade bliss_index, or build the index again"
+                f"{INDEXES.format_version}; upgrade bliss_index, or build the index again"
             )
         try:
-            record = IndexRecord(**data)
-            if record.kind not in INDEX_KINDS or name != f"{record.kind}.json":
+            record = IndexRecord(**values)
+            if record.kind not in INDEX_KINDS or name != record.kind:
                 raise ValueError("unknown kind or file name")
-            named = INDEX_NAME.fullmatch(record.file)
-            if named is None or named[1] != record.kind:
+            if not INDEXES.is_file_of(name, record.file):
                 raise ValueError(f"unknown file name {record.file!r}")
             records.append((-int(record.number), record.kind, record))
         except (ValueError, KeyError, TypeError) as error:
-            raise _unreadable(path, error) from error
+            raise CorruptStoreError(
+                f"{path} cannot be read ({error}); build the index again"
+            ) from error
     return [record for *_, record in sorted(records, key=lambda item: item[:2])]
-
-
-def _unreadable(path: str, error: Exception) -> CorruptStoreError:
-    return CorruptStoreError(f"{path} cannot be read ({error}); build the index again")
 
 
 def open_index(
