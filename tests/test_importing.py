@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -353,3 +356,26 @@ def test_a_uri(tmp_path, rows):
     np.testing.assert_array_equal(store.embeddings(), unit(rows).astype(np.float32))
     with pytest.raises(InvalidInputError, match="memory://bliss/none.npy does not exist"):
         bring("memory://bliss/none.npy", tmp_path / "s2")
+
+
+def test_a_command_does_not_load_pandas(tmp_path, rows):
+    """Arrow would, and takes longer for it than the work does."""
+    pytest.importorskip("pandas")
+    np.save(tmp_path / "rows.npy", rows)
+    script = (
+        "import sys\n"
+        "sys.argv = ['bliss-index', 'import', sys.argv[1], '--kind', 'image', '--model',"
+        "            'ViT-B-32', '--pretrained', 'openai', '--out', sys.argv[2]]\n"
+        "from bliss_index.cli import main\n"
+        "try: main()\n"
+        "finally:\n"
+        "    assert 'pyarrow' in sys.modules and 'pandas' not in sys.modules\n"
+        "    import pandas, pyarrow\n"  # who wants it has it
+        "    assert pandas.DataFrame({'a': [1]}).shape == (1, 1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "rows.npy"), str(tmp_path / "store")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert EmbeddingStore.open(tmp_path / "store").rows == 50
