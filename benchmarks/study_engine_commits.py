@@ -32,8 +32,6 @@ import json, sys, time
 sys.meta_path = [f for f in sys.meta_path if "Redirect" not in type(f).__name__]
 sys.path.insert(0, sys.argv[1])
 import numpy as np
-from bliss_index.calibration import calibrate
-from bliss_index.scoring.tables import ExternalTables
 from bliss_index.search import exact_search
 folder, what = sys.argv[2], json.loads(sys.argv[3])
 def timed(run):
@@ -51,6 +49,8 @@ if "entries" in what:
     result = {"prepare": start, "search": run, "full_rows": counted.full_rows,
               "digest": int(np.bitwise_xor.reduce(found[1].view(np.uint64), axis=None))}
 else:
+    from bliss_index.calibration import calibrate
+    from bliss_index.scoring.tables import ExternalTables
     classes, each = what["classes"], what["images_a_class"]
     normal = np.tile(images, (-(-classes * each // len(images)), 1))[:classes * each]
     rng = np.random.default_rng(1)
@@ -72,21 +72,26 @@ def main() -> None:
     parser.add_argument("--after", type=Path, default=ROOT, help="by default this one")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 20_000, 100_000, 1_000_000])
     parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"])
+    parser.add_argument("--no-tables", action="store_true", help="of checkouts without that module")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     set_fast_blas(THREADS)
     sides = {"before": given.before.resolve(), "after": given.after.resolve()}
-    sizes = sorted({20_000, *given.sizes})
+    sizes = sorted({*given.sizes} if given.no_tables else {20_000, *given.sizes})
     cases: list[dict[str, Any]] = [
         {"entries": size, "dtype": dtype, "k": 10, "images": min(8192, max(256, 2**29 // size))}
         for size in given.sizes for dtype in given.dtypes
     ]  # fmt: skip
-    cases += [
-        {"classes": classes, "images_a_class": each, "rows": rows}
-        for classes, each, rows in ((100, 20, 20_000), (100, 200, 5000), (20, 1000, 5000))
-    ]
+    cases += (
+        []
+        if given.no_tables
+        else [
+            {"classes": classes, "images_a_class": each, "rows": rows}
+            for classes, each, rows in ((100, 20, 20_000), (100, 200, 5000), (20, 1000, 5000))
+        ]
+    )
     result: dict[str, Any] = {"machine": describe_machine(THREADS), "dim": given.dim, "cases": []}
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/images.npy", clip_like(8192, given.dim, "image", 1))

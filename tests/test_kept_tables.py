@@ -243,6 +243,13 @@ def test_jobs_write_and_read_them(inputs, tmp_path):
     assert outputs(tmp_path / "a") == outputs(tmp_path / "b") == outputs(tmp_path / "c")
     run("verify", place.calibration)
     run("verify", tmp_path / "c")
+    known = {"entries": first.rows, "stale": False}
+    stdout, _ = run("info", place.calibration, "--json")
+    assert json.loads(stdout)["kept_tables"] == {first.corpus[:16]: known}
+    make_calibration(place.calibration, seed=9)
+    stdout, _ = run("info", place.calibration, "--json")
+    assert json.loads(stdout)["kept_tables"] == {first.corpus[:16]: {**known, "stale": True}}
+    make_calibration(place.calibration, shrinkage=inputs.calibration.shrinkage)
     for path in folder(inputs).iterdir():
         path.unlink()
     folder(inputs).rmdir()

@@ -14,6 +14,7 @@ from bliss_index.jobs.description import MANIFEST_NAME, library_versions
 from bliss_index.jobs.numerics import processor
 from bliss_index.jobs.state import JobState
 from bliss_index.report.verification import directory_kind
+from bliss_index.scoring.kept_tables import tables_records
 from bliss_index.scoring.scores_directory import read_job, read_plan
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
@@ -81,6 +82,13 @@ def _describe_calibration(directory: Directory) -> dict[str, Any]:
         "image_weight": calibration.image_weight,
         "lam": calibration.lam,
         "content_hash": calibration.content_hash,
+        "kept_tables": {
+            record.corpus[:16]: {
+                "entries": record.rows,
+                "stale": record.calibration != calibration.content_hash,
+            }
+            for record in tables_records(directory.uri)
+        },
         "versions": manifest.get("versions"),
     }
 
