@@ -30,7 +30,10 @@ PACKAGE = ROOT / "bliss_index"
 TESTS = {
     "scoring/thresholds.py": ["evaluation_thresholds", "detector"],
     "scoring/formulas.py": ["scoring", "shrinkage"],
-    "scoring/tables.py": ["scoring", "shrinkage", "detector"],
+    "scoring/tables.py": ["kept_tables", "scoring", "shrinkage", "detector"],
+    "scoring/kept_tables.py": ["kept_tables"],
+    "search/sharded.py": ["sharded"],
+    "storage/kept.py": ["kept_tables", "prepared", "faiss_index"],
     "scoring/scorer.py": ["scoring", "shrinkage", "detector"],
     "api/detector.py": ["bad_rows", "detector", "undisturbed"],
     "scoring/normal_scores.py": ["bad_rows", "evaluation_thresholds", "screening"],
