@@ -606,7 +606,7 @@ def test_what_a_review_is_of(of_kinds, job_of_kinds, tmp_path):
     assert "--person ann" in err and not (tmp_path / "j").exists()
     shutil.copytree(scores, tmp_path / "run" / "scores")
     facts = {"format": "bliss_index.job", "format_version": 2, "kind": "screen", "plan": None,
-             "settings": {"photos": [str(tmp_path)], "embeddings": False}, "facts": {},
+             "settings": {"photos": [str(tmp_path)]}, "facts": {"images": str(tmp_path)},
              "versions": {}, "begun_in": "."}  # fmt: skip
     (tmp_path / "run" / "_job.json").write_text(json.dumps(facts))
     for target in (tmp_path / "run", tmp_path / "run" / "scores"):
