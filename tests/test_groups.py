@@ -68,6 +68,25 @@ def test_kinds_are_found_whatever_their_size_and_synonyms_are_one(kinds):
         assert votes[name] == pytest.approx(votes.max(), rel=0.1)
 
 
+def test_the_largest_group_comes_first_wherever_its_name_is(kinds):
+    entries, true, ids, similarities = kinds
+    found, own = group(entries[::-1], len(entries) - 1 - ids, similarities)
+    assert len(found.names) == 7 and own.tolist() == true.tolist()
+
+
+def test_what_is_seen_alike_by_different_entries_is_one_kind():
+    rng = np.random.default_rng(2)
+    centres = unit(rng.normal(size=(8, 16)))
+    of = np.repeat([0, 0, 1, 2, 3, 4, 5, 6, 7], 4)  # the first eight entries are one direction
+    entries = unit(centres[of] + 0.04 * rng.normal(size=(36, 16))).astype(np.float32)
+    seen = np.repeat([0, 1, 2], (12, 12, 9))  # by entries 0-3, 4-7 and 8-11, none in common
+    ids = 4 * seen[:, None] + np.arange(4)
+    similarities = np.sort(rng.uniform(0.2, 0.3, (33, 4)).astype(np.float32))[:, ::-1]
+    found, own = group(entries, ids, similarities)
+    assert own.tolist() == [0] * 24 + [1] * 9
+    assert found.names[0][0] in range(8) and found.names[1][0] in range(8, 12)
+
+
 def test_neither_batches_nor_settings_of_numpy_change_groups(kinds, monkeypatch):
     entries, _, ids, similarities = kinds
     for most in (grouping.MOST_IMAGES, 60):  # all images, and some of them
