@@ -372,6 +372,62 @@ def near() -> str:
     )
 
 
+WAYS = {
+    "found": "groups",
+    "k-means, entries": "k-means of weighted entries, true number",
+    "k-means, images": "k-means of images, true number",
+    "most similar entry": "most similar entry",
+}
+
+
+def groups() -> str:
+    """Groups of outliers, and what k-means makes of them that is told their number."""
+    data = result("groups")
+    header = ["data, normal classes", "way", "groups (kinds)", "NMI", "AMI", "images named right",
+              "groups named right"]  # fmt: skip
+    rows = []
+    for title in ("Caltech101", "ImageNet"):
+        for normal in ("one", "six", "half"):
+            for way, name in WAYS.items():
+                of = data[title][normal][name]
+                rows.append([
+                    f"{title}, {normal}", way, f"{of['found']:.0f} ({of['true']:.0f})",
+                    f"{of['nmi']['mean']:.3f}", f"{of['ami']:.3f}", f"{100 * of['images']:.0f} %",
+                    f"{100 * of['groups']:.0f} %",
+                ])  # fmt: skip
+    return markdown(header, rows)
+
+
+def group_settings() -> str:
+    """Means with other bounds of grouping."""
+    data = result("groups")
+    kinds = ("Caltech101", "ImageNet", "drawn")
+    header = ["a name is worth", "apart", *(f"{k}: NMI, groups named right" for k in kinds)]
+    rows = []
+    for setting, found in data["by_setting"].items():
+        worth, apart = re.fullmatch(r"NAME_WORTH (\S+), APART (\S+)", setting).groups()
+        if float(apart) == data["apart"] or float(worth) == data["name_worth"]:
+            of = (found[kind] for kind in kinds)
+            rows.append([worth, apart, *(
+                f"{one['nmi']['mean']:.3f}, {100 * one['groups']:.0f} %" for one in of)
+            ])  # fmt: skip
+    return markdown(header, rows)
+
+
+def groups_scale() -> str:
+    """Time and memory of groups over many rows."""
+    data = result("groups_scale")
+    header = [f"{data['rows']:,} rows", "groups", "seconds", "peak memory"]
+    rows = [
+        [f"{of['flagged']:,} flagged", str(of["groups"]), f"{of['seconds']:.0f}",
+         f"{of['peak_mib']:,.0f} MiB"]
+        for of in data["groups"].values()
+    ]  # fmt: skip
+    of = data["report"]
+    rows.append(["report of the second", "", f"{of['seconds']:.0f}", f"{of['peak_mib']:,.0f} MiB"])
+    return markdown(header, rows)
+
+
 def review() -> str:
     """Seconds of the page over many rows."""
     data = result("review")
@@ -396,6 +452,9 @@ def review() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "near": near,
     "review": review,
+    "groups": groups,
+    "group-settings": group_settings,
+    "groups-scale": groups_scale,
     "k": lambda: gains("k", "10"),
     "lambda": lambda: gains("lambda", "0.5"),
     "lambda-shrinkage": lambda: gains("lambda, shrinkage 10", "0.5"),

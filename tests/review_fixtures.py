@@ -135,7 +135,8 @@ def make_run(folder: Path, *, own: bool = False) -> Path:
     assert run_job(run / "photos", run / "scores", settings).complete
     groups(run / "scores", out=run / "groups.parquet")
     begun = {"photos": [str(folder / "pictures")], "normal": None, "embeddings": False}
-    JobDescription("screen", begun, None, {}, {}).create(open_directory(run))
+    facts = {"images": str(folder / "pictures")}
+    JobDescription("screen", begun, None, facts, {}).create(open_directory(run))
     store = EmbeddingStore.open(run / "photos")
     for key in store.keys():  # noqa: SIM118
         path = folder / "pictures" / key

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from typer.models import ArgumentInfo
 
 from bliss_index.cli.app import app
+from bliss_index.cli.export import local_folder
 from bliss_index.cli.options import path, path_or_any_uri, path_or_uri, tag_or_file
 from bliss_index.errors import OutputError
 from bliss_index.storage import open_directory
@@ -30,6 +31,7 @@ LOCAL = ("s3:/bucket/x", "s3://bucket/x", "http://127.0.0.1:9/x", "file:///tmp/x
 REFUSED = {
     path: LOCAL,
     tag_or_file: LOCAL,
+    local_folder: LOCAL,
     path_or_uri: ("s3:/bucket/x", "http://127.0.0.1:9/x", "file:///tmp/x", "ftp://host/x"),
     path_or_any_uri: ("s3:/bucket/x", "http:/host/x"),
 }

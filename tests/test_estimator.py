@@ -153,14 +153,22 @@ def test_tensors_and_tables(data, fitted):
     expected = fitted.anomaly_score(images)
     tensor = torch.from_numpy(images.astype(np.float32)).requires_grad_()
     np.testing.assert_allclose(fitted.anomaly_score(tensor), expected, rtol=1e-4, atol=1e-4)
-    half = torch.nn.functional.normalize(tensor.detach()).to(torch.bfloat16)
-    unit = torch.nn.functional.normalize(half.float())
-    np.testing.assert_allclose(
-        fitted.anomaly_score(unit),
-        fitted.anomaly_score(unit.double().numpy()),
-        rtol=1e-4,
-        atol=1e-4,
-    )
+    half = tensor.to(torch.bfloat16)  # of unit norm but for rounding, and with a gradient
+    norms = half.detach().double().norm(dim=1)
+    assert (norms - 1).abs().max() > 1e-4
+    unit = (half.detach().double() / norms[:, None]).numpy()
+    for given in (half, half.detach()):
+        np.testing.assert_allclose(fitted.anomaly_score(given), fitted.anomaly_score(unit),
+                                   rtol=1e-4, atol=1e-4)  # fmt: skip
+    words = torch.from_numpy(data[1].astype(np.float32)).to(torch.bfloat16)
+    twin = BlissDetector(words, data[2], k=5).fit(data[0], data[3])
+    assert np.corrcoef(twin.anomaly_score(images), expected)[0, 1] > 0.99
+    with pytest.raises(InvalidInputError, match=r"row\(s\) 0, .* has norm 1\.5"):
+        fitted.anomaly_score(1.5 * half)
+    zero = half.detach().clone()
+    zero[3] = 0
+    with pytest.raises(InvalidInputError, match=r"1 of .* row\(s\) 3"):
+        fitted.anomaly_score(zero)
     with pytest.raises(InvalidInputError, match="meta"):
         fitted.anomaly_score(tensor.detach().to("meta"))
     pandas = pytest.importorskip("pandas")

@@ -16,16 +16,18 @@ import pytest
 from command import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from object_store import s3_server, upload
 from test_report import HOSTILE, write_scores
 from typer.testing import CliRunner
 
 from bliss_index.cli.app import app
 from bliss_index.errors import CorruptStoreError, InvalidInputError, OutputError
-from bliss_index.export import Choice, export, transfer_files, undo_moves
+from bliss_index.export import Choice, FileAction, export, transfer_files, undo_moves
 from bliss_index.export import choice as choice_module
 from bliss_index.export import files as files_module
 from bliss_index.report.groups import groups
 from bliss_index.review.judgement_log import JudgementLog
+from bliss_index.storage import open_directory
 
 CLASSES = ("cat", "dog")
 
@@ -410,3 +412,59 @@ def test_equal_scores_are_dropped_in_row_order(tmp_path):
     scores = write_scores(tmp_path / "s", [rows_of([1, 3, 3, 3, None])], CLASSES)
     export(scores, tmp_path / "lists", Choice(top=2), formats=("txt",))
     assert (tmp_path / "lists" / "drop.txt").read_text() == "001.png\n002.png\n"
+
+
+@pytest.mark.filterwarnings("ignore")  # the server's own
+def test_lists_in_an_object_store_are_those_on_a_disk(tmp_path, monkeypatch):
+    pytest.importorskip("obstore")
+    pytest.importorskip("moto.server")
+    keys = [f"{n // 2}.tar/{n}" for n in range(8)]
+    scores = [2.0, 0.1, None, 1.5, 0.2, 3.0, 0.3, 0.4]
+    write_scores(tmp_path / "s", [rows_of(scores, keys)], CLASSES, threshold=1)
+    every = ("csv", "parquet", "txt", "tars", "metadata")
+    options = [word for one in every for word in ("--format", one)]
+    with s3_server() as (environment, bucket):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("BLISS_INDEX_CACHE", str(tmp_path / "cache"))
+        upload(tmp_path / "s", f"{bucket}/scores")
+        there = f"{bucket}/lists/a"
+        there_directory, asked = open_directory(there), ["export", f"{bucket}/scores"]
+        run(*asked, "--out", there, *options, "--dry-run")
+        assert there_directory.everything() == []
+        for _ in range(2):  # the second replaces the first
+            printed = json.loads(run(*asked, "--out", there, *options, "--json")[0])
+        found = export(tmp_path / "s", tmp_path / "lists", formats=every)
+        assert (printed["kept"], printed["dropped"], printed["unscored"]) == (4, 3, 1)
+        local = [name.relative_to(tmp_path / "lists").as_posix()
+                 for name in (tmp_path / "lists").rglob("*") if name.is_file()]  # fmt: skip
+        assert len(local) > 12
+        for name in set(local) - {"export.json"}:
+            assert there_directory.read(name) == (tmp_path / "lists" / name).read_bytes(), name
+        expected = [name.replace(str(tmp_path / "lists"), there) for name in found.files]
+        assert json.loads(there_directory.read("export.json"))["files"] == expected
+        assert printed["files"] == expected
+        with pytest.raises(OutputError, match="cannot write s3://none/lists.*another output"):
+            export(tmp_path / "s", "s3://none/lists")
+        broken = rows_of([2.0, 1.5], ["a", "line\nbreak"])
+        write_scores(tmp_path / "b", [broken], CLASSES, threshold=1)
+        with pytest.raises(InvalidInputError, match="has a line break"):
+            export(tmp_path / "b", f"{bucket}/none", formats=("txt",))
+        assert open_directory(f"{bucket}/none").everything() == []  # whole lists or none
+
+
+@pytest.mark.parametrize("option", ["--copy", "--link", "--move", "--images", "--undo"])
+def test_files_are_not_brought_into_an_object_store(tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    given = (
+        ["--images", "s3://b/x", "--copy", "mine"] if option == "--images" else [option, "s3://b/x"]
+    )
+    scores = [] if option == "--undo" else ["scores"]
+    said = " ".join(run("export", *scores, *given, code=2)[1].replace("│", " ").split())
+    assert option in said and "s3://b/x is an address" in said and "--out takes addresses" in said
+    write_scores(tmp_path / "s", [rows_of([2.0])], CLASSES, threshold=1)
+    (tmp_path / "images").mkdir()
+    for images, target in (("s3://b/x", "mine"), ("images", "s3://b/x")):
+        with pytest.raises(InvalidInputError, match="s3://b/x is an address.*with export"):
+            transfer_files(tmp_path / "s", images, target, FileAction.COPY)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "s"]

@@ -19,6 +19,7 @@ from bliss_index.calibration import Calibration
 from bliss_index.evaluation.detector import Reference, blocks
 from bliss_index.evaluation.paper.protocols import all_but_one, one_class, random_classes
 from bliss_index.evaluation.registry import DETECTORS, make_detectors
+from bliss_index.report.grouping import ImageGrouper
 from bliss_index.scoring import ScoresDirectory
 from bliss_index.search import exact_search
 from bliss_index.store import EmbeddingStore
@@ -172,3 +173,34 @@ def test_every_detector_on_real_images(caltech, kind):
             else:
                 expected = EXPECTED[name](known, classes)
             np.testing.assert_allclose(row, expected, atol=1e-4, rtol=1e-4, err_msg=name)
+
+
+def test_groups_of_outliers_are_kinds_with_their_names(caltech, realdata):
+    """Six classes normal, the images of the others grouped; bounds well below what is measured."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    texts = np.load(realdata / "text_vitb32.npz")
+    _names, first = np.unique(texts["names"], return_index=True)
+    entries = unit(texts["embeddings"][first])
+    images, labels = [], []
+    for split in ("val", "test"):
+        images.append(np.load(caltech.folder / f"{split}.npz")["embeddings"])
+        labels.append(caltech.labels[split])
+    kinds = np.concatenate(labels)
+    order = np.random.default_rng(20).permutation(len(caltech.classes))
+    some = ~np.isin(kinds, np.array(caltech.classes)[order[:6]])
+    rows, kinds = unit(np.concatenate(images)[some]), kinds[some]
+    similarities, ids = exact_search(entries.astype(np.float32), K).search(rows.astype(np.float32))
+    grouper = ImageGrouper(entries)
+    grouper.count(ids)
+    grouper.add(ids, similarities)
+    found = grouper.finish()
+    own = grouper.assign(found, ids, similarities)
+    called = entries @ unit(caltech.texts).T  # the vocabulary's name of every class
+    right = dict(zip(caltech.classes, called.argmax(axis=0), strict=True))
+    named = []
+    for number, (name, *_) in enumerate(found.names):
+        classes, counts = np.unique(kinds[own == number], return_counts=True)
+        named.append(name == right[classes[counts.argmax()]])
+    assert metrics.normalized_mutual_info_score(kinds, own) > 0.9
+    assert 60 < len(found.names) < 95 and np.mean(named) > 0.45  # of 63 kinds
+    assert np.mean([found.names[g][0] == right[k] for g, k in zip(own, kinds, strict=True)]) > 0.45

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ if not all(map(find_spec, ("starlette", "uvicorn", "duckdb", "jinja2", "matplotl
     pytest.skip("the extras 'review' and 'report' are not installed", allow_module_level=True)
 
 from command import run
+from PIL import Image
 from review_fixtures import HOSTILE, TOKEN, ask, make_pictures, make_with_copies, post
 from scipy import stats
 
@@ -29,6 +31,7 @@ from bliss_index.review.identical import find_identical
 from bliss_index.review.inputs import ReviewInputs, ReviewOptions
 from bliss_index.review.judgement_log import BELONGS, DOES_NOT_BELONG, SKIP, JudgementLog
 from bliss_index.review.judgements import DISPUTED, Judgements
+from bliss_index.review.pictures import Thumbnails
 from bliss_index.review.server import listen, make_app
 from bliss_index.review.session import ReviewSession
 from bliss_index.scoring import ScoresDirectory
@@ -499,6 +502,43 @@ def test_pictures_are_below_the_folder_and_made_here(pictured, tmp_path):
     assert "leads out" in ask(app, picture(rows[10]))[2]["error"]
 
 
+def test_thumbnails_take_no_more_room_than_they_may_and_those_seen_last_stay(tmp_path):
+    images, kept = tmp_path / "images", tmp_path / "cache" / "thumbnails"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    for n in range(40):
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(images / f"{n}.png")
+    first = Thumbnails(images).find("0.png", 240)[0]
+    limit = 24 * len(first)
+    (kept / "00").mkdir(exist_ok=True)
+    mine = kept / "00" / "mine.jpg"
+    mine.write_bytes(bytes(2 * limit))  # of somebody else: neither counted nor removed
+
+    def files():
+        return {p: p.stat().st_size for p in kept.rglob("*.jpg") if p != mine}
+
+    small = Thumbnails(images, limit)
+    (seen,) = files()  # of 0.png, which is looked at again and again
+    most = 0
+    for n in range(1, 40):
+        for path in files():  # as if an hour had passed, whatever the clock's steps
+            found = path.stat()
+            os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns - 3_600_000_000_000))
+        assert seen in files() and small.find("0.png", 240)[0] == first
+        assert small.find(f"{n}.png", 240)[0][:3] == b"\xff\xd8\xff"
+        most = max(most, sum(files().values()))
+    assert limit / 2 < most <= limit and mine.exists()
+    before = files()
+    assert small.find("39.png", 240)[0] and files() == before  # the last are there still
+    assert small.find("1.png", 240)[0] and len(files()) <= len(before) + 1  # and others made again
+    seen.unlink()  # another server's doing
+    assert small.find("0.png", 240)[0] == first
+    # One that begins with more than it may have removes what is too much.
+    assert len(files()) > 17
+    assert Thumbnails(images, 17 * len(first)).find("2.png", 240)[0]
+    assert sum(files().values()) <= 17 * len(first)
+
+
 def test_what_makes_no_sense_is_an_error_that_says_so(pictured):
     app, session = pictured
     view = ask(app, "/view")[2]["view"]
@@ -566,7 +606,7 @@ def test_what_a_review_is_of(of_kinds, job_of_kinds, tmp_path):
     assert "--person ann" in err and not (tmp_path / "j").exists()
     shutil.copytree(scores, tmp_path / "run" / "scores")
     facts = {"format": "bliss_index.job", "format_version": 2, "kind": "screen", "plan": None,
-             "settings": {"photos": [str(tmp_path)], "embeddings": False}, "facts": {},
+             "settings": {"photos": [str(tmp_path)]}, "facts": {"images": str(tmp_path)},
              "versions": {}, "begun_in": "."}  # fmt: skip
     (tmp_path / "run" / "_job.json").write_text(json.dumps(facts))
     for target in (tmp_path / "run", tmp_path / "run" / "scores"):

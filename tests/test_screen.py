@@ -30,6 +30,7 @@ from bliss_index.errors import (
     OutputError,
     StoreError,
 )
+from bliss_index.review.inputs import ReviewInputs
 from bliss_index.scoring import ScoresDirectory, verify_scores
 from bliss_index.scoring.normal_scores import NormalScores
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
@@ -452,6 +453,14 @@ def test_other_settings_are_tried_as_the_refusal_says(place, whole):
     assert {p.name for p in Path(given["--out"]).iterdir()} & {"photos", "normal"} == set()
     page = Path(found.report).read_text()
     assert "data:image/jpeg" in page and len(found.groups) == page.count('<section class="group">')
+    # A review of either run knows the pictures and the images that calibrated.
+    for run_ in (folder, Path(given["--out"])):
+        inputs = ReviewInputs.open(run_)
+        assert inputs.images == Path(given["--images"]) == place / "photos"
+        assert (
+            inputs.calibrating.content_hash == EmbeddingStore.open(folder / "normal").content_hash
+        )
+        assert inputs.notices == []
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,16 @@ else:
 
 _FOLDS = 5
 
+_BFLOAT16_TOLERANCE = 2.0**-8  # of norms; a value keeps eight significant bits
+
 _LOGGER = logging.getLogger("bliss_index")
 
 Embeddings: TypeAlias = "npt.ArrayLike | EmbeddingStore | str | Path"
 """A (n, d) array of unit rows, an :class:`EmbeddingStore`, or the path of one.
 
 A tensor counts as an array (also of bfloat16, with a gradient, or on a GPU), and so does a table
-(pandas, polars, Arrow).
+(pandas, polars, Arrow). Rows of bfloat16 that are of unit norm up to its rounding are divided by
+their norm.
 """
 
 
@@ -672,11 +675,18 @@ def _good_rows(images: _Rows) -> npt.NDArray[np.bool_]:
 
 
 def _on_processor(value: Any) -> Any:
-    """Bring a tensor from a GPU; leave everything else."""
+    """Bring a tensor from a GPU, widen one of bfloat16; leave everything else."""
     torch = sys.modules.get("torch")
-    if torch is None or not isinstance(value, torch.Tensor):
+    if torch is None or not isinstance(value, torch.Tensor) or value.device.type == "meta":
         return value
-    return value.detach().cpu() if value.device.type not in ("cpu", "meta") else value
+    if value.device.type != "cpu":
+        value = value.detach().cpu()
+    if value.dtype != torch.bfloat16 or value.ndim != 2:
+        return value
+    wide = value.detach().double().numpy()
+    norms = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    rounded = np.abs(norms - 1) <= _BFLOAT16_TOLERANCE  # rows that were of unit norm before
+    return (wide / np.where(rounded, norms, 1.0)).astype(np.float32)
 
 
 _UNSAID = ModelIdentity("unsaid", None)

@@ -23,14 +23,31 @@ def _formats(values: list[str] | None) -> list[str] | None:
     return values
 
 
+def local_folder(value: str) -> Path:
+    """Read an option that is a folder of files; one in an object store is refused."""
+    from bliss_index.storage.files import is_address
+
+    if is_address(value):
+        raise typer.BadParameter(
+            f"{value} is an address; files are copied, linked and moved between folders of this "
+            "machine only. --out takes addresses: write the lists, and let the store's own tools "
+            "move what they name"
+        )
+    return Path(value)
+
+
 def export(
     scores: Annotated[
         str | None,
         typer.Argument(help="Scores directory; local or a URI.", parser=path_or_uri),
     ] = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Directory for the lists keep, drop and unscored.", parser=path),
+        str | None,
+        typer.Option(
+            "--out",
+            help="Directory for the lists keep, drop and unscored; local or a URI.",
+            parser=path_or_uri,
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
@@ -76,17 +93,23 @@ def export(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", help="The folder that was encoded, for its files.", parser=path),
+        typer.Option(
+            "--images", help="The folder that was encoded, for its files.", parser=local_folder
+        ),
     ] = None,
     copy: Annotated[
-        Path | None, typer.Option("--copy", help="Copy files into this folder.", parser=path)
+        Path | None,
+        typer.Option("--copy", help="Copy files into this folder.", parser=local_folder),
     ] = None,
     link: Annotated[
-        Path | None, typer.Option("--link", help="Link to files in this folder.", parser=path)
+        Path | None,
+        typer.Option("--link", help="Link to files in this folder.", parser=local_folder),
     ] = None,
     move: Annotated[
         Path | None,
-        typer.Option("--move", help="Move files into this folder; see --undo.", parser=path),
+        typer.Option(
+            "--move", help="Move files into this folder; see --undo.", parser=local_folder
+        ),
     ] = None,
     what: Annotated[
         str,
@@ -95,7 +118,9 @@ def export(
     undo: Annotated[
         Path | None,
         typer.Option(
-            "--undo", help="Move the files in this folder back to their places.", parser=path
+            "--undo",
+            help="Move the files in this folder back to their places.",
+            parser=local_folder,
         ),
     ] = None,
     dry_run: Annotated[
@@ -128,7 +153,7 @@ def export(
     judged = None if judgements is None else str(judgements)
     choice = Choice(threshold, top, tuple(group or ()), groups, judged)
     summary = write_lists(
-        scores, out or Path(), choice, formats=tuple(formats or ("csv",)),
+        scores, out or ".", choice, formats=tuple(formats or ("csv",)),
         dry_run=dry_run or out is None,
     )  # fmt: skip
     outcome = None

@@ -27,6 +27,7 @@ from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage.files import (
     NewFile,
     atomic_file,
+    is_address,
     make_directory,
     output_error,
     sync_directory,
@@ -113,13 +114,21 @@ def transfer_files(
     Raises
     ------
     InvalidInputError
-        A key leads out of the folder, or keys are not unique, so that a file may be in two lists.
+        A folder is an address; a key leads out of the folder, or keys are not unique, so that a
+        file may be in two lists.
     OutputError
         A file of another content has the place of one; or the folder is in another file system,
         or holds a journal of other moves (move only). Nothing was changed then.
     """
     if what not in DECISIONS:
         raise InvalidInputError(f"{what!r} is not one of {', '.join(DECISIONS)}")
+    for folder in (images, target):
+        if is_address(folder):
+            raise InvalidInputError(
+                f"{folder} is an address; files are copied, linked and moved between folders of "
+                "this machine only: write lists there with export(), and let the store's own tools "
+                "move what they name"
+            )
     source, goal, action = Path(images), Path(target), FileAction(action)
     if not source.is_dir():
         raise InvalidInputError(f"{images} is not a folder of images")

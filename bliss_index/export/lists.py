@@ -22,7 +22,8 @@ from bliss_index.export.choice import DECISIONS, DROP, KEEP, UNSCORED, Choice, D
 from bliss_index.review.judgement_log import BELONGS, DOES_NOT_BELONG
 from bliss_index.review.judgements import DISPUTED
 from bliss_index.scoring.scores_directory import ScoresDirectory
-from bliss_index.storage.files import HashingFile, atomic_file, make_directory, write_json
+from bliss_index.storage.directory import Directory, open_directory, whole_file, write_json
+from bliss_index.storage.files import HashingFile
 
 FORMATS = ("txt", "csv", "parquet", "tars", "metadata")
 _SUMMARY = "export.json"
@@ -73,7 +74,8 @@ def export(
     scores : str or Path
         Directory of a complete job.
     out : str or Path
-        Local directory for the lists. Lists of an earlier call are replaced.
+        Directory for the lists; local or a URI of an object store. Lists of an earlier call are
+        replaced, each when it is whole.
     choice : Choice, optional
         What is dropped; by default what the scores flag.
     formats : tuple of str, default=("csv",)
@@ -93,30 +95,32 @@ def export(
         The choice does not fit the scores; a key cannot be written as asked.
     OutputError
         A list cannot be written.
+    MissingDependencyError
+        They are to be written into an object store, and obstore is not installed.
     """
     for name in formats:
         if name not in FORMATS:
             raise InvalidInputError(f"format {name!r} is not one of {', '.join(FORMATS)}")
-    directory, folder = ScoresDirectory.open(scores), Path(out)
+    directory, folder = ScoresDirectory.open(scores), open_directory(out)
     counts = Counter[str]()
+    files = [f"{folder.uri.rstrip('/')}/{name}" for one in formats for name in _names(one)]
     if dry_run:
         for rows in decide(directory, choice or Choice()):
             _count(counts, rows)
-        names = [str(folder / name) for one in formats for name in _names(one)]
-        return _summary(directory, counts, names)
+        return _summary(directory, counts, files)
     decided = decide(directory, choice or Choice())
     first = next(decided, None)  # refused before anything is made
-    make_directory(folder)
+    folder.make()
     with ExitStack() as stack:
         writers = [_Lists(folder, one, stack) for one in formats]
         for rows in [] if first is None else _chain(first, decided):
             _count(counts, rows)
             for writer in writers:
                 writer.write(rows)
-    files = [str(folder / name) for one in formats for name in _names(one)]
     summary = _summary(directory, counts, files)
     write_json(
-        folder / _SUMMARY,
+        folder,
+        _SUMMARY,
         {**summary.to_json(), "scores": directory.path, "choice": asdict(choice or Choice())},
     )
     return summary
@@ -148,7 +152,7 @@ def _names(name: str) -> list[str]:
 class _Lists:
     """The lists of one format; they get their names when all of them are whole."""
 
-    def __init__(self, folder: Path, name: str, stack: ExitStack) -> None:
+    def __init__(self, folder: Directory, name: str, stack: ExitStack) -> None:
         self._format = name
         self._folder = folder
         self._stack = stack
@@ -171,7 +175,7 @@ class _Lists:
                 sink(table)
 
     def _file(self, name: str) -> HashingFile:
-        return self._stack.enter_context(atomic_file(self._folder / name))
+        return self._stack.enter_context(whole_file(self._folder, name))
 
     def _text(self, decision: str) -> Sink:
         file = self._file(f"{decision}.txt")
@@ -221,9 +225,9 @@ class _Lists:
             if found["tar"] != self._tar:
                 self._next_tar(found["tar"])
             if decision not in self._of_tar:
-                path = self._folder / decision / f"{self._tar}.txt"
-                make_directory(path.parent)
-                self._of_tar[decision] = self._tar_files.enter_context(atomic_file(path))
+                name = f"{decision}/{self._tar}.txt"
+                file = self._tar_files.enter_context(whole_file(self._folder, name))
+                self._of_tar[decision] = file
             self._of_tar[decision].write(_line(found["key"]).encode())
 
     def _next_tar(self, tar: str) -> None:

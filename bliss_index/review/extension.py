@@ -320,11 +320,15 @@ class Extension:
             raise InvalidInputError("there is no run")
         begun = JobDescription.read(open_directory(run))
         photos = [begun.find(str(place)) for place in begun.settings.get("photos") or []]
+        images = begun.facts.get("images")
+        facts = {} if images is None else {
+            "images": str(Path(begun.find(str(images))).absolute())
+        }  # fmt: skip
         JobDescription(
             SCREEN_KIND,
             {**begun.settings, "photos": [str(Path(p).absolute()) for p in photos]},
-            None, {"extends": str(run.absolute()), "class": self.name}, library_versions(),
-            begun_in(),
+            None, {**facts, "extends": str(run.absolute()), "class": self.name},
+            library_versions(), begun_in(),
         ).create(open_directory(self.folder))  # fmt: skip
 
 

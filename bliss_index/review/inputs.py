@@ -109,11 +109,9 @@ class ReviewInputs:
         if self.options.images is not None or self.run is None:
             return self.options.images
         job = JobDescription.read(open_directory(self.run))
-        photos = job.settings.get("photos") or []
-        folder = Path(job.find(str(photos[0]))) if len(photos) == 1 else None
-        if folder is None or job.settings.get("embeddings") or not folder.is_dir():
-            return None
-        return folder
+        folder = job.facts.get("images")
+        found = None if folder is None else Path(job.find(str(folder)))
+        return found if found is not None and found.is_dir() else None
 
     @cached_property
     def groups(self) -> GroupedRows | None:
@@ -188,7 +186,12 @@ class ReviewInputs:
             )
             return None
         expected = dict(Calibration.load(calibration).attributes).get("images")
-        of_run = [] if self.run is None else [str(self.run / "normal")]
+        of_run = []
+        if self.run is not None:
+            job = JobDescription.read(open_directory(self.run))
+            known = job.settings.get("normal")  # an image store, or a folder of images
+            of_run = [str(self.run / "normal"), *([] if known is None else [job.find(str(known))])]
+            of_run = [where for where in of_run if not is_address(where)]
         given = [] if self.options.normal is None else [self.options.normal]
         for where in (*given, *of_run, place):
             try:

@@ -280,11 +280,11 @@ class _Routes:
         if size not in SIDES:
             raise InvalidInputError(f"size {size!r} is not one of {', '.join(SIDES)}")
         key = self._session.key_of(_whole(request.query_params, "id"))
-        file, missing = self._pictures.find(key, SIDES[size])
-        if file is None:
+        content, missing = self._pictures.find(key, SIDES[size])
+        if content is None:
             return JSONResponse({"error": missing}, 404)
         headers = {"Cache-Control": "private, max-age=600"}
-        return Response(file.read_bytes(), media_type="image/jpeg", headers=headers)
+        return Response(content, media_type="image/jpeg", headers=headers)
 
     async def judge(self, request: Request) -> Response:
         given = await _body(request)

@@ -231,7 +231,9 @@ class _Run:
             self._cached(inputs.vocabulary)  # refused where the cache cannot be written
         if found is None:
             self.directory.make()
-            job = JobDescription(SCREEN_KIND, begun, None, {}, library_versions(), begun_in())
+            folder = self._images()
+            facts = {} if folder is None else {"images": str(folder)}
+            job = JobDescription(SCREEN_KIND, begun, None, facts, library_versions(), begun_in())
             job.create(self.directory)
 
     def _advice(self) -> str:

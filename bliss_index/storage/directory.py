@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -15,6 +16,7 @@ from bliss_index.errors import CorruptStoreError, OutputError, StoreError
 from bliss_index.storage.files import (
     HashingFile,
     NewFile,
+    atomic_file,
     commit_content,
     is_address,
     json_bytes,
@@ -263,6 +265,32 @@ def write_file(location: str | Path, data: bytes) -> None:
     directory = open_directory(folder or ("/" if str(location).startswith("/") else "."))
     directory.make()
     directory.replace(name, data)
+
+
+@contextlib.contextmanager
+def whole_file(directory: Directory, name: str) -> Iterator[HashingFile]:
+    """Write a file of a directory, in place of what may be there, when the block ends well.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written there; nothing is left behind then.
+    """
+    if isinstance(directory, LocalDirectory):
+        path = directory.path / name
+        make_directory(path.parent)
+        with atomic_file(path) as sink:
+            yield sink
+        return
+    folder, _, last = name.rpartition("/")
+    file = directory.new_file(folder)
+    try:
+        yield file.sink
+        file.commit(last)
+    except OSError as error:  # of the local disk, where it is gathered
+        raise output_error(f"{directory.uri}/{name}", error) from error
+    finally:
+        file.discard()
 
 
 def content_sha256(directory: Directory, name: str) -> str:
