@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import KEY_COLUMNS, is_text_or_bytes
+from bliss_index.store.formats.declared_bytes import SAMPLE_ROWS, require_declared
 from bliss_index.store.source_part import ColumnNames
 
 MISSING_EMBEDDING = "missing_embedding"
@@ -97,13 +98,21 @@ class TableColumns:
         return [n for n in (self.embedding, self.key, self.text) if n is not None]
 
     def dimension(self, file: str, batches: Iterable[pa.RecordBatch]) -> int:
-        """Find the dimension that most of the first embeddings have; 0 where there are none."""
-        if self.size or self.embedding is None:
+        """Find the dimension that most of the first embeddings have; 0 where there are none.
+
+        Raises
+        ------
+        InvalidInputError
+            They are bytes, and not of the type that was declared.
+        """
+        if self.embedding is None or (self.size and self.values is None):
             return self.size
         unit = 1 if self.values is None else np.dtype(self.values).itemsize
         for batch in batches:
-            lengths = Counter(_lengths(plain_list(batch.column(self.embedding))).tolist())
-            found = [(count, length) for length, count in lengths.items() if length > 0]
+            column = plain_list(batch.column(self.embedding))
+            lengths = _lengths(column)
+            counts = Counter(lengths.tolist())
+            found = [(count, length) for length, count in counts.items() if length > 0]
             if not found:
                 continue
             length = int(max(found)[1])
@@ -112,8 +121,12 @@ class TableColumns:
                     f"{file}: column {self.embedding!r} holds {length} bytes a row, which are no "
                     f"{self.values} values of {unit} bytes; declare another --embedding-dtype"
                 )
+            if self.values is not None:
+                fitting = np.flatnonzero(lengths == length)[:SAMPLE_ROWS]
+                sample = column.take(pa.array(fitting)).to_pylist()
+                require_declared(file, self.embedding, sample, self.values)
             return length // unit
-        return 0
+        return self.size
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
