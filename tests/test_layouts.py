@@ -197,6 +197,10 @@ REFUSED = {
     "a sparse tensor": ("e.pt", torch_bytes(T.to_sparse()), {}, "no array"),
     "one vector": ("e.pt", torch_bytes(T[0]), {}, r"shape \(16,\)"),
     "a bit that flipped": ("e.pt", flipped(torch_bytes({"a": T})), {}, "e.pt: a is damaged.*CRC"),
+    "another name before the values": (
+        "e.pt", torch_bytes({"a": T}).replace(b"archive/data/0", b"\xffrchive/data/0", 1), {},
+        "e.pt: a is damaged.*decode byte 0xff",
+    ),
     "half a file": ("e.pt", torch_bytes(T)[:-50], {}, "cannot be read as a file of torch.save"),
     "rows of two dimensions": ("e.fvecs", fvecs(X[0], X[1][:8], X[2][:7]), {},
                                "row 1: the dimension is 8, in row 0 it is 16"),

@@ -25,7 +25,7 @@ _WHOLE_BYTES = 256 << 20
 _DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 # What damaged archives raise besides: unknown compression, a password, an absurd size.
-_ARCHIVE_ERRORS = (
+ARCHIVE_ERRORS = (
     *NPY_ERRORS,
     AttributeError,
     NotImplementedError,
@@ -122,7 +122,7 @@ def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
     try:
         with archive.open(info) as stream:
             shape, dtype, _, _ = _header(stream.read(_HEADER_BYTES))
-    except _ARCHIVE_ERRORS:
+    except ARCHIVE_ERRORS:
         return "(unreadable)"
     return f"{dtype.name} {list(shape)}"
 
@@ -159,7 +159,7 @@ def _refused(name: str) -> Iterator[None]:
         yield
     except InvalidInputError:
         raise
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         kind = name.rpartition(".")[2]
         raise InvalidInputError(f"{name} cannot be read as .{kind}: {error}") from error
 

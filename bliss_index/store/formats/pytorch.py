@@ -13,6 +13,7 @@ import numpy as np
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.formats.arrays import BFLOAT16, ArrayPart, Block, choose, require_block
+from bliss_index.store.formats.npy import ARCHIVE_ERRORS
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames
 
@@ -129,7 +130,7 @@ def _require_whole(file: SourceFile, what: str, offset: int) -> None:
             with archive.open(member) as content:
                 while content.read(_READ_BYTES):
                     pass
-        except (zipfile.BadZipFile, EOFError) as error:
+        except ARCHIVE_ERRORS as error:
             raise InvalidInputError(
                 f"{what} is damaged: {error}. Where it was written with "
                 "torch.serialization.set_crc32_options(False), write it again without"
