@@ -16,6 +16,7 @@ import numpy as np
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.formats.arrays import ArrayPart, ArrayStream, Block, choose, require_block
+from bliss_index.store.formats.others import in_front
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames, RowStream
 
@@ -60,6 +61,7 @@ def open_npz(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
         It cannot be read as such a file, it is not clear which array is meant, or that is damaged.
     """
     with _refused(file.name), file.open() as whole, zipfile.ZipFile(whole) as archive:
+        require_one_archive(file.name, archive)
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         shapes = dict(zip(names, (_shape(archive, i) for i in archive.infolist()), strict=True))
         fitting = {n: s for n, s in shapes.items() if s.startswith("float") and s.count(",") == 1}
@@ -115,6 +117,13 @@ class DeflatedPart(NpzPart):
             if self.block.by_column:
                 stream.file = io.BytesIO(file.read())
         return stream
+
+
+def require_one_archive(name: str, archive: zipfile.ZipFile) -> None:
+    """Refuse a file with something before the archive, which zipfile passes over."""
+    first = min((info.header_offset for info in archive.infolist()), default=0)
+    if first:
+        raise InvalidInputError(in_front(name, first))
 
 
 def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:

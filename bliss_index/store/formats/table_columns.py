@@ -69,7 +69,9 @@ class TableColumns:
         if embedded:
             embedding = _embedding_column(file, schema, wanted, usual_names(texts))
             kind = _storage(schema.field(schema.names.index(embedding)).type)
-            if is_text_or_bytes(kind):
+            if pa.types.is_null(kind):
+                pass  # as tables are written that have no value there at all
+            elif is_text_or_bytes(kind):
                 values = dtype = _declared(file, embedding, kind, wanted)
                 if pa.types.is_fixed_size_binary(kind):
                     size = kind.byte_width // np.dtype(values).itemsize
@@ -197,7 +199,10 @@ def _embedding_column(
     found = wanted.embedding or _first_of(fit, usual)
     if found is None:
         found = fit[0] if len(fit) == 1 else None if fit else _first_of(binary, usual)
-    if found is not None and found in (*lists, *binary):
+    nulls = [field.name for field in schema if pa.types.is_null(field.type)]
+    if found is None and not fit:
+        found = _first_of(nulls, usual)
+    if found is not None and found in (*lists, *binary, *nulls):
         return found
     columns = listed([f"{field.name} ({field.type})" for field in schema])
     if found is None and fit:
@@ -262,6 +267,8 @@ def _declared(file: str, column: str, kind: pa.DataType, wanted: ColumnNames) ->
 def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
     """Values or bytes in each row; -1 where it is null."""
     kind = column.type
+    if pa.types.is_null(kind):
+        return np.full(len(column), -1)
     if pa.types.is_fixed_size_binary(kind):
         lengths = np.full(len(column), kind.byte_width)
         lengths[column.is_null().to_numpy(zero_copy_only=False)] = -1
@@ -287,6 +294,8 @@ def matrix_of(
         else:
             reason = f"the embedding has dimension {lengths[row]}, not {dim}"
             errors[int(row)] = (WRONG_DIMENSION, reason)
+    if pa.types.is_null(column.type):
+        return np.zeros((len(column), dim), np.float32)
     kept = column if fits.all() else column.filter(pa.array(fits))
     if values is not None:
         wire = np.dtype(values).newbyteorder("<")
