@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import shlex
+import shutil
 import struct
 from pathlib import Path
 
@@ -149,6 +150,33 @@ def fvecs(*vectors):
 
 def block(matrix, shape=None):
     return struct.pack("<II", *(shape or matrix.shape)) + matrix.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["npy", *TABLES, *ARRAYS])
+def test_a_file_that_is_cut_fails_alone(job, tmp_path, layout):
+    """The others are scored; where a folder is one data set, all of it is refused."""
+    rows = Rows.of(60)
+    if layout == "npy":
+        np.save(tmp_path / "e.npy", rows.matrix)
+        whole = tmp_path / "e.npy"
+    else:
+        whole = written(layout, rows, tmp_path / "in")
+    if whole.is_dir() and layout != "Lance":
+        pytest.skip("it is a folder by itself")
+    folder = tmp_path / "three"
+    folder.mkdir()
+    for number in range(3):
+        copied = shutil.copytree if whole.is_dir() else shutil.copy
+        copied(whole, folder / f"{number}{''.join(whole.suffixes)}")
+    cut = folder / f"1{''.join(whole.suffixes)}"
+    cut = next((cut / "data").iterdir()) if cut.is_dir() else cut
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) * 2 // 5 + 5])
+    summary = run_job(folder, tmp_path / "out", job.settings(), columns=columns_of(layout))
+    assert (summary.rows, summary.complete) == (120, False)
+    ((name, reason),) = summary.failed
+    assert name.startswith("1.")
+    assert reason.startswith("CorruptStoreError: 1.")
 
 
 class Program:
