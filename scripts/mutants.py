@@ -51,6 +51,7 @@ TESTS = {
     "jobs/record.py": ["jobs", "growth", "bulk"],
     "jobs/state.py": ["jobs", "growth", "bulk"],
     "jobs/part.py": ["jobs", "growth", "bulk"],
+    "jobs/manifest.py": ["jobs", "growth", "bulk"],
     "storage/files.py": ["jobs", "store", "races"],
     "store/shards.py": ["store", "repeated_keys", "encode_store"],
     "search/certificate/ordering.py": ["bounds", "rescoring", "exact_search"],
@@ -61,6 +62,9 @@ TESTS = {
     "search/faiss/index.py": ["faiss_index", "races"],
     "search/torch/backend.py": ["torch_proposals", "rescoring", "exact_search"],
     "search/torch/proposals.py": ["torch_proposals", "bounds"],
+    "search/torch/rescoring.py": ["rescoring", "exact_search"],
+    "store/formats/declared_bytes.py": ["declared_bytes"],
+    "store/formats/parquet_footer.py": ["parquet_footer"],
 }
 _SWAPPED = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
