@@ -56,6 +56,7 @@ TESTS = {
     "store/shards.py": ["store", "repeated_keys", "encode_store"],
     "search/certificate/ordering.py": ["bounds", "rescoring", "exact_search"],
     "search/duplicates.py": ["duplicates", "exact_search"],
+    "search/inputs.py": ["detector", "exact_search", "undisturbed"],
     "search/exact.py": ["exact_search", "registry"],
     "search/faiss/candidates.py": ["faiss_index", "bounds"],
     "search/faiss/search.py": ["faiss_index", "bounds"],
