@@ -265,7 +265,8 @@ def test_the_first_record_wins_and_the_loser_removes_its_file(tmp_path):
     "change",
     [
         {"rows": 10**10}, {"rows": -1}, {"file": "../../x"}, {"other": 1}, {"rows": "3"},
-        {"bytes": -1}, {"bad_rows": -1}, {"rows": True}, {"seconds": None}, {"status": []}, {"sha256": 5},
+        {"bytes": -1}, {"bad_rows": -1}, {"rows": True}, {"seconds": None}, {"status": []},
+        {"sha256": 5},
     ],
 )  # fmt: skip
 def test_records_that_cannot_be_are_made_again(whole, tmp_path, change):
