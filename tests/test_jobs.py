@@ -24,6 +24,7 @@ from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreEr
 from bliss_index.jobs import JobListener, JobOptions, Part, Plan, run
 from bliss_index.jobs.manifest import Files, PartFile, is_written, write_manifest
 from bliss_index.jobs.numerics import processor
+from bliss_index.jobs.part import PlanFile
 from bliss_index.jobs.record import Record, commit, output_name, record_name
 from bliss_index.jobs.stopping import sigterm_noted
 from bliss_index.storage import files, open_directory
@@ -480,3 +481,20 @@ def test_a_record_says_what_computed_it_and_nothing_compares_that(whole, tmp_pat
     path.write_text(json.dumps({**values, "made_by": "another machine"}))
     assert run(TrivialWork(20), tmp_path / "s").rows_now == 0
     assert result(tmp_path / "s") == whole
+
+
+def test_a_plan_that_cannot_be_written_leaves_nothing_open(tmp_path):
+    class Full:
+        size = 1
+
+        def slice(self, *_):
+            raise OSError("no space")
+
+    directory = open_directory(tmp_path)
+    directory.make()
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OutputError, match=r"_plan/0\.arrow.*no space") as caught:
+        PlanFile("_plan/0.arrow", Full()).write(directory)
+    assert set(os.listdir("/proc/self/fd")) == before  # while the error still holds its frames
+    del caught
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
