@@ -85,6 +85,22 @@ def test_bytes_of_another_type_than_declared(written, values):
             require_declared("e.parquet", "v", rows, declared)
 
 
+def test_what_the_values_would_be_is_said():
+    values = np.array([[0.5, -0.25, 0.0, 1.0]] * 15 + [[0.125, 3.0, -0.01, 0.75]], "<f4")
+    rows = [row.tobytes() for row in values]
+    rows[0] = np.array([0x7F800001, 0x7E007E00, 0, 0x3F800000], "<u4").tobytes()  # NaN, 1e38
+    half = np.frombuffer(b"".join(rows), "<f2").astype(float)
+    some = np.abs(half[np.isfinite(half) & (half != 0)])
+    lost = int((~np.isfinite(half)).sum())
+    expected = (
+        f"e: column 'v' holds 16 bytes a row: as float16 they are 8 values a row of size "
+        f"{some.min():.1g} to {some.max():.1g}, {lost} of 128 not finite, which was declared; as "
+        "float32 they are 4 values a row of size 0.01 to 4e+37, 1 of 64 not finite. Therefore "
+    )
+    with pytest.raises(InvalidInputError, match=f"^{re.escape(expected)}"):
+        require_declared("e", "v", rows, "float16")
+
+
 @pytest.mark.parametrize("dim", [1, 2, 3, 16])
 @pytest.mark.parametrize("written", list(WRITTEN)[:7])
 def test_bytes_of_which_nothing_can_be_said_are_believed(written, dim):

@@ -25,13 +25,20 @@ _TYPES |= {_BFLOAT16: _BFLOAT16}
 # normal values and less than 3 for heavy tails. Of bytes that are misread it is 4 to 80.
 _LEAST_DEVIATION, _USUAL_DEVIATION, _MOST_DEVIATION = 0.1, 1.6, 3.5
 _SMALLEST, _LARGEST = -20.0, 14.0
-_GOOD_ROWS = 0.9
 _LEAST_VALUES = 32
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """Rows of bytes as values of one type; `sizes` are their logarithms, NaN where one is zero."""
+    """Rows of bytes as values of one type.
+
+    Attributes
+    ----------
+    sizes
+        Their logarithms, of the rows that are finite, NaN where a value is zero.
+    deviation
+        That of the sizes; infinite where no row is finite.
+    """
 
     kind: str
     values: npt.NDArray[np.float64]
@@ -55,8 +62,7 @@ class _Reading:
     def is_likely(self) -> bool:
         """Whether the values may be embeddings."""
         return bool(
-            len(self.sizes) >= _GOOD_ROWS * len(self.values)
-            and self.deviation < _MOST_DEVIATION
+            self.deviation < _MOST_DEVIATION
             and _SMALLEST <= np.nanmedian(self.sizes) <= _LARGEST
             and all(_alike(self.sizes, step) for step in (2, 4) if self.width * step <= 8)
         )
