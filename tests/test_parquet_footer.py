@@ -13,7 +13,7 @@ import pytest
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import ModelIdentity
-from bliss_index.store.formats.parquet_footer import column_sizes
+from bliss_index.store.formats.parquet_footer import column_sizes, require_one_file
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.sources import open_source
 
@@ -60,6 +60,28 @@ def test_sizes_are_those_that_pyarrow_says(tmp_path, options, names):
     assert part.groups.rows == tuple(
         footer.row_group(number).num_rows for number in range(footer.num_row_groups)
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"write_page_index": True},
+        {"bloom_filter_options": {"n": True}},
+        {"compression": "none"},
+    ],
+)
+def test_another_file_in_front(tmp_path, options):
+    pq.write_table(pa.table(COLUMNS), tmp_path / "t.parquet", **options)
+    last = (tmp_path / "t.parquet").read_bytes()
+    size = pq.ParquetFile(tmp_path / "t.parquet").metadata.serialized_size
+    pq.write_table(pa.table(COLUMNS).slice(0, 5), tmp_path / "t.parquet")
+    first = (tmp_path / "t.parquet").read_bytes()
+    column_sizes("t", pa.BufferReader(last), size, [])
+    for in_front in (first, last, 3 * last):
+        with pytest.raises(InvalidInputError, match=f"two files.*: {len(in_front)} bytes are in"):
+            require_one_file("t", pa.BufferReader(in_front + last), size)
+    require_one_file("t", pa.BufferReader(b"\0" * 1000 + last), size)  # no file, whatever it is
 
 
 def test_a_footer_that_is_cut(tmp_path):
