@@ -13,6 +13,7 @@ import pytest
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import ModelIdentity
+from bliss_index.store.formats import parquet_footer
 from bliss_index.store.formats.parquet_footer import column_sizes, require_one_file
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.sources import open_source
@@ -120,3 +121,24 @@ def test_a_column_that_is_encrypted(tmp_path):
         import_embeddings(
             path, tmp_path / "store", kind="image", model=ModelIdentity("ViT-B-32", "openai")
         )
+
+
+def test_values_of_every_type_are_passed_over():
+    """Of Thrift's compact protocol; Parquet's own structures have some of them only."""
+    fields = [
+        b"\x11", b"\x12", b"\x13\x7f", b"\x14\xd8\x04", b"\x17" + 8 * b"\xff", b"\x18\x03abc",
+        b"\x19\x25\x02\x04", b"\x19\xf1\x14" + 20 * b"\x01", b"\x1a\x18\x01x", b"\x1b\x00",
+        b"\x1b\x02\x58" + 2 * b"\x02\x01y", b"\x1b\x01\x13\x01\x05", b"\x1c\x15\x02\x00",
+        b"\x05\xc8\x01\x02",
+    ]  # fmt: skip
+    content = b"".join(fields) + b"\x00"
+    reader = parquet_footer._Reader(content + b"\x07")
+    numbers = []
+    for number, kind in reader.fields():
+        numbers.append(number)
+        reader.skip(kind)
+    assert numbers == [*range(1, 14), 100]
+    assert reader.varint() == 7
+    whole = parquet_footer._Reader(b"\x1c" + content + b"\x00\x07")
+    whole.skip(12)
+    assert whole.varint() == 7
