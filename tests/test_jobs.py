@@ -281,6 +281,24 @@ def test_records_that_cannot_be_are_made_again(whole, tmp_path, change):
     assert result(tmp_path / "s") == whole
 
 
+@pytest.mark.parametrize("harm", ["cut", "longer", "empty", "gone"])
+def test_files_of_another_size_are_made_again(whole, tmp_path, harm):
+    run_trivial(tmp_path / "s")
+    record = Record.read(open_directory(tmp_path / "s"), 2)
+    path = tmp_path / "s" / record.file
+    content = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        harmed = {"cut": content[:-1], "longer": content + b"x", "empty": b""}
+        path.write_bytes(harmed[harm])
+    notes = Notes()
+    summary = run(TrivialWork(20), tmp_path / "s", listener=notes)
+    assert (summary.parts_earlier, summary.complete) == (19, True)
+    assert "part piece 2 is done again" in notes.texts[0]
+    assert result(tmp_path / "s") == whole
+
+
 def test_other_settings_or_another_kind_are_refused(tmp_path):
     run_trivial(tmp_path / "s")
     with pytest.raises(JobError, match="was begun with line 'x', now it is 'y'"):
