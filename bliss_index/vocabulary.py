@@ -327,9 +327,12 @@ def _parquet(path: Path) -> Iterator[str]:
     import pyarrow.parquet as pq
 
     from bliss_index.store.columns import is_text_or_bytes, texts_of
+    from bliss_index.store.formats.parquet_footer import require_one_file
 
     try:
         with pq.ParquetFile(path) as file:
+            with pa.OSFile(str(path)) as stream:
+                require_one_file(str(path), stream, file.metadata.serialized_size)
             schema = file.schema_arrow
             texts = [field.name for field in schema if is_text_or_bytes(field.type)]
             if not texts:

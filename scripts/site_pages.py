@@ -122,7 +122,7 @@ def readme_pages() -> dict[str, str]:
         if page not in pages:
             pages[page] = TITLES[page] + "\n\n"
             if TITLES[page] == f"# {heading}":
-                section = section.split("\n", 1)[1].lstrip()
+                section = section.split("\n", 1)[1].lstrip("\n")
         pages[page] += section
     pages = {page: moved_links(made, "README.md", page) for page, made in pages.items()}
     title, rest = pages["index.md"].split("\n\n", 1)

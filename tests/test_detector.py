@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -214,6 +215,20 @@ def test_labels_as_tables_and_other_systems_write_them(data, tmp_path):
     np.testing.assert_array_equal(detector.anomaly_score(images), expected)
     with pytest.raises(InvalidInputError, match=r"y holds 0.5; class numbers are whole, 0 to 2"):
         BlissDetector(vocabulary, texts, k=5).fit(images, np.where(labels == 0, 0.5, labels))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
+def test_a_table_whose_column_holds_lists(data, library):
+    images, vocabulary, texts, labels = data
+    fitted = BlissDetector(vocabulary, texts, k=5).fit(images, labels)
+    columns = {"key": [str(row) for row in range(len(images))], "embedding": list(images)}
+    library = pytest.importorskip(library)
+    table = (library.table if library.__name__ == "pyarrow" else library.DataFrame)(columns)
+    with pytest.raises(InvalidInputError, match="X is a table whose column 'embedding'") as caught:
+        fitted.anomaly_score(table)
+    (line,) = re.findall("give (numpy.*)$", str(caught.value))
+    matrix = eval(line, {"numpy": np, "X": table})
+    np.testing.assert_array_equal(matrix, images)
 
 
 def test_bad_input(data, tmp_path):

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from bliss_index import exact_search
+from bliss_index import devices, exact_search
 from bliss_index.devices import device_name, device_names, resolve_device
 from bliss_index.errors import InvalidInputError, MissingDependencyError
+
+
+def test_processors_are_counted_in_one_place() -> None:
+    """Which knows control groups, and systems without an affinity."""
+    package = Path(devices.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if "sched_getaffinity" in path.read_text()
+    }
+    assert found == {"devices.py"}
 
 
 @pytest.mark.parametrize(

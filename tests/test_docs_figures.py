@@ -327,3 +327,33 @@ def test_the_bounds_of_grouping_are_those_that_were_measured():
     right = {name: mean(name, lambda of: of["groups"]) for name in nmi}
     assert nmi[chosen] > max(nmi.values()) - 0.005  # and of those that are as good
     assert right[chosen] > max(right[n] for n in nmi if nmi[n] > max(nmi.values()) - 0.005) - 0.01
+
+
+def test_the_pictures_of_the_score():
+    """Figures of docs/bliss.md, whose pictures are drawn of the same values."""
+    root = ROOT / "benchmarks" / "results"
+    found = json.loads((root / "bliss_pictures.json").read_text())
+    page = " ".join((ROOT / "docs" / "bliss.md").read_text().split())
+    gap, entries, scores = found["gap"], found["entries"], found["scores"]
+    external = {name: kind["external"] for name, kind in found["nearest"].items()}
+    car = entries["car"]
+    for sentence in (
+        f"has {gap['image and image of one class']:.2f} with another cat on average, "
+        f"{gap['image and image of the other class']:.2f} with a bicycle, and "
+        f'{gap["image and its label"]:.2f} with the text "cat"; over all pairs an image and a text '
+        f"have {gap['image and text']:.2f}, and two texts {gap['text and text']:.2f}.",
+        f'"castle" in every cat, with {entries["castle"]["mean"]:.2f} on average',
+        f'For "car" {car["mean"]:.2f} ± {car["deviation"]:.2f} is usual. The new image, a car, has '
+        f"{car['car']:.2f} with it.",
+        f'this is {car["z"]:+.1f}: far more than cats ever have. With "cat" it has '
+        f"{entries['cat']['z']:.1f}.",
+        f"{external['cat']:.2f} for the cat, {external['car']:.2f} for the car",
+        f"Of the {scores['normal']} new cats and bicycles it flags {scores['flagged normal']}, of "
+        f"the {scores['others']} other images {scores['flagged others']}.",
+        f"The AUROC is {scores['auroc']:.4f}. In this small world the similarity with the nearest "
+        f"label alone does as well ({scores['auroc of the raw similarity']:.4f})",
+    ):
+        assert sentence in page
+    assert "castle" in found["nearest"]["cat"]["entries"]
+    for name in ("gap", "entries", "nearest", "scores"):
+        assert (ROOT / "docs" / "images" / f"bliss_{name}.png").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -257,6 +258,34 @@ def test_an_unwritable_corpus_says_so(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OutputError, match="cannot write into .*index: it is read-only for this"):
         save_index(search, corpus)
     assert list((tmp_path / "index").iterdir()) == []
+
+
+def test_an_index_of_another_shape_is_not_saved(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path, clip_like(24, 50, 8))
+    for rows, dim in ((49, 8), (50, 16)):
+        search = build_index(clip_like(24, rows, dim), "flat", threads=1)
+        with pytest.raises(
+            InvalidInputError, match=rf"holds {rows} x {dim} .* the corpus .* 50 x 8"
+        ):
+            save_index(search, corpus)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_that_cannot_be_written_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no space")
+
+    corpus = Corpus(tmp_path, clip_like(24, 50, 8))
+    search = build_index(corpus, "flat", threads=1)
+    monkeypatch.setattr(faiss, "write_index", fail)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OutputError, match="cannot write the index .*flat: no space") as caught:
+        save_index(search, corpus)
+    assert set(os.listdir("/proc/self/fd")) == before  # while the error still holds its frames
+    del caught
+    assert {path.name for path in (tmp_path / "index").iterdir()} <= {".lock"}
 
 
 def test_wrong_input_is_named() -> None:

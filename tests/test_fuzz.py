@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fuzz_target import SLOW, TARGETS, make_files
+from fuzz_target import TARGETS, make_files
 
 COUNT = int(os.environ.get("BLISS_INDEX_FUZZ", "150"))
 
@@ -28,8 +28,7 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("target", TARGETS)
 def test_mutated_files(folder, target):
     command = [sys.executable, str(Path(__file__).with_name("fuzz_target.py"))]
-    count = COUNT // 10 if target in SLOW else COUNT
-    command += [str(folder), target, str(count), "1"]
+    command += [str(folder), target, str(COUNT), "1"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=30 + COUNT / 5
     )
@@ -37,4 +36,4 @@ def test_mutated_files(folder, target):
     assert done.returncode == 0, f"mutation {at} of {target}: {done.stderr[-2000:]}"
     if int(done.stdout) < 0:
         pytest.skip("what writes it is not installed")
-    assert int(done.stdout) > count / 50
+    assert int(done.stdout) > COUNT / 50

@@ -11,6 +11,7 @@ from job_fixtures import TrivialWork, result, run_trivial
 
 from bliss_index.errors import JobError
 from bliss_index.jobs import JobListener, JobOptions, run
+from bliss_index.jobs.part import Part, grown
 from bliss_index.scoring import ScoresDirectory, run_job, verify_scores
 from bliss_index.store import EmbeddingStore, ModelIdentity, verify_store
 from bliss_index.store.import_work import import_embeddings
@@ -70,6 +71,18 @@ def test_new_files_of_embeddings_are_imported_and_scored(job, tmp_path):
     np.save(tmp_path / "in" / "b.npy", rows[:90])
     with pytest.raises(JobError, match="have changed since they were planned: b.npy"):
         run_job(tmp_path / "in", tmp_path / "scores", job.settings())
+
+
+@pytest.mark.parametrize(
+    ("planned", "now", "changed"),
+    [(5, 5, []), (5, 6, ["a"]), (5, 0, ["a"]), (0, 5, ["a"]), (0, 0, []), (-1, 5, []), (5, -1, [])],
+)
+def test_a_file_with_other_rows_than_planned_has_changed(planned, now, changed):
+    """Fewer than no rows: nobody knows how many."""
+    kept = [Part(0, "a", planned, ""), Part(1, "b", 3, "")]
+    found = grown(kept, [Part(0, "a", now, ""), Part(1, "b", 3, ""), Part(2, "c", 1, "")])
+    assert (found.changed, found.removed) == (changed, [])
+    assert [(part.index, part.name) for part in found.parts] == [(2, "c")]
 
 
 def test_a_store_that_has_grown_is_scored_behind(job, tmp_path):

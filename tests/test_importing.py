@@ -356,6 +356,11 @@ def test_a_uri(tmp_path, rows):
     np.testing.assert_array_equal(store.embeddings(), unit(rows).astype(np.float32))
     with pytest.raises(InvalidInputError, match="memory://bliss/none.npy does not exist"):
         bring("memory://bliss/none.npy", tmp_path / "s2")
+    (tmp_path / "text.zip").write_text("no archive")
+    for archive, reason in (("none.zip", "No such file"), ("text.zip", "not a zip file")):
+        uri = f"zip://e.npy::file://{tmp_path / archive}"
+        with pytest.raises(InvalidInputError, match=f"{archive} cannot be opened: .*{reason}"):
+            bring(uri, tmp_path / "s3")
 
 
 def test_a_command_does_not_load_pandas(tmp_path, rows):

@@ -24,6 +24,7 @@ from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreEr
 from bliss_index.jobs import JobListener, JobOptions, Part, Plan, run
 from bliss_index.jobs.manifest import Files, PartFile, is_written, write_manifest
 from bliss_index.jobs.numerics import processor
+from bliss_index.jobs.part import PlanFile
 from bliss_index.jobs.record import Record, commit, output_name, record_name
 from bliss_index.jobs.stopping import sigterm_noted
 from bliss_index.storage import files, open_directory
@@ -262,12 +263,35 @@ def test_the_first_record_wins_and_the_loser_removes_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"rows": 10**10}, {"rows": -1}, {"file": "../../x"}, {"other": 1}]
-)
+    "change",
+    [
+        {"rows": 10**10}, {"rows": -1}, {"file": "../../x"}, {"other": 1}, {"rows": "3"},
+        {"bytes": -1}, {"bad_rows": -1}, {"rows": True}, {"seconds": None}, {"status": []},
+        {"sha256": 5},
+    ],
+)  # fmt: skip
 def test_records_that_cannot_be_are_made_again(whole, tmp_path, change):
     run_trivial(tmp_path / "s")
     path = tmp_path / "s" / record_name(2)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    notes = Notes()
+    summary = run(TrivialWork(20), tmp_path / "s", listener=notes)
+    assert (summary.parts_earlier, summary.complete) == (19, True)
+    assert "part piece 2 is done again" in notes.texts[0]
+    assert result(tmp_path / "s") == whole
+
+
+@pytest.mark.parametrize("harm", ["cut", "longer", "empty", "gone"])
+def test_files_of_another_size_are_made_again(whole, tmp_path, harm):
+    run_trivial(tmp_path / "s")
+    record = Record.read(open_directory(tmp_path / "s"), 2)
+    path = tmp_path / "s" / record.file
+    content = path.read_bytes()
+    if harm == "gone":
+        path.unlink()
+    else:
+        harmed = {"cut": content[:-1], "longer": content + b"x", "empty": b""}
+        path.write_bytes(harmed[harm])
     notes = Notes()
     summary = run(TrivialWork(20), tmp_path / "s", listener=notes)
     assert (summary.parts_earlier, summary.complete) == (19, True)
@@ -475,3 +499,20 @@ def test_a_record_says_what_computed_it_and_nothing_compares_that(whole, tmp_pat
     path.write_text(json.dumps({**values, "made_by": "another machine"}))
     assert run(TrivialWork(20), tmp_path / "s").rows_now == 0
     assert result(tmp_path / "s") == whole
+
+
+def test_a_plan_that_cannot_be_written_leaves_nothing_open(tmp_path):
+    class Full:
+        size = 1
+
+        def slice(self, *_):
+            raise OSError("no space")
+
+    directory = open_directory(tmp_path)
+    directory.make()
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(OutputError, match=r"_plan/0\.arrow.*no space") as caught:
+        PlanFile("_plan/0.arrow", Full()).write(directory)
+    assert set(os.listdir("/proc/self/fd")) == before  # while the error still holds its frames
+    del caught
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -7,6 +7,7 @@ import io
 import pickle
 import re
 import shlex
+import shutil
 import struct
 from pathlib import Path
 
@@ -151,6 +152,33 @@ def block(matrix, shape=None):
     return struct.pack("<II", *(shape or matrix.shape)) + matrix.tobytes()
 
 
+@pytest.mark.parametrize("layout", ["npy", *TABLES, *ARRAYS])
+def test_a_file_that_is_cut_fails_alone(job, tmp_path, layout):
+    """The others are scored; where a folder is one data set, all of it is refused."""
+    rows = Rows.of(60)
+    if layout == "npy":
+        np.save(tmp_path / "e.npy", rows.matrix)
+        whole = tmp_path / "e.npy"
+    else:
+        whole = written(layout, rows, tmp_path / "in")
+    if whole.is_dir() and layout != "Lance":
+        pytest.skip("it is a folder by itself")
+    folder = tmp_path / "three"
+    folder.mkdir()
+    for number in range(3):
+        copied = shutil.copytree if whole.is_dir() else shutil.copy
+        copied(whole, folder / f"{number}{''.join(whole.suffixes)}")
+    cut = folder / f"1{''.join(whole.suffixes)}"
+    cut = next((cut / "data").iterdir()) if cut.is_dir() else cut
+    content = cut.read_bytes()
+    cut.write_bytes(content[: len(content) * 2 // 5 + 5])
+    summary = run_job(folder, tmp_path / "out", job.settings(), columns=columns_of(layout))
+    assert (summary.rows, summary.complete) == (120, False)
+    ((name, reason),) = summary.failed
+    assert name.startswith("1.")
+    assert reason.startswith("CorruptStoreError: 1.")
+
+
 class Program:
     def __reduce__(self):
         return print, ("a file ran a program",)
@@ -197,6 +225,10 @@ REFUSED = {
     "a sparse tensor": ("e.pt", torch_bytes(T.to_sparse()), {}, "no array"),
     "one vector": ("e.pt", torch_bytes(T[0]), {}, r"shape \(16,\)"),
     "a bit that flipped": ("e.pt", flipped(torch_bytes({"a": T})), {}, "e.pt: a is damaged.*CRC"),
+    "another name before the values": (
+        "e.pt", torch_bytes({"a": T}).replace(b"archive/data/0", b"\xffrchive/data/0", 1), {},
+        "e.pt: a is damaged.*decode byte 0xff",
+    ),
     "half a file": ("e.pt", torch_bytes(T)[:-50], {}, "cannot be read as a file of torch.save"),
     "rows of two dimensions": ("e.fvecs", fvecs(X[0], X[1][:8], X[2][:7]), {},
                                "row 1: the dimension is 8, in row 0 it is 16"),

@@ -7,6 +7,7 @@ import io
 import itertools
 import os
 import re
+import subprocess
 import sys
 import tarfile
 import uuid
@@ -14,9 +15,11 @@ import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
-from bulk_fixtures import DIM
+import torch
+from bulk_fixtures import DIM, unit
 from PIL import Image
 
 from bliss_index import load_encoder
@@ -32,6 +35,7 @@ from bliss_index.scoring.score_inputs import open_input
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.columns import read_names
 from bliss_index.store.import_work import import_embeddings
+from bliss_index.store.source_part import ColumnNames
 from bliss_index.store.sources import open_source
 from bliss_index.vocabulary import load_vocabulary
 
@@ -91,6 +95,87 @@ def test_more_in_a_member_of_an_npz_than_its_header_says(tmp_path, compressed):
         archive.writestr("embeddings.npy", content.getvalue())
     with pytest.raises(InvalidInputError, match="its header promises"):
         open_source(tmp_path / "e.npz")
+
+
+def parquet_of(count, **options):
+    """A file, as bytes, of rows that no other count has."""
+    content = io.BytesIO()
+    columns = {
+        "embedding": list(rows(count, count)),
+        "text": [f"{count}:{n}" for n in range(count)],
+    }
+    pq.write_table(pa.table(columns), content, **options)
+    return content.getvalue()
+
+
+def feather_of(count, compression):
+    content = io.BytesIO()
+    columns = {"embedding": list(rows(count, count)), "text": ["a", "b"] * (count // 2)}
+    table = pa.table(columns)
+    table = table.set_column(1, "text", table.column("text").dictionary_encode())
+    pyarrow.feather.write_feather(table, content, compression=compression, chunksize=4)
+    return content.getvalue()
+
+
+def archive_of(count, save):
+    content = io.BytesIO()
+    save(content, rows(count, count))
+    return content.getvalue()
+
+
+TWICE = {
+    ".parquet": parquet_of,
+    "groups.parquet": lambda count: parquet_of(count, row_group_size=3, compression="zstd"),
+    "plain.parquet": lambda count: parquet_of(
+        count, use_dictionary=False, write_statistics=False, compression="none"
+    ),
+    "indexed.parquet": lambda count: parquet_of(
+        count, write_page_index=True, bloom_filter_options={"text": True}
+    ),
+    ".arrow": lambda count: feather_of(count, "uncompressed"),
+    ".feather": lambda count: feather_of(count, "zstd"),
+    ".npz": lambda count: archive_of(count, np.savez),
+    "small.npz": lambda count: archive_of(count, np.savez_compressed),
+    ".pt": lambda count: archive_of(count, lambda to, x: torch.save(torch.from_numpy(x), to)),
+}
+
+
+@pytest.mark.parametrize("counts", [(6, 10), (10, 6), (6, 6), (200, 6), (6, 200)])
+@pytest.mark.parametrize("name", TWICE)
+def test_a_file_with_another_in_front(tmp_path, name, counts):
+    """Their readers look at the end of a file, and so see the last one only."""
+    first, second = map(TWICE[name], counts)
+    path = tmp_path / f"e{name}"
+    path.write_bytes(first + second)
+    with pytest.raises(
+        InvalidInputError, match=f"two files, one after the other: {len(first)} bytes are in front"
+    ) as caught:
+        open_source(path)
+    (line,) = re.findall("Separate them: (.*)$", str(caught.value))
+    path.rename(tmp_path / "both")
+    subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
+    for separate, count in zip(("first", "second"), counts, strict=True):
+        (tmp_path / separate).rename(path)
+        (part,) = open_source(path).parts
+        found = np.concatenate([batch.embeddings for batch in part.batches()])
+        np.testing.assert_array_equal(found, rows(count, count))
+
+
+def test_other_readers_of_parquet_see_another_in_front(tmp_path):
+    (tmp_path / "e.parquet").write_bytes(parquet_of(6) + parquet_of(10))
+    for read in (
+        lambda path: read_names(path, "text"),
+        lambda path: load_vocabulary(path).entries,
+        Labels.read,
+    ):
+        with pytest.raises(InvalidInputError, match="two files, one after the other"):
+            read(tmp_path / "e.parquet")
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    pq.write_table(pa.table({"image": [image.getvalue()]}), tmp_path / "i.parquet")
+    (tmp_path / "i.parquet").write_bytes(2 * (tmp_path / "i.parquet").read_bytes())
+    with pytest.raises(InvalidInputError, match="two files, one after the other"):
+        open_images(tmp_path / "i.parquet")
 
 
 def clip_retrieval(folder, arrays, tables, kind="img"):
@@ -541,22 +626,57 @@ def test_two_columns_of_one_name(job, tmp_path):
     assert Labels.read(tmp_path / "l.parquet").values == ("a", "b")
 
 
-@pytest.mark.parametrize("between", ["no rows", "nulls", "no lists"])
-def test_files_without_an_embedding_in_a_folder_of_good_ones(job, tmp_path, between):
+def write_stream(table, path):
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+WRITERS = {
+    ".parquet": pq.write_table,
+    ".feather": pyarrow.feather.write_feather,
+    ".arrow": lambda t, path: pyarrow.feather.write_feather(t, path, compression="uncompressed"),
+    ".arrows": lambda table, path: write_stream(table, path),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+@pytest.mark.parametrize("between", ["no rows", "nulls", "no lists", "no type", "no type, no rows"])
+@pytest.mark.parametrize("given", ["lists", "bytes"])
+def test_files_without_an_embedding_in_a_folder_of_good_ones(job, tmp_path, between, suffix, given):
     folder = tmp_path / "in"
     folder.mkdir()
-    odd = {"no rows": [], "nulls": [None, None], "no lists": [[], []]}[between]
+    odd = {"no rows": [], "no lists": [[], []], "no type, no rows": []}.get(between, [None, None])
     for number, vectors in enumerate((odd, rows(2), odd, rows(2))):
         keys = pa.array([f"{number}{row}" for row in range(len(vectors))], pa.string())
-        column = pa.array(
-            [v if v is None else list(map(float, v)) for v in vectors], pa.list_(pa.float32())
-        )
-        pq.write_table(pa.table({"id": keys, "embedding": column}), folder / f"{number}.parquet")
-    _, store = imported(folder, tmp_path / "s")
+        values = [v if v is None else list(map(float, v)) for v in vectors]
+        column = pa.array(values, pa.list_(pa.float32()))
+        if given == "bytes":
+            packed = [v if v is None else np.asarray(v, "<f4").tobytes() for v in values]
+            column = pa.array(packed, pa.binary())
+        if between.startswith("no type") and vectors is odd:
+            column = pa.nulls(len(odd))
+        table = pa.table({"id": keys, "embedding": column})
+        WRITERS[suffix](table, str(folder / f"{number}{suffix}"))
+    columns = ColumnNames(dtype="float32" if given == "bytes" else None)
+    _, store = imported(folder, tmp_path / "s", columns=columns)
     bad = 2 * len(odd)
     assert (store.rows, store.manifest.bad_rows) == (4 + bad, bad)
-    summary = run_job(folder, tmp_path / "t", job.settings())
+    np.testing.assert_allclose(store.embeddings()[[len(odd), -1]], unit(rows(2)), atol=1e-3)
+    summary = run_job(folder, tmp_path / "t", job.settings(), columns=columns)
     assert (summary.rows, summary.bad_rows, summary.complete) == (4 + bad, bad, True)
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_file_whose_embeddings_have_no_type(tmp_path, suffix):
+    keys = ["a", "b"]
+    table = pa.table({"id": keys, "embedding": pa.nulls(2)})
+    WRITERS[suffix](table, str(tmp_path / f"e{suffix}"))
+    with pytest.raises(InvalidInputError, match="holds no embedding, of whatever dimension"):
+        open_source(tmp_path / f"e{suffix}")
+    # Another column is what is meant then.
+    table = table.append_column("v", pa.array(list(rows(2))))
+    WRITERS[suffix](table, str(tmp_path / f"e{suffix}"))
+    assert open_source(tmp_path / f"e{suffix}").dim == DIM
 
 
 @pytest.mark.parametrize("first", [[], [0.0], None])

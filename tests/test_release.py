@@ -34,6 +34,14 @@ def test_this_python_is_among_those_that_are_named():
     assert f"{sys.version_info.major}.{sys.version_info.minor}" in PYTHONS
 
 
+def test_readme_lists_every_extra():
+    extras = PROJECT.split("[project.optional-dependencies]\n", 1)[1].split("\n[", 1)[0]
+    names = set(re.findall(r"^([\w-]+) = \[", extras, re.MULTILINE)) - {"dev", "docs"}
+    table = (ROOT / "README.md").read_text().split("| extra | what for |")[1].split("\n\n")[0]
+    firsts = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert set(re.findall(r"`([\w-]+)`", "".join(firsts))) == names
+
+
 def test_the_same_wheels_are_built_here_and_by_the_workflow():
     (built,) = re.findall(r"^build = \[(.*?)\]", PROJECT, re.MULTILINE)
     workflow = {f"3.{minor}" for minor in re.findall(r"cp3(\d+)-manylinux", built)}

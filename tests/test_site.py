@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import shlex
@@ -86,7 +87,11 @@ def test_every_command_and_every_public_name_has_its_place(site):
 def test_own_photos_are_a_click_away(site):
     """From the front page to the command that scores them."""
     links = re.findall(r'<a class="md-button[^"]*" href="([^"]+)"', site["index.html"])
-    assert "bliss-index screen" in re.sub("<[^>]+>", "", site[links[0]])
+    blocks = re.findall(r"<pre.*?</pre>", site[links[0]], re.DOTALL)
+    first = html.unescape(re.sub("<[^>]+>", "", blocks[0]))
+    assert first.strip() == "bliss-index screen photos/all --normal photos/normal --out run"
+    python = re.findall(r"<pre.*?</pre>", site["python.html"], re.DOTALL)
+    assert "from bliss_index import BlissDetector" in re.sub("<[^>]+>", "", python[0])
 
 
 def recipes(heading: str) -> list[list[str]]:

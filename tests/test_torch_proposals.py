@@ -37,6 +37,11 @@ def data(kind: str, dtype: Any) -> tuple[Any, Any]:
         entries[:, :5] = 20.0
         queries[:, 3:9] = -7.0
         return entries.astype(dtype), queries.astype(dtype)
+    if kind == "roundings that add up":  # of a query, along an entry
+        signs = rng.choice([-1.0, 1.0], (60, 64))
+        return np.concatenate([signs, -signs]).astype(dtype), (signs * (1 + 2.0**-9.2)).astype(
+            dtype
+        )
     scale = 10.0 ** rng.uniform(-6, 6, 1500)
     entries = rng.standard_normal((1500, 24)) * scale[:, None]
     queries = rng.standard_normal((50, 24)) * 10.0 ** rng.uniform(-6, 6, (50, 1))
@@ -45,7 +50,7 @@ def data(kind: str, dtype: Any) -> tuple[Any, Any]:
 
 
 KINDS = ["clip", "near ties", "near ties far below float32", "queries in a heap",
-         "constant coordinates", "any norm"]  # fmt: skip
+         "constant coordinates", "roundings that add up", "any norm"]  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

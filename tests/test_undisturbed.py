@@ -658,6 +658,10 @@ def test_tables_with_columns_in_another_order_are_refused(chain: Any, library: s
         detector.anomaly_score(frame(images, swapped))
     with pytest.raises(InvalidInputError, match="columns of vocabulary in another order"):
         BlissDetector(frame(vocabulary, swapped), texts, k=K).fit(frame(images, names), labels)
+    # Other names, or fewer, say nothing of an order.
+    named = frames.DataFrame({f"y{i}": column for i, column in enumerate(vocabulary.T)})
+    other = BlissDetector(named, texts, k=K).fit(frame(images, names), labels)
+    np.testing.assert_array_equal(other.anomaly_score(images), plain.anomaly_score(images))
 
 
 def test_statistics_of_faiss_count_every_thread() -> None:

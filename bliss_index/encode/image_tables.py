@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -15,6 +16,7 @@ from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
 from bliss_index.encode.places import Place, contents_of, file_stamp, place_of
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import csv_reader, is_text_or_bytes, texts_of
+from bliss_index.store.formats.parquet_footer import require_one_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,6 +49,8 @@ class ParquetSource(SourceBase):
         super().__init__(str(path))
         self._path = place_of(path)
         with self._open() as file:
+            with contextlib.closing(self._stream()) as stream:
+                require_one_file(str(path), stream, file.metadata.serialized_size)
             schema = file.schema_arrow
             self._rows = file.metadata.num_rows
         self._column, self._kind = _image_column(self._path, schema)
@@ -144,6 +148,12 @@ class ParquetSource(SourceBase):
         if content is None:
             return ImageRow(key, b"", values, "empty: the row has neither bytes nor a path")
         return ImageRow(key, content, values, reason)
+
+    def _stream(self) -> Any:
+        import pyarrow as pa
+
+        path = self._path
+        return pa.OSFile(str(path)) if isinstance(path, Path) else path.open()
 
     def _open(self) -> Any:
         import pyarrow as pa

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from bliss_index.devices import usable_processors
 from bliss_index.errors import (
     CorruptStoreError,
     InvalidInputError,
@@ -461,7 +462,7 @@ def _connect(path: Path, *, read_only: bool = False) -> Any:
     config = {
         "memory_limit": _MEMORY,
         "temp_directory": str(path.parent / f".{path.name}.tmp"),
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": usable_processors(),
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }

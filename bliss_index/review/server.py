@@ -8,13 +8,13 @@ so that no key is ever part of an address. The page may load nothing from elsewh
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
 from importlib import resources
 from typing import Any
 
+from bliss_index.devices import usable_processors
 from bliss_index.errors import (
     BlissError,
     InvalidInputError,
@@ -214,7 +214,7 @@ class _Routes:
     def __init__(self, session: ReviewSession) -> None:
         self._session = session
         self._pictures = Thumbnails(session.inputs.images)
-        self._decoding = anyio.Semaphore(max(1, len(os.sched_getaffinity(0))))
+        self._decoding = anyio.Semaphore(usable_processors())
         folder = resources.files("bliss_index.review")
         self._files = {name: folder.joinpath(name).read_bytes() for name in (*_FILES, "page.html")}
 

@@ -46,6 +46,13 @@ def as_matrix(array: npt.ArrayLike, what: str) -> npt.NDArray[Any]:
         raise InvalidInputError(
             f"{what} must be a matrix (rows, dim), got an array of shape {matrix.shape}"
         )
+    if matrix.dtype.kind == "O" and len(matrix):
+        for name, cell in zip(column_names(array) or (), matrix[0], strict=False):
+            if isinstance(cell, list | np.ndarray):
+                raise InvalidInputError(
+                    f"{what} is a table whose column {name!r} holds lists, which are read as a "
+                    f"matrix alone: give numpy.stack({what}[{name!r}].to_numpy())"
+                )
     if matrix.dtype.kind != "f" or matrix.dtype.itemsize not in (2, 4, 8):
         raise InvalidInputError(
             f"{what} must be float16, float32 or float64, got {matrix.dtype}; convert it first"

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.storage.cache import local_file
+from bliss_index.store.formats.parquet_footer import require_one_file
 
 _SUFFIXES = ".txt, .csv, .tsv, .npy or .parquet"
 
@@ -86,7 +87,8 @@ def read_column(path: str | Path, names: Sequence[str]) -> Column:
         if file.suffix in (".csv", ".tsv"):
             return _from_table(file, _csv_columns(file), names)
         if file.suffix == ".parquet":
-            with pq.ParquetFile(file) as table:
+            with pq.ParquetFile(file) as table, pa.OSFile(str(file)) as stream:
+                require_one_file(str(file), stream, table.metadata.serialized_size)
                 return _from_table(file, _parquet_columns(table.read()), names)
         if file.suffix == ".txt":
             text = file.read_text(encoding="utf-8-sig")

@@ -80,7 +80,7 @@ def resolve(location: str | Path) -> tuple[pafs.FileSystem, str]:
         ) from error
     try:
         target, path = fsspec.core.url_to_fs(text)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # each of its file systems has errors of its own
         raise InvalidInputError(f"{text} cannot be opened: {error}") from error
     return pafs.PyFileSystem(pafs.FSSpecHandler(target)), path
 

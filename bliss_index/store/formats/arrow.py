@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from bliss_index.errors import InvalidInputError
+from bliss_index.store.formats.others import in_front
 from bliss_index.store.formats.table_columns import TableColumns
 from bliss_index.store.formats.tables import RowGroups, TablePart, readable
 from bliss_index.store.source_file import SourceFile
@@ -23,6 +25,8 @@ from bliss_index.store.source_part import ColumnNames
 _FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
 _ENDS = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
 _DROP_BYTES = 32 << 20
+_FOOTER_END = struct.Struct("<i6s")
+_BLOCK = struct.Struct("<qi4xq")
 _ABSENT = ("a stream without its end mark, as if it was cut between two batches", "write it again")
 _MORE = ("more than one stream in a file", "write one file of each")
 
@@ -126,6 +130,8 @@ class _Mapped:
             )
         self._is_file = start == _FILE
         self.schema: pa.Schema = self._opened(None).schema
+        if self._is_file:
+            self._require_one_file()
 
     def _opened(self, columns: Sequence[int] | None) -> Any:
         options = pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False)
@@ -143,6 +149,21 @@ class _Mapped:
             if number >= first:
                 yield batch
         self._require_end()
+
+    def _require_one_file(self) -> None:
+        """Refuse a file with another in front: its own footer is the only one that is read."""
+        size = self._stream.size()
+        self._stream.seek(size - _FOOTER_END.size)
+        length, _ = _FOOTER_END.unpack(self._stream.read(_FOOTER_END.size))
+        begin = size - _FOOTER_END.size - length
+        self._stream.seek(begin)
+        end = blocks_end(self._stream.read(length))
+        before = begin - end - len(_ENDS[0])
+        if not end or before < len(_FILE):
+            return
+        self._stream.seek(before - len(_FILE))
+        if self._stream.read(2 * len(_FILE)) == 2 * _FILE:
+            raise InvalidInputError(in_front(self._name, before))
 
     def _require_end(self) -> None:
         """Refuse a stream that may go on, or behind which there is more."""
@@ -168,6 +189,32 @@ class _Mapped:
         """Give the pages that were read back."""
         if self._map is not None:
             self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def blocks_end(footer: bytes) -> int:
+    """Where the last block of an Arrow file ends, by its footer; 0 where there is none.
+
+    The footer is a table of flatbuffers: (version, schema, dictionaries, record batches). A block
+    is its offset, the length of its metadata and that of its body.
+    """
+
+    def number(kind: str, at: int) -> int:
+        return int(struct.unpack_from(kind, footer, at)[0])
+
+    end = 0
+    with contextlib.suppress(struct.error):  # it was valid to pyarrow
+        table = number("<I", 0)
+        fields = table - number("<i", table)
+        for field in (2, 3):
+            place = 4 + 2 * field
+            step = number("<H", fields + place) if place < number("<H", fields) else 0
+            if not step:
+                continue
+            blocks = table + step + number("<I", table + step)
+            for at in range(number("<I", blocks)):
+                offset, metadata, body = _BLOCK.unpack_from(footer, blocks + 4 + at * _BLOCK.size)
+                end = max(end, offset + metadata + body)
+    return end
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.formats.arrays import ArrayPart, ArrayStream, Block, choose, require_block
+from bliss_index.store.formats.others import in_front
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames, RowStream
 
@@ -25,7 +26,7 @@ _WHOLE_BYTES = 256 << 20
 _DEFLATE_RATIO = 1032  # the most that deflate can make of a byte
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 # What damaged archives raise besides: unknown compression, a password, an absurd size.
-_ARCHIVE_ERRORS = (
+ARCHIVE_ERRORS = (
     *NPY_ERRORS,
     AttributeError,
     NotImplementedError,
@@ -60,6 +61,7 @@ def open_npz(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
         It cannot be read as such a file, it is not clear which array is meant, or that is damaged.
     """
     with _refused(file.name), file.open() as whole, zipfile.ZipFile(whole) as archive:
+        require_one_archive(file.name, archive)
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         shapes = dict(zip(names, (_shape(archive, i) for i in archive.infolist()), strict=True))
         fitting = {n: s for n, s in shapes.items() if s.startswith("float") and s.count(",") == 1}
@@ -117,12 +119,19 @@ class DeflatedPart(NpzPart):
         return stream
 
 
+def require_one_archive(name: str, archive: zipfile.ZipFile) -> None:
+    """Refuse a file with something before the archive, which zipfile passes over."""
+    first = min((info.header_offset for info in archive.infolist()), default=0)
+    if first:
+        raise InvalidInputError(in_front(name, first))
+
+
 def _shape(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
     """Type and shape of a member in words."""
     try:
         with archive.open(info) as stream:
             shape, dtype, _, _ = _header(stream.read(_HEADER_BYTES))
-    except _ARCHIVE_ERRORS:
+    except ARCHIVE_ERRORS:
         return "(unreadable)"
     return f"{dtype.name} {list(shape)}"
 
@@ -159,7 +168,7 @@ def _refused(name: str) -> Iterator[None]:
         yield
     except InvalidInputError:
         raise
-    except _ARCHIVE_ERRORS as error:
+    except ARCHIVE_ERRORS as error:
         kind = name.rpartition(".")[2]
         raise InvalidInputError(f"{name} cannot be read as .{kind}: {error}") from error
 

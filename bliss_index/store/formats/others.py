@@ -103,3 +103,12 @@ def is_otherwise(file: SourceFile, suffix: str) -> str:
         if begin.startswith(start) and suffix not in suffixes:
             return f"{file.name} is {what} by its content; rename it to end in {suffixes[0]}"
     return "" if begin else f"{file.name} is empty"
+
+
+def in_front(name: str, size: int) -> str:
+    """Say that a file is two, of which readers see the last, and how to separate them."""
+    return (
+        f"{name} is two files, one after the other: {size} bytes are in front of the last, and "
+        f"would be left out. Separate them: head -c {size} both > first; tail -c +{size + 1} both "
+        "> second"
+    )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bliss_index.store.formats.parquet_footer import column_sizes
 from bliss_index.store.formats.table_columns import TableColumns
 from bliss_index.store.formats.tables import RowGroups, TablePart, readable
 from bliss_index.store.source_file import SourceFile
@@ -33,10 +35,10 @@ class ParquetPart(TablePart):
         InvalidInputError
             It is not a Parquet file, or the columns are missing or unclear.
         """
-        with _opened(file) as table:
+        with _opened(file) as table, file.open() as stream:
             schema = table.schema_arrow
             columns = TableColumns.find(file.name, schema, wanted, texts=texts, embedded=embedded)
-            groups = _row_groups(table, columns.carried.names)
+            groups = _row_groups(file.name, table, stream, columns.carried.names)
             first = table.iter_batches(_FIRST_ROWS, columns=columns.names[:1])
             dim = columns.dimension(file.name, first)
             return cls(file, table.metadata.num_rows, dim, columns.dtype, columns, groups)
@@ -67,14 +69,13 @@ def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
         yield table
 
 
-def _row_groups(table: pq.ParquetFile, carried: Collection[str]) -> RowGroups:
+def _row_groups(
+    file: str, table: pq.ParquetFile, stream: Any, carried: Collection[str]
+) -> RowGroups:
     """Read the sizes from the footer."""
-    sizes: list[tuple[int, int, int]] = []
-    for number in range(table.metadata.num_row_groups):
-        group = table.metadata.row_group(number)
-        parts = [0, 0]
-        for chunk in map(group.column, range(group.num_columns)):
-            root = chunk.path_in_schema.split(".")[0]
-            parts[root in carried] += chunk.total_uncompressed_size
-        sizes.append((group.num_rows, *parts))
-    return RowGroups(*zip(*sizes, strict=True)) if sizes else RowGroups((), (), ())
+    footer = table.metadata
+    sizes = column_sizes(file, stream, footer.serialized_size, carried)
+    if not sizes:
+        return RowGroups((), (), ())
+    rows = (footer.row_group(number).num_rows for number in range(footer.num_row_groups))
+    return RowGroups(tuple(rows), *zip(*sizes, strict=True))

@@ -13,6 +13,7 @@ import numpy as np
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.formats.arrays import BFLOAT16, ArrayPart, Block, choose, require_block
+from bliss_index.store.formats.npy import ARCHIVE_ERRORS, require_one_archive
 from bliss_index.store.source_file import SourceFile
 from bliss_index.store.source_part import ColumnNames
 
@@ -42,7 +43,7 @@ def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPa
                 "again: import torch; torch.save(torch.load(old, weights_only=True), new)"
             )
         stream.seek(0)
-        little = _is_little(stream)
+        little = _is_little(file.name, stream)
         stream.seek(0)
         from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -114,8 +115,9 @@ def _loadable(file: SourceFile) -> Iterator[None]:
         ) from error
 
 
-def _is_little(stream: Any) -> bool:
+def _is_little(name: str, stream: Any) -> bool:
     with zipfile.ZipFile(stream) as archive:
+        require_one_archive(name, archive)
         names = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
         return not names or archive.read(names[0]).strip() == b"little"
 
@@ -124,12 +126,14 @@ def _require_whole(file: SourceFile, what: str, offset: int) -> None:
     """Compare the member that a tensor lies in with its checksum, in one pass."""
     with file.open() as stream, zipfile.ZipFile(stream) as archive:
         before = [info for info in archive.infolist() if info.header_offset <= offset]
+        if not before:
+            raise InvalidInputError(f"{what} begins before the archive that it is of: damaged")
         member = max(before, key=lambda info: info.header_offset)
         try:
             with archive.open(member) as content:
                 while content.read(_READ_BYTES):
                     pass
-        except (zipfile.BadZipFile, EOFError) as error:
+        except ARCHIVE_ERRORS as error:
             raise InvalidInputError(
                 f"{what} is damaged: {error}. Where it was written with "
                 "torch.serialization.set_crc32_options(False), write it again without"

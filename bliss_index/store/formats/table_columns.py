@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import KEY_COLUMNS, is_text_or_bytes
+from bliss_index.store.formats.declared_bytes import SAMPLE_ROWS, require_declared
 from bliss_index.store.source_part import ColumnNames
 
 MISSING_EMBEDDING = "missing_embedding"
@@ -68,7 +69,9 @@ class TableColumns:
         if embedded:
             embedding = _embedding_column(file, schema, wanted, usual_names(texts))
             kind = _storage(schema.field(schema.names.index(embedding)).type)
-            if is_text_or_bytes(kind):
+            if pa.types.is_null(kind):
+                pass  # as tables are written that have no value there at all
+            elif is_text_or_bytes(kind):
                 values = dtype = _declared(file, embedding, kind, wanted)
                 if pa.types.is_fixed_size_binary(kind):
                     size = kind.byte_width // np.dtype(values).itemsize
@@ -97,13 +100,21 @@ class TableColumns:
         return [n for n in (self.embedding, self.key, self.text) if n is not None]
 
     def dimension(self, file: str, batches: Iterable[pa.RecordBatch]) -> int:
-        """Find the dimension that most of the first embeddings have; 0 where there are none."""
-        if self.size or self.embedding is None:
+        """Find the dimension that most of the first embeddings have; 0 where there are none.
+
+        Raises
+        ------
+        InvalidInputError
+            They are bytes, and not of the type that was declared.
+        """
+        if self.embedding is None or (self.size and self.values is None):
             return self.size
         unit = 1 if self.values is None else np.dtype(self.values).itemsize
         for batch in batches:
-            lengths = Counter(_lengths(plain_list(batch.column(self.embedding))).tolist())
-            found = [(count, length) for length, count in lengths.items() if length > 0]
+            column = plain_list(batch.column(self.embedding))
+            lengths = _lengths(column)
+            counts = Counter(lengths.tolist())
+            found = [(count, length) for length, count in counts.items() if length > 0]
             if not found:
                 continue
             length = int(max(found)[1])
@@ -112,8 +123,12 @@ class TableColumns:
                     f"{file}: column {self.embedding!r} holds {length} bytes a row, which are no "
                     f"{self.values} values of {unit} bytes; declare another --embedding-dtype"
                 )
+            if self.values is not None:
+                fitting = np.flatnonzero(lengths == length)[:SAMPLE_ROWS]
+                sample = column.take(pa.array(fitting)).to_pylist()
+                require_declared(file, self.embedding, sample, self.values)
             return length // unit
-        return 0
+        return self.size
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
@@ -184,7 +199,10 @@ def _embedding_column(
     found = wanted.embedding or _first_of(fit, usual)
     if found is None:
         found = fit[0] if len(fit) == 1 else None if fit else _first_of(binary, usual)
-    if found is not None and found in (*lists, *binary):
+    nulls = [field.name for field in schema if pa.types.is_null(field.type)]
+    if found is None and not fit:
+        found = _first_of(nulls, usual)
+    if found is not None and found in (*lists, *binary, *nulls):
         return found
     columns = listed([f"{field.name} ({field.type})" for field in schema])
     if found is None and fit:
@@ -249,6 +267,8 @@ def _declared(file: str, column: str, kind: pa.DataType, wanted: ColumnNames) ->
 def _lengths(column: pa.Array) -> npt.NDArray[np.int64]:
     """Values or bytes in each row; -1 where it is null."""
     kind = column.type
+    if pa.types.is_null(kind):
+        return np.full(len(column), -1)
     if pa.types.is_fixed_size_binary(kind):
         lengths = np.full(len(column), kind.byte_width)
         lengths[column.is_null().to_numpy(zero_copy_only=False)] = -1
@@ -274,6 +294,8 @@ def matrix_of(
         else:
             reason = f"the embedding has dimension {lengths[row]}, not {dim}"
             errors[int(row)] = (WRONG_DIMENSION, reason)
+    if pa.types.is_null(column.type):
+        return np.zeros((len(column), dim), np.float32)
     kept = column if fits.all() else column.filter(pa.array(fits))
     if values is not None:
         wire = np.dtype(values).newbyteorder("<")
