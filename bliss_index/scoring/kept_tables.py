@@ -31,7 +31,7 @@ from bliss_index.storage import open_directory
 from bliss_index.storage.directory import LocalDirectory, read_named
 from bliss_index.storage.kept import KeptFiles, write_arrays
 
-TABLES = KeptFiles("tables", "tables", format_version=1)
+TABLES = KeptFiles("tables", "tables", format_version=1, what="the tables")
 KEPT_FROM_SECONDS = 1.0
 """What computing the rows must have taken for them to be kept."""
 MOST_BYTES = 2 << 30

@@ -32,7 +32,7 @@ from bliss_index.storage.directory import LocalDirectory, read_named
 from bliss_index.storage.kept import KeptFiles, write_arrays
 
 SEARCH_FOLDER = "search"
-CODES = KeptFiles(SEARCH_FOLDER, "codes", format_version=1)
+CODES = KeptFiles(SEARCH_FOLDER, "codes", format_version=1, what="the prepared search")
 KEPT_FROM = 50_000
 """Entries from which preparing takes so long that it is kept unasked."""
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bliss_index.errors import CorruptStoreError, OutputError
 from bliss_index.storage.cache import checked_file
 from bliss_index.storage.directory import open_directory, write_json
-from bliss_index.storage.files import output_error, parse_json
+from bliss_index.storage.files import parse_json
 from bliss_index.storage.locks import locked
 
 _WAIT_SECONDS = 600.0
@@ -48,11 +48,14 @@ class KeptFiles:
         Of their names.
     format_version
         Of the files and records.
+    what
+        Names a file in messages, such as "the index".
     """
 
     folder: str
     suffix: str
     format_version: int
+    what: str
 
     @property
     def names(self) -> re.Pattern[str]:
@@ -107,7 +110,10 @@ class KeptFiles:
                 file = f"{name}.{digest[:16]}.{self.suffix}"
                 new.commit(file)
             except OSError as error:
-                raise output_error(f"{folder.uri}/{name}", error) from error
+                raise OutputError(
+                    f"cannot write {self.what} {folder.uri}/{name}: {error.strerror or error}; "
+                    "free some space there, or make it writable, and run the same command again"
+                ) from error
             finally:
                 new.discard()
             record = {**facts(), "file": file, "sha256": digest}

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 INDEX_FOLDER = "index"
-INDEXES = KeptFiles(INDEX_FOLDER, "faiss", format_version=2)
+INDEXES = KeptFiles(INDEX_FOLDER, "faiss", format_version=2, what="the index")
 
 
 @dataclass(frozen=True)
