@@ -113,6 +113,20 @@ def test_other_engines_take_them_too(backend):
     np.testing.assert_array_equal(found, reference_search(matrix, queries, 5)[1])
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_search_over_some_of_the_rows(backend):
+    if backend == "native" and native is None:
+        pytest.skip("no compiled search here")
+    matrix = entries(np.float16, 300)
+    queries = clip_like(20, DIM, "image", 2)
+    rows = np.arange(290, 10, -7)
+    search = ExactSearch(cut(matrix, 50, 90).selected(rows), 5, backend=backend)
+    for found, expected in zip(
+        search.search(queries), reference_search(matrix[rows], queries, 5), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("scale", [2.0**70, 2.0**-70])
 def test_numbers_that_products_would_leave(scale):
     matrix = entries(np.float32, 100) * np.float32(scale)

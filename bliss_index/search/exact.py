@@ -281,9 +281,7 @@ def _checked(matrix: Matrix) -> Matrix:
     what = "vocabulary entries"
     if not isinstance(matrix, ShardedRows):
         return checked_rows(matrix, what)
-    starts = np.cumsum([0, *(len(shard) for shard in matrix.shards)])
-    pairs = zip(matrix.shards, starts.tolist(), strict=False)
-    return ShardedRows([checked_rows(shard, what, start) for shard, start in pairs])
+    return matrix.changed(lambda shard, start: checked_rows(shard, what, start))
 
 
 def _selected(matrix: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,12 @@ class ShardedRows:
             here = homes == home
             found[here] = self.shards[home][rows[here] - self._starts[home]]
         return found
+
+    def changed(self, change: Callable[[npt.NDArray[Any], int], npt.NDArray[Any]]) -> ShardedRows:
+        """Return the same rows of changed shards; `change` is given one and its first row."""
+        starts = self._starts.tolist()
+        shards = [change(shard, start) for shard, start in zip(self.shards, starts, strict=False)]
+        return ShardedRows(shards, self._selected)
 
     def selected(self, rows: npt.NDArray[np.int64]) -> ShardedRows:
         """Return these rows, where they are."""
