@@ -32,6 +32,12 @@ _PARTITIONS = 64
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<i8")])
 
 
+def entry_hashes(lines: Iterable[bytes]) -> npt.NDArray[np.uint64]:
+    """128 bits of every line, by which entries are told apart: (n, 2)."""
+    digests = b"".join(hashlib.blake2b(line, digest_size=16).digest() for line in lines)
+    return np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
+
+
 class SpooledVocabulary:
     """Entries like those of :class:`~bliss_index.vocabulary.Vocabulary`, read from a file.
 
@@ -167,8 +173,7 @@ class _Spool:
         encoded = [entry.encode("utf-8", "surrogatepass") for entry in entries]
         self._texts.write(b"".join(line + b"\n" for line in encoded))
         records = np.empty(len(encoded), dtype=_RECORD)
-        digests = b"".join(hashlib.blake2b(line, digest_size=16).digest() for line in encoded)
-        halves = np.frombuffer(digests, dtype="<u8").reshape(-1, 2)
+        halves = entry_hashes(encoded)
         records["high"], records["low"] = halves[:, 0], halves[:, 1]
         records["row"] = np.arange(self.rows, self.rows + len(encoded))
         self.rows += len(encoded)

@@ -26,7 +26,7 @@ from bliss_index.encode.encode_work import (
     summed_up,
 )
 from bliss_index.encode.model import Encoder
-from bliss_index.encode.spooled_vocabulary import SpooledVocabulary
+from bliss_index.encode.spooled_vocabulary import SpooledVocabulary, entry_hashes
 from bliss_index.encode.streams import in_threads
 from bliss_index.errors import InvalidInputError, JobError, listed
 from bliss_index.jobs import JobListener, JobOptions, Outcome, Part, Plan, Record, run
@@ -233,12 +233,11 @@ def _entries(parts: Iterable[Part]) -> Iterator[str]:
 
 
 def _hashes(parts: Iterable[Part]) -> npt.NDArray[np.uint64]:
-    """128 bits of every entry: (n, 2)."""
+    """As of :func:`entry_hashes`, of the entries of all parts: (n, 2)."""
     found = [np.empty((0, 2), dtype=np.uint64)]
     for part in parts:
-        lines = (entry.encode("utf-8", "surrogatepass") for entry in json.loads(part.detail))
-        digests = b"".join(hashlib.blake2b(line, digest_size=16).digest() for line in lines)
-        found.append(np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2))
+        lines = (entry.encode("utf-8", "surrogatepass") for entry in _entries([part]))
+        found.append(entry_hashes(lines))
     return np.concatenate(found)
 
 
