@@ -97,14 +97,9 @@ def _read(
     def mapped(record: TablesRecord | None) -> tuple[TablesRecord | None, KnownRows | None]:
         if record is None:
             return None, None
-        content = TABLES.mapped(location, record.file, record.sha256)
         shape = (record.rows, 2, record.classes)
-        expected = 8 * record.rows + 4 * int(np.prod(shape))
-        if content.size != expected:
-            raise CorruptStoreError(
-                f"{TABLES.path(location, record.file)} has {content.size} bytes, its record speaks "
-                f"of {expected}"
-            )
+        size = 8 * record.rows * (1 + record.classes)
+        content = TABLES.mapped(location, record.file, record.sha256, size)
         ids = content[: 8 * record.rows].view("<i8")
         rows = content[8 * record.rows :].view("<f4").reshape(shape)
         ascending = (np.diff(ids) > 0).all() and ids[0] >= 0 and ids[-1] < record.entries
@@ -127,25 +122,20 @@ def tables_records(location: str | Path) -> list[TablesRecord]:
     CorruptStoreError
         A record is damaged.
     """
-    records = []
-    for name, values in TABLES.records(location).items():
-        if not TABLES.is_readable(values):
-            continue
-        try:
-            record = TablesRecord(**values)
-            numbers = (record.rows, record.entries, record.classes)
-            if (
-                not TABLES.is_file_of(name, record.file)
-                or not str(record.corpus).startswith(name)
-                or not all(type(number) is int and number > 0 for number in numbers)
-                or record.rows > record.entries
-                or (record.prior is not None and len(record.prior) != record.classes)
-            ):
-                raise ValueError("its fields do not fit each other")
-        except (TypeError, ValueError) as error:
-            raise TABLES.damaged(location, name, error) from error
-        records.append(record)
-    return records
+
+    def record(name: str, **values: Any) -> TablesRecord:
+        found = TablesRecord(**values)
+        numbers = (found.rows, found.entries, found.classes)
+        if (
+            not str(found.corpus).startswith(name)
+            or not all(type(number) is int and number > 0 for number in numbers)
+            or found.rows > found.entries
+            or (found.prior is not None and len(found.prior) != found.classes)
+        ):
+            raise ValueError("its fields do not fit each other")
+        return found
+
+    return TABLES.described(location, record)
 
 
 def keep_tables(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bliss_index.errors import BlissError, CorruptStoreError, InvalidInputError, OutputError
+from bliss_index.errors import BlissError, InvalidInputError, OutputError
 from bliss_index.search.duplicates import Duplicates
 from bliss_index.search.exact import ExactSearch
 from bliss_index.search.native.backend import NativeBackend, load_native
@@ -144,14 +144,9 @@ def read_prepared(corpus: Corpus, kernel: str) -> Prepared | None:
     def mapped(record: PreparedRecord | None) -> Prepared | None:
         if record is None:
             return None
-        content = CODES.mapped(corpus.path, record.file, record.sha256)
         size = _packed_bytes(kernel, record)
         behind = 8 * (2 * record.sets + 1 + record.rows) if record.sets < record.rows else 0
-        if content.size != size + behind:
-            raise CorruptStoreError(
-                f"{CODES.path(corpus.path, record.file)} has {content.size} bytes, its record "
-                f"speaks of {size + behind}"
-            )
+        content = CODES.mapped(corpus.path, record.file, record.sha256, size + behind)
         if not behind:
             return Prepared(kernel, content)
         sets = np.frombuffer(content[size:], dtype="<i8").astype(np.int64)
@@ -214,24 +209,19 @@ def prepared_records(corpus: Corpus) -> list[PreparedRecord]:
     CorruptStoreError
         A record is damaged.
     """
-    records = []
-    for name, values in CODES.records(corpus.path).items():
-        if not CODES.is_readable(values):
-            continue
-        try:
-            record = PreparedRecord(**values)
-            numbers = (record.rows, record.sets, record.dim, record.packed_version)
-            if (
-                not CODES.is_file_of(name, record.file)
-                or record.kernel != name
-                or not all(type(number) is int and number > 0 for number in numbers)
-                or record.sets > record.rows
-            ):
-                raise ValueError("its fields do not fit each other")
-        except (TypeError, ValueError) as error:
-            raise CODES.damaged(corpus.path, name, error) from error
-        records.append(record)
-    return records
+
+    def record(name: str, **values: Any) -> PreparedRecord:
+        found = PreparedRecord(**values)
+        numbers = (found.rows, found.sets, found.dim, found.packed_version)
+        if (
+            found.kernel != name
+            or not all(type(number) is int and number > 0 for number in numbers)
+            or found.sets > found.rows
+        ):
+            raise ValueError("its fields do not fit each other")
+        return found
+
+    return CODES.described(corpus.path, record)
 
 
 def is_current(corpus: Corpus, record: PreparedRecord) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from bliss_index.storage.cache import checked_file
 from bliss_index.storage.directory import open_directory, write_json
 from bliss_index.storage.files import parse_json
 from bliss_index.storage.locks import locked
+
+R = TypeVar("R")
 
 _WAIT_SECONDS = 600.0
 _WRITTEN_AT_ONCE = 1 << 26
@@ -152,27 +154,58 @@ class KeptFiles:
         """Where a file or record is, for messages."""
         return f"{open_directory(location).uri}/{self.folder}/{name}"
 
-    def damaged(self, location: str | Path, name: str, why: object) -> CorruptStoreError:
-        """Build the error for a record whose values cannot be."""
-        return CorruptStoreError(f"{self.path(location, name + '.json')} is damaged ({why})")
+    def described(self, location: str | Path, of: Callable[..., R]) -> list[R]:
+        """Read all records as objects; those of another format version are left out.
+
+        Parameters
+        ----------
+        location
+            The directory of what the files were made of.
+        of
+            Given ``name`` and a record's values by their names; what cannot be is a ValueError.
+
+        Raises
+        ------
+        CorruptStoreError
+            A record is damaged.
+        """
+        found = []
+        for name, values in self.records(location).items():
+            if not self.is_readable(values):
+                continue
+            try:
+                if not self.is_file_of(name, values.get("file")):
+                    raise ValueError(f"its file is {values.get('file')!r}")
+                found.append(of(name, **values))
+            except (TypeError, ValueError) as error:
+                path = self.path(location, f"{name}.json")
+                raise CorruptStoreError(f"{path} is damaged ({error})") from error
+        return found
 
     def is_file_of(self, name: str, file: object) -> bool:
         """Whether a record of this name may name this file."""
         named = self.names.fullmatch(file) if isinstance(file, str) else None
         return named is not None and named[1] == name
 
-    def mapped(self, location: str | Path, file: str, sha256: str) -> npt.NDArray[np.uint8]:
-        """Compare a file, or its local copy, with its hash and map it.
+    def mapped(
+        self, location: str | Path, file: str, sha256: str, size: int
+    ) -> npt.NDArray[np.uint8]:
+        """Compare a file, or its local copy, with its hash and size, and map it.
 
         Raises
         ------
         FileNotFoundError
             It is missing.
         CorruptStoreError
-            It has another hash.
+            It has another hash or size.
         """
         path = checked_file(open_directory(location), f"{self.folder}/{file}", sha256)
-        return np.memmap(path, dtype=np.uint8, mode="r")
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        if content.size != size:
+            raise CorruptStoreError(
+                f"{self.path(location, file)} has {content.size} bytes, its record speaks of {size}"
+            )
+        return content
 
     def verify(self, location: str | Path, file: str, sha256: str, again: str) -> None:
         """Compare a file with its hash.
