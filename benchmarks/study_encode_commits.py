@@ -29,12 +29,14 @@ from PIL import Image
 from bliss_index.encode.random_weights import save_random_model
 
 ROOT = Path(__file__).parents[1]
+_DRAWN = 2048  # different pictures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", type=Path, required=True, help="another checkout")
     parser.add_argument("--python", default=sys.executable)
+    parser.add_argument("--commits", nargs=2, default=[], help="of the two, where git is missing")
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--precision", default="bfloat16")
     parser.add_argument("--images", type=int, default=1024)
@@ -66,7 +68,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "model": given.model, "precision": given.precision, "images": given.images,
         "words": given.words, "runs": found,
-        "commits": {side: _commit(checkout) for side, checkout in sides.items()},
+        "commits": dict(zip(sides, given.commits or map(_commit, sides.values()), strict=True)),
         "after_over_before": {
             name: {
                 what: round(median(
@@ -86,15 +88,19 @@ def main() -> None:
 def _draw(folder: Path, count: int) -> None:
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(count):
+    drawn = []
+    for _ in range(min(count, _DRAWN)):
         small = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
         file = io.BytesIO()
         small.resize((500, 375), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        (folder / f"{number:06d}.jpg").write_bytes(file.getvalue())
+        drawn.append(file.getvalue())
+    for number in range(count):
+        (folder / f"{number:06d}.jpg").write_bytes(drawn[number % len(drawn)])
 
 
 def _run(python: str, checkout: Path, arguments: list[str]) -> dict[str, float]:
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    folders = (str(checkout), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}
     began = time.perf_counter()
     done = subprocess.run(
         [python, "-m", "bliss_index", *arguments],

@@ -2,11 +2,11 @@
 # Check and time everything that runs on a GPU, in at most nine minutes, and write the figures.
 # Usage: bash scripts/gpu_suite.sh [RESULT.json] [OPTIONS OF benchmarks/gpu_suite.py]
 #
-#   bash scripts/gpu_suite.sh gpu.json --seconds 390        # this, without --seconds
+#   bash scripts/gpu_suite.sh gpu.json --seconds 350        # this, without --seconds
 #   bash scripts/gpu_suite.sh gpu.json --skip tiles,growth
 #
-# The result file is whole after every row, so a run that is cut off keeps what it has. The tests of
-# the device search follow; the end of their output lies beside the result, as RESULT.tests.txt.
+# The result file is whole after every row, so a run that is cut off keeps what it has. The tests that
+# need a card follow; the end of their output lies beside the result, as RESULT.tests.txt.
 # The exit status is 0 if the main case was exact and timed, and no test failed.
 #
 # Takes the Python of `PYTHON`, else .venv's, else python3. It needs torch with CUDA, triton and
@@ -30,13 +30,13 @@ if not torch.cuda.is_available():
 print(torch.cuda.get_device_name(0))
 CHECK
 status=0
-"$python" benchmarks/gpu_suite.py --seconds 390 --json "$result" "$@" || status=$?
+"$python" benchmarks/gpu_suite.py --seconds 350 --json "$result" "$@" || status=$?
 # Tests of kernels that elsewhere run in Triton's interpreter run on the card here.
 log=${result%.json}.tests.txt
 tests=0
-timeout -k 5 110 "$python" -m pytest -v -p no:cacheprovider -o addopts= -o filterwarnings=default \
-  -o timeout=0 -m "gpu or triton" tests/test_device_search.py tests/test_faiss_gpu.py \
-  >"$log.part" 2>&1 || tests=$?
+mapfile -t files < <(grep -lE 'mark\.(gpu|triton)' tests/test_*.py)
+timeout -k 5 150 "$python" -m pytest -v -p no:cacheprovider -o addopts= -o filterwarnings=default \
+  -o timeout=0 -m "gpu or triton" "${files[@]}" >"$log.part" 2>&1 || tests=$?
 { tail -c 20000 "$log.part"; echo; echo "exit status $tests (5: no tests, 124: out of time)"; } >"$log"
 rm -f "$log.part"
 tail -n 5 "$log"

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tarfile
@@ -159,7 +160,7 @@ def test_folder_tar_and_parquet_give_the_same(encoder, folder, tar, parquet, tmp
     assert results["paths.parquet"]["keys"] == [f"k{n}" for n in range(7)]
 
 
-@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "all"])
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet", "csv", "all"])
 def test_every_source_resumes_at_any_row(kind, request, tmp_path):
     if kind == "all":
         for name in ("one", "two"):
@@ -168,11 +169,19 @@ def test_every_source_resumes_at_any_row(kind, request, tmp_path):
             (tmp_path / "both" / f"{name}.tar").write_bytes(body)
         source = open_images(tmp_path / "both")
     else:
-        source = open_images(request.getfixturevalue(kind))
+        source = open_images(request.getfixturevalue("csv_file" if kind == "csv" else kind))
     whole = list(source.iter())
     assert source.rows() == len(whole) == (14 if kind == "all" else 7)
+    source = pickle.loads(pickle.dumps(source))  # as it comes to workers of a job
     for start in range(len(whole) + 2):
         assert list(source.iter(start)) == whole[start:]
+
+
+@pytest.fixture
+def csv_file(folder):
+    path = folder.parent / "images.csv"
+    path.write_text("\n".join(["path", *(f"images/{name}" for name in NAMES)]))
+    return path
 
 
 def test_batches_do_not_cross_shards_and_resume_alike(encoder, folder):

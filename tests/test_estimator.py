@@ -190,6 +190,32 @@ def test_a_tensor_on_a_gpu(data, fitted):
     np.testing.assert_array_equal(found, fitted.anomaly_score(images))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(find_gpu()[0] is None, reason="no GPU")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_step_takes_tensors_of_a_gpu(data, device):
+    torch = pytest.importorskip("torch")
+    images, vocabulary, texts, labels = (
+        given.astype(np.float32) if given.dtype.kind == "f" else given for given in data
+    )
+    made = []
+    for place in (np.asarray, lambda given: torch.from_numpy(given).cuda()):
+        detector = BlissDetector(place(vocabulary), place(texts), k=5, device=device)
+        detector.fit(place(images[:200]), labels[:200])
+        groups = detector.groups(place(images))
+        made.append((
+            detector.anomaly_score(place(images)), detector.predict(place(images)),
+            detector.explain(place(images[:20])).entries, groups.groups,
+        ))  # fmt: skip
+    for array, tensor in zip(*made, strict=True):
+        assert len(array) and len(array) == len(tensor)
+        for left, right in zip(array, tensor, strict=True):
+            if isinstance(left, np.ndarray):
+                np.testing.assert_array_equal(left, right)
+            else:
+                assert left == right
+
+
 def test_scikit_learns_conventions(data, fitted):
     base = pytest.importorskip("sklearn.base")
     exceptions = pytest.importorskip("sklearn.exceptions")

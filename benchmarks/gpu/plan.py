@@ -20,7 +20,7 @@ def plan() -> list[Row]:
     """Return all rows, in the order in which they run."""
     return [
         Row("facts", "card", "gpu.card:facts", {}, 40, cuda=False),
-        *_main(), *_stages(), *_faiss(), *_scoring(), *_encoding(), *_growth(),
+        *_main(), *_stages(), *_faiss(), *_scoring(), *_encoding(), *_near(), *_growth(),
         *_exactness("exactness"), *_searches(), *_exactness("exactness-rest"), *_tiles(),
     ]  # fmt: skip
 
@@ -153,7 +153,7 @@ def _encoding() -> list[Row]:
             {"model": model, "precision": precision, "images": images, "side": 384,
              "texts": 20_000, "compared": 32, "decoders": 14,
              "several": [4] if precision == "bfloat16" else []},
-            60,
+            90 if precision == "bfloat16" else 60,
             {"model": "bliss-tiny", "images": 40, "side": 70, "texts": 40, "compared": 4,
              "decoders": 1, "several": []},
         )
@@ -162,6 +162,22 @@ def _encoding() -> list[Row]:
             ("ViT-B-16", "float32", 8_000),
             ("ViT-B-16", "bfloat16", 20_000),
         )
+    ]  # fmt: skip
+
+
+def _near() -> list[Row]:
+    """Entries that are near hundreds of others, as in long lists of words."""
+    return [
+        Row(
+            "near", _named(entries, 512, k), "gpu.rates:compare",
+            {"entries": entries, "dim": 512, "k": k, "near": True,
+             "queries": min(262_144, int(4e10 // entries)), "rounds": 3,
+             "product": _SEARCH_SHAPE, "codes": ["int8", "triton"]},
+            40 if entries == 1_000_000 else 20,
+            {"entries": _SMALL_ENTRIES[entries], "dim": _DIM, "queries": _FEW,
+             "product": _SMALL_SHAPE, "codes": ["int8"]},
+        )
+        for entries, k in ((100_000, 10), (1_000_000, 10), (20_000, 10), (100_000, 100))
     ]  # fmt: skip
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
+from bliss_index.bench.synthetic import clustered
 from bliss_index.search.device.backend import DeviceBackend
 from gpu.bench import Bench
 from gpu.exactness import spread_rows
@@ -29,6 +31,7 @@ def compare(
     codes: tuple[str, ...] = ("int8",),
     faiss: bool = False,
     checked: int = _CHECKED,
+    near: bool = False,
 ) -> dict[str, Any]:
     """Time the exact search, torch's bfloat16 product and topk, and plain products.
 
@@ -52,8 +55,15 @@ def compare(
         Whether faiss is compared too; the row is skipped where it has no GPU.
     checked
         Queries of the last timed search whose results are compared with float64.
+    near
+        Whether the entries are those of ``clustered``, most of them near hundreds of others.
     """
-    texts, images = bench.draw(entries, dim, "text", 1), bench.draw(queries, dim, "image", 2)
+    if near:
+        drawn = clustered(entries, dim, 1, near=min(340, entries // 4), dtype=np.float16)
+        texts = torch.from_numpy(drawn).to(bench.device)
+    else:
+        texts = bench.draw(entries, dim, "text", 1)
+    images = bench.draw(queries, dim, "image", 2)
     rivals = torch_ways(texts, images, k)
     if faiss:
         most = max(way.amount for way in rivals.values())

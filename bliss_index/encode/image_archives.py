@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS, MAX_BYTES
@@ -54,7 +55,7 @@ class TarSource(SourceBase):
     def __init__(self, path: str | Place) -> None:
         super().__init__(str(path))
         self._path = place_of(path)
-        self._members = TarMembers(str(self._path), lambda: self._path.open("rb"))
+        self._members = TarMembers(str(self._path), partial(self._path.open, "rb"))
         self._number = 0
 
     @property
