@@ -43,7 +43,7 @@ def measure(given: argparse.Namespace, corpus: Path) -> dict[str, Any]:
     from bliss_index.encode.text_work import encode_text_store
     from bliss_index.search import exact_search
     from bliss_index.search.faiss.build import build_index
-    from bliss_index.search.faiss.index import open_index, save_index
+    from bliss_index.search.index import open_index, save_index
     from bliss_index.store import EmbeddingStore
     from bliss_index.vocabulary import DEFAULT_TEMPLATE
 

@@ -19,7 +19,7 @@ from bliss_index.calibration import calibrate
 from bliss_index.jobs import job
 from bliss_index.scoring import JobOptions, ScoreSettings, run_job
 from bliss_index.search.faiss.build import build_index
-from bliss_index.search.faiss.index import save_index
+from bliss_index.search.index import save_index
 from bliss_index.storage.files import make_directory
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 from bliss_index.store import writer as writer_module

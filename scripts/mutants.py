@@ -63,7 +63,9 @@ TESTS = {
     "search/exact.py": ["exact_search", "registry"],
     "search/faiss/candidates.py": ["faiss_index", "bounds"],
     "search/faiss/search.py": ["faiss_index", "bounds"],
-    "search/faiss/index.py": ["faiss_index", "races"],
+    "search/index.py": ["faiss_index", "near_search", "races"],
+    "search/lists.py": ["near_search"],
+    "search/near_index.py": ["near_search"],
     "search/torch/backend.py": ["torch_proposals", "rescoring", "exact_search"],
     "search/torch/proposals.py": ["torch_proposals", "bounds"],
     "search/torch/rescoring.py": ["rescoring", "exact_search"],
@@ -123,7 +125,7 @@ NAMED = (
         "numbers[shard.start : shard.start + shard.rows][~shard.good] = NO_CLASS", "pass",
     ),
     _Named(
-        "search/faiss/index.py", "the file of an index that was built again stays",
+        "search/index.py", "the file of an index that was built again stays",
         "folder.remove(one.file)", "pass",
     ),
     _Named(

@@ -27,7 +27,7 @@ from bliss_index.errors import BlissError
 from bliss_index.jobs import Record
 from bliss_index.scoring import ScoresDirectory, run_job, verify_scores
 from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
-from bliss_index.search.faiss.index import index_records
+from bliss_index.search.index import index_records
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, verify_store
 from bliss_index.store.source_part import ColumnNames
@@ -128,7 +128,7 @@ def make_files(folder: Path) -> None:
     identity = ScoreIdentity(5, 0.5, "corpus", "calibration")
     NormalScores(np.linspace(0, 1, 40), identity, 5).write(folder / "normal.parquet")
     from bliss_index.search.faiss.build import build_index
-    from bliss_index.search.faiss.index import save_index
+    from bliss_index.search.index import save_index
 
     corpus = EmbeddingStore.open(job.corpus)
     save_index(build_index(corpus.embeddings(), "flat"), corpus)

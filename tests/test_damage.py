@@ -86,7 +86,7 @@ def test_a_bit_of_the_calibration(mine, tmp_path):
 def test_a_bit_of_an_index(mine, tmp_path):
     pytest.importorskip("faiss")
     from bliss_index.search.faiss.build import build_index
-    from bliss_index.search.faiss.index import save_index
+    from bliss_index.search.index import save_index
 
     corpus = EmbeddingStore.open(mine.corpus)
     record = save_index(build_index(corpus.embeddings(), "flat"), corpus)

@@ -14,8 +14,8 @@ faiss = pytest.importorskip("faiss")
 
 from bliss_index.bench.synthetic import clip_like  # noqa: E402
 from bliss_index.search.faiss.gpu import gpu_count, place_index, require_gpus  # noqa: E402
-from bliss_index.search.faiss.index import build_index  # noqa: E402
 from bliss_index.search.faiss.search import FaissSearch  # noqa: E402
+from bliss_index.search.index import build_index  # noqa: E402
 
 needs_gpu = pytest.mark.skipif(gpu_count(faiss) == 0, reason="no GPU, or faiss for the CPU alone")
 

@@ -26,14 +26,14 @@ from bliss_index.search.faiss import runtime as faiss_runtime
 faiss = pytest.importorskip("faiss")
 
 from bliss_index.search.faiss.candidates import Candidates  # noqa: E402
-from bliss_index.search.faiss.index import (  # noqa: E402
+from bliss_index.search.faiss.search import Placement  # noqa: E402
+from bliss_index.search.index import (  # noqa: E402
     IndexParameters,
     build_index,
     index_records,
     open_index,
     save_index,
 )
-from bliss_index.search.faiss.search import Placement  # noqa: E402
 
 APPROXIMATE = ("ivf", "ivfpq", "hnsw")
 

@@ -13,8 +13,8 @@ from bliss_index.errors import InvalidInputError
 
 pytest.importorskip("faiss")
 
-from bliss_index.search.faiss.index import IndexParameters, build_index
-from bliss_index.search.faiss.tuning import smallest_effort, tune_index
+from bliss_index.search.index import IndexParameters, build_index
+from bliss_index.search.tuning import smallest_effort, tune_index
 
 
 def two_cones(seed: int, texts: int, images: int, dim: int = 32) -> tuple[np.ndarray, np.ndarray]:

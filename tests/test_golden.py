@@ -45,7 +45,7 @@ def test_a_calibration(golden):
 
 def test_an_index(golden):
     pytest.importorskip("faiss")
-    from bliss_index.search.faiss.index import open_index
+    from bliss_index.search.index import open_index
 
     assert open_index(EmbeddingStore.open(golden / "corpus"), 3).size == 30
     assert verify_directory(golden / "corpus").ok

@@ -11,7 +11,7 @@ import pytest
 from bulk_fixtures import MODEL, write_text
 
 from bliss_index.calibration import Calibration, calibrate
-from bliss_index.search.faiss.index import index_records, open_index, save_index
+from bliss_index.search.index import index_records, open_index, save_index
 from bliss_index.store import EmbeddingStore
 
 WRITERS = 2
@@ -80,7 +80,7 @@ def test_a_calibration_is_whole_at_every_moment(tmp_path):
 
 BUILD = """
 import sys
-from bliss_index.search.faiss.index import save_index
+from bliss_index.search.index import save_index
 from test_races import TIMES, searches
 number, path, kinds = int(sys.argv[1]), sys.argv[2], sys.argv[3].split()
 corpus, made = searches(path, [kinds[number]] * 2)

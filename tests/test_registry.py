@@ -17,9 +17,13 @@ from bliss_index import exact_search
 from bliss_index.errors import BlissError, MissingDependencyError
 from bliss_index.search import reference_search
 from bliss_index.search.exact import available_backends
+from bliss_index.search.native.backend import load_native
+from bliss_index.search.near_index import NearSearch
+from bliss_index.search.protocol import TopKSearch
 from bliss_index.search.registry import (
     ENGINES,
     FAISS,
+    NEAR,
     UNAVAILABLE,
     exact_names,
     index_names,
@@ -193,12 +197,9 @@ def test_every_engine_is_right_or_says_why_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", index_names())
 def test_every_kind_of_index_can_be_built_or_says_what_is_missing(name: str) -> None:
-    pytest.importorskip("faiss")
-    from bliss_index.search.faiss.build import build_index
-
     images, entries, _, _ = clip_like(np.random.default_rng(1), 20, 600, 1, 16)
     try:
-        search = build_index(entries, name, k=5)
+        search = made(entries, name)
     except MissingDependencyError as error:
         assert name == "cagra"
         assert "faiss-gpu" in str(error) or "cuVS" in str(error)
@@ -213,8 +214,19 @@ def test_every_kind_of_index_can_be_built_or_says_what_is_missing(name: str) -> 
         )
 
 
+def made(entries: np.ndarray, name: str) -> TopKSearch:
+    if name == NEAR:
+        if load_native()[0] is None:
+            pytest.skip("no compiled search here")
+        return NearSearch(entries, 5)
+    pytest.importorskip("faiss")
+    from bliss_index.search.faiss.build import build_index
+
+    return build_index(entries, name, k=5)
+
+
 def test_names_are_told_apart() -> None:
     assert len(set(search_names())) == len(search_names())
     assert {"auto", FAISS, "flat"} <= {name for name in search_names() if is_exact(name)}
-    assert not any(is_exact(name) for name in ("ivf", "ivfpq", "hnsw", "cagra"))
+    assert not any(is_exact(name) for name in ("ivf", "ivfpq", "hnsw", "cagra", NEAR))
     assert set(exact_names()) == {"auto", FAISS, *(engine.name for engine in ENGINES)}

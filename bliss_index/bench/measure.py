@@ -22,8 +22,9 @@ from bliss_index.scoring import JobOptions, ScoreSettings, run_job
 from bliss_index.scoring.scorer import BlissScorer
 from bliss_index.search.choice import make_exact
 from bliss_index.search.exact import available_backends
+from bliss_index.search.native.backend import load_native
 from bliss_index.search.protocol import TopKSearch
-from bliss_index.search.registry import FAISS, UNAVAILABLE
+from bliss_index.search.registry import FAISS, NEAR, UNAVAILABLE
 from bliss_index.storage.files import make_directory
 from bliss_index.store import ModelIdentity, StoreWriter
 
@@ -38,7 +39,7 @@ _LEAST_JOB_ROWS = _ROWS
 _MOST_JOB_ROWS = 16 * _ROWS
 _TEXTS, _PICTURES = 256, 48
 _PICTURE_SIZE = (500, 375)
-_APPROXIMATE, _RECALL = "ivf", 0.95
+_RECALL = 0.95
 _LEAST_APPROXIMATE, _MOST_APPROXIMATE = 1000, 200_000
 
 Notify = Callable[[str], None]
@@ -124,8 +125,8 @@ class BenchReport:
     encoding
         Texts and images per second of the encoder.
     approximate
-        An approximate index, tuned on images; None without faiss, and where building one takes too
-        long or none reaches the recall.
+        The near search, tuned on images; None without the native engine, and where building one
+        takes too long.
     first_rows_seconds
         When that job's first part was committed, from its start.
     facts
@@ -256,20 +257,18 @@ def measure_approximate(
     """Build an approximate index, tune it on images, and compare it with the exact search."""
     if not _LEAST_APPROXIMATE <= len(entries) <= _MOST_APPROXIMATE:
         return None
-    from bliss_index.search.faiss.build import build_index
-    from bliss_index.search.faiss.tuning import tune_index
+    from bliss_index.search.near_index import NearSearch
+    from bliss_index.search.tuning import tune_index
 
-    tell(f"measuring an approximate index of recall {_RECALL}")
-    try:
-        index = build_index(entries, _APPROXIMATE, k=settings.k, threads=settings.threads)
-        tuned = tune_index(index, queries, _RECALL, settings.k, threads=settings.threads)
-    except (MissingDependencyError, InvalidInputError):
-        return None  # faiss is not there, or no effort reaches the recall
+    if load_native()[0] is None:
+        return None
+    tell(f"measuring an approximate search of recall {_RECALL}")
+    index = NearSearch(entries, settings.k, threads=settings.threads)
+    tuned = tune_index(index, queries, _RECALL, settings.k, threads=settings.threads)
     search = index.replace(effort=tuned.parameter)
-    rates = paired_rates({"exact": exact.search, _APPROXIMATE: search.search}, queries)
-    rate = rates[_APPROXIMATE]
+    rates = paired_rates({"exact": exact.search, NEAR: search.search}, queries)
     return Approximate(
-        _APPROXIMATE, round(tuned.recall, 4), round(rate, 1), round(rate / rates["exact"], 3)
+        NEAR, round(tuned.recall, 4), round(rates[NEAR], 1), round(rates[NEAR] / rates["exact"], 3)
     )
 
 

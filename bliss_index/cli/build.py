@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bliss_index.cli.console import print_facts, print_json, say, timed
 from bliss_index.cli.options import JsonOption, ThreadsOption, one_of, path_or_uri
-from bliss_index.search.registry import index_names
+from bliss_index.search.registry import NEAR, index_names
+
+if TYPE_CHECKING:
+    from bliss_index.search.faiss.search import FaissSearch
 
 
 def build(
@@ -19,7 +22,8 @@ def build(
         str,
         typer.Option(
             "--index",
-            help=f"{', '.join(index_names())}: 'flat' is exact, 'cagra' is built on a GPU.",
+            help=f"{', '.join(index_names())}: 'flat' is exact, 'cagra' is built on a GPU; all but "
+            "'near' are FAISS's.",
             callback=one_of(index_names()),
         ),
     ] = "flat",
@@ -43,24 +47,34 @@ def build(
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Build a FAISS index beside a corpus; approximate ones are tuned on held-out images.
+    """Build an index beside a corpus; approximate ones are tuned on held-out images.
 
-    The package's own exact search is prepared as well, into CORPUS/search.
+    'near' is the package's own: lists of near entries, of which an image looks into a few. The
+    exact search is prepared as well, into CORPUS/search.
     """
     from bliss_index.errors import InvalidInputError
-    from bliss_index.search.faiss.build import IndexParameters, build_index
-    from bliss_index.search.faiss.index import save_index
+    from bliss_index.search.index import save_index
     from bliss_index.search.native.backend import load_native
-    from bliss_index.search.prepared import corpus_search, save_prepared
+    from bliss_index.search.near_index import NearSearch
+    from bliss_index.search.prepared import corpus_search, entries_of, save_prepared
     from bliss_index.store import EmbeddingStore, require_same_model
 
     store = EmbeddingStore.open(corpus, kind="text")
-    parameters = IndexParameters(cells=cells, links=links)
+    parameters = None
     with timed() as seconds:
-        search = build_index(store.embeddings(), index, parameters, k=k, threads=threads)
+        search: FaissSearch | NearSearch
+        if index == NEAR:
+            if cells is not None:
+                raise InvalidInputError("--cells is for FAISS's ivf indexes: leave it out")
+            search = NearSearch(entries_of(store), k, threads=threads)
+        else:
+            from bliss_index.search.faiss.build import IndexParameters, build_index
+
+            parameters = IndexParameters(cells=cells, links=links)
+            search = build_index(store.embeddings(), index, parameters, k=k, threads=threads)
         report = None
         if queries is not None:
-            from bliss_index.search.faiss.tuning import tune_index
+            from bliss_index.search.tuning import tune_index
 
             images = EmbeddingStore.open(queries, kind="image")
             require_same_model(images.model, store.model, f"images {queries}", f"corpus {corpus}")

@@ -137,7 +137,7 @@ def _describe_scores(directory: Directory) -> dict[str, Any]:
 
 
 def _indexes(directory: Directory, manifest: StoreManifest) -> dict[str, Any]:
-    from bliss_index.search.faiss.index import index_records
+    from bliss_index.search.index import index_records
     from bliss_index.store import EmbeddingStore
 
     return {

@@ -109,7 +109,7 @@ def _verify_calibration(directory: Directory) -> VerificationReport:
 
 
 def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
-    from bliss_index.search.faiss.index import (
+    from bliss_index.search.index import (
         INDEXES,
         index_records,
         verify_index,

@@ -13,6 +13,7 @@ MOST_BATCH_ROWS_ON_GPU = 65536
 LEAST_BATCH_ROWS = 64
 _THREAD_BYTES = 12 << 20
 _MANY_ENTRIES, _THREAD_BYTES_FOR_MANY = 16384, 20 << 20  # the search then has more room
+_ROW_BYTES_OF_LISTS = 20 << 10  # a near search has room for the candidates of all queries at once
 
 
 def plan_memory(
@@ -29,6 +30,7 @@ def plan_memory(
     image_bytes: int = 0,
     budget: int | None = None,
     on_gpu: bool = False,
+    near: bool = False,
 ) -> MemoryPlan:
     """Choose the largest batch that keeps a job within its budget.
 
@@ -50,6 +52,8 @@ def plan_memory(
         Bytes of the host; by default 80 % of what is available now.
     on_gpu
         Whether batches go to a GPU, which wants larger ones.
+    near
+        Whether the search is the one by lists.
 
     Raises
     ------
@@ -69,7 +73,7 @@ def plan_memory(
     return fit_memory(
         pieces,
         "batches of {} images",
-        dim * 16 + k * 64 + 512 + image_bytes,
+        dim * 16 + k * 64 + 512 + image_bytes + near * (_ROW_BYTES_OF_LISTS + 96 * k),
         workers=workers,
         budget=budget,
         least=LEAST_BATCH_ROWS,

@@ -23,6 +23,7 @@ from bliss_index.store import EmbeddingStore, require_same_model
 if TYPE_CHECKING:
     from bliss_index.search.exact import ExactSearch
     from bliss_index.search.faiss.search import FaissSearch
+    from bliss_index.search.near_index import NearSearch
 
 
 @dataclass(frozen=True)
@@ -243,10 +244,10 @@ class ScoringInputs:
         if self.settings.keep_search and isinstance(scorer, BlissScorer):
             keep_tables(scorer.tables, self.settings.calibration, self.calibration, self.corpus)
 
-    def _open_search(self, keep: bool = False) -> ExactSearch | FaissSearch:
+    def _open_search(self, keep: bool = False) -> ExactSearch | FaissSearch | NearSearch:
         settings = self.settings
         if settings.search in index_names():
-            from bliss_index.search.faiss.index import open_index
+            from bliss_index.search.index import open_index
 
             place = "cpu" if settings.device == "auto" else settings.device
             return open_index(
@@ -271,7 +272,7 @@ class ScoringInputs:
         )
 
     def _index_sha256(self) -> str:
-        from bliss_index.search.faiss.index import index_records
+        from bliss_index.search.index import index_records
 
         kind = self.settings.search
         for record in index_records(self.corpus):

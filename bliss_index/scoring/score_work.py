@@ -26,6 +26,7 @@ from bliss_index.scoring.score_inputs import InputPart, JobInput, open_input
 from bliss_index.scoring.score_memory import plan_memory
 from bliss_index.scoring.score_part import PartScorer
 from bliss_index.scoring.score_settings import ScoreSettings, ScoringInputs
+from bliss_index.search.registry import NEAR
 from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
 from bliss_index.store import require_same_model
@@ -186,6 +187,7 @@ class ScoreWork:
             image_bytes=self.images.row_bytes,
             budget=budget,
             on_gpu=self.scoring.on_gpu,
+            near=self.scoring.search == NEAR,
         )
 
     def prepared(

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from bliss_index.search.protocol import EngineClass
 
 UNAVAILABLE = "unavailable: "
+NEAR = "near"
+"""Name of the package's own approximate search, by lists of near entries."""
 FAISS = "faiss"
 """Name of the exact search by a flat FAISS index that is built where it is needed."""
 
@@ -69,7 +71,7 @@ def exact_names() -> tuple[str, ...]:
 
 def index_names() -> tuple[str, ...]:
     """Names of the indexes that ``build`` makes."""
-    return tuple(INDEX_KINDS)
+    return (*INDEX_KINDS, NEAR)
 
 
 def search_names() -> tuple[str, ...]:

@@ -68,7 +68,7 @@ class FaissSearch:
     float64, and a query for which the index finds fewer than k entries is searched wider until k
     are found, so an id is never -1.
 
-    Usually made by :func:`bliss_index.search.faiss.index.build_index` or ``open_index``.
+    Usually made by :func:`bliss_index.search.index.build_index` or ``open_index``.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,28 @@ def why_unfit(vocabulary: Matrix) -> str:
     if vocabulary.shape[0] >= 2**32 - 64:
         return f"{vocabulary.shape[0]} entries are too many for 32-bit ids"
     return ""
+
+
+class Probes(NamedTuple):
+    """Where queries look.
+
+    Attributes
+    ----------
+    starts : (lists + 1,) uint32 array
+        List l holds the rows from starts[l] to starts[l + 1] - 1.
+    probed : (n, each) uint32 array
+        The lists that a query looks into, each once; C-contiguous.
+    """
+
+    starts: npt.NDArray[np.uint32]
+    probed: npt.NDArray[np.uint32]
+
+    def where(self) -> tuple[int, int, int, int]:
+        """Addresses and sizes for the engine."""
+        return (
+            self.starts.ctypes.data, self.starts.size - 1,
+            self.probed.ctypes.data, self.probed.shape[1],
+        )  # fmt: skip
 
 
 class NativeBackend:
@@ -88,6 +110,7 @@ class NativeBackend:
         query_block: int = 0,
         capacity: int = 0,
         prepared: npt.NDArray[np.uint8] | None = None,
+        ids: npt.NDArray[np.uint32] | None = None,
     ) -> None:
         native, found = load_native()
         if native is None:
@@ -109,12 +132,14 @@ class NativeBackend:
         self._where = vocabulary.addresses() if isinstance(vocabulary, ShardedRows) else vocabulary
         self._k = k
         self._threads = threads
-        self._prepared = prepared  # and reads this, too
+        self._prepared = prepared  # and reads these, too
+        self._ids = ids
         kept = (0, 0) if prepared is None else (prepared.ctypes.data, prepared.size)
         try:
             self._engine = native.make_engine(
                 self._where.ctypes.data, scattered, vocabulary.itemsize, *vocabulary.shape, k,
                 kernel, threads, query_block, capacity, 0, *kept,
+                0 if ids is None else ids.ctypes.data,
             )  # fmt: skip
         except ValueError as error:
             raise InvalidInputError(f"{error}; prepare the search again") from error
@@ -181,18 +206,23 @@ class NativeBackend:
 
     @isolated
     def search(
-        self, queries: npt.NDArray[Any], first_row: int
+        self, queries: npt.NDArray[Any], first_row: int, probes: Probes | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
-        """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim)."""
+        """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim).
+
+        With probes, a query finds the best of the lists that it looks into; the backend was made
+        with ids then.
+        """
         if queries.dtype == np.float64:
             queries = checked_rows(queries, "queries", first_row)
         self._take_centre(queries)
         n = queries.shape[0]
         values = np.empty((n, self._k))
         ids = np.empty((n, self._k), dtype=np.int64)
+        lists = (0, 0, 0, 0) if probes is None else probes.where()
         counters, bad = self._engine.search(
             queries.ctypes.data, queries.itemsize, *queries.shape, self._threads,
-            values.ctypes.data, ids.ctypes.data,
+            values.ctypes.data, ids.ctypes.data, *lists,
         )  # fmt: skip
         if bad:
             raise bad_rows_error(np.asarray(bad) + first_row, "queries")

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <iterator>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "workspace.h"
@@ -16,6 +18,8 @@ namespace {
 constexpr std::size_t kManyEntries = 16384;  // of which many are near each other
 constexpr std::size_t kCapacity = 1024, kCapacityForMany = 2048;
 constexpr std::size_t kNumbers = (std::size_t(8) << 20) / 12;  // of candidates of a thread: 8 MiB
+// Of queries that look into lists: many at a time, so that several look into the same.
+constexpr std::size_t kCapacityOfLists = 1024, kQueriesOfLists = 8192;
 
 float above(double value) { return float(value * (1 + 1e-6)) + 0x1p-100f; }
 
@@ -29,6 +33,18 @@ void with_typed_row(const Rows& rows, std::size_t i, Body body) {
 }
 
 bool never_stop() { return true; }
+
+void require_entries(const Probes& probes, std::size_t k) {
+  std::vector<std::size_t> sizes(probes.lists);
+  for (std::size_t l = 0; l < probes.lists; ++l) sizes[l] = probes.starts[l + 1] - probes.starts[l];
+  const std::size_t each = std::min(probes.each, probes.lists);
+  std::partial_sort(sizes.begin(), sizes.begin() + each, sizes.end());
+  std::size_t entries = 0;
+  for (std::size_t i = 0; i < each; ++i) entries += sizes[i];
+  if (entries < k)
+    throw std::invalid_argument(std::to_string(each) + " lists may hold " + std::to_string(entries) +
+                                " entries, fewer than k = " + std::to_string(k));
+}
 
 }  // namespace
 
@@ -93,8 +109,9 @@ void Packed::set_base(char* base) {
 }
 
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
-               Tuning tuning, const std::function<bool()>& idle, const char* prepared)
-    : entries_(entries), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
+               Tuning tuning, const std::function<bool()>& idle, const char* prepared,
+               const std::uint32_t* ids)
+    : entries_(entries), ids_(ids), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
       padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
       panels_((entries.count + layout_.panel - 1) / layout_.panel),
       panel_bytes_(layout_.panel * layout_.depth * steps_), packed_(entries.count, dim_, layout_) {
@@ -129,15 +146,17 @@ void Engine::make_rooms(const Tuning& tuning) {
   const std::size_t group = layout_.group;
   // The more candidates a query may have, the fewer queries share out a thread's room.
   const auto room = [&](std::size_t capacity, std::size_t numbers) {
-    const std::size_t stride = capacity + layout_.panel + 16;
+    const std::size_t stride = capacity + (ids_ ? kPanelsAtOnce : 1) * layout_.panel + 16;
     return Room{std::max(group, numbers / stride / group * group), capacity, stride, true};
   };
   const bool many = entries_.count >= kManyEntries;
-  const std::size_t capacity =
-      (tuning.capacity ? tuning.capacity : many ? kCapacityForMany : kCapacity) + 8 * k_;
-  const std::size_t most = tuning.query_block ? tuning.query_block : kernel_.block;
-  const std::size_t all = most * (capacity + layout_.panel + 16);
-  rooms_ = {room(capacity, std::min(all, many ? 2 * kNumbers : kNumbers))};
+  const std::size_t usual = ids_ ? kCapacityOfLists : many ? kCapacityForMany : kCapacity;
+  const std::size_t capacity = (tuning.capacity ? tuning.capacity : usual) + 8 * k_;
+  const std::size_t most = tuning.query_block ? tuning.query_block
+                           : ids_             ? kQueriesOfLists
+                                              : kernel_.block;
+  const std::size_t all = most * room(capacity, 0).stride;
+  rooms_ = {room(capacity, ids_ ? all : std::min(all, many ? 2 * kNumbers : kNumbers))};
   const Room& first = rooms_.front();
   first_trigger_ = std::min(std::max(tuning.first_trigger, 2 * k_), capacity);
   const std::size_t more = std::min(8 * capacity, entries_.count / 2);
@@ -308,18 +327,20 @@ void Engine::give_back(Workspaces& workspaces, std::size_t most) {
     if (workspace && workspaces_.size() < most) workspaces_.push_back(std::move(workspace));
 }
 
-bool Engine::search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
-                    double* values, std::int64_t* ids, Counts& counts,
-                    std::vector<std::int64_t>& bad) {
+bool Engine::search(const Rows& queries, const Probes* probes, std::size_t threads,
+                    const std::function<bool()>& idle, double* values, std::int64_t* ids,
+                    Counts& counts, std::vector<std::int64_t>& bad) {
+  if (probes) require_entries(*probes, k_);
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   Workspaces workspaces(threads);
-  bool done = search_blocks(rooms_.front(), *centre, queries, nullptr, idle, workspaces, values, ids);
+  bool done = search_blocks(rooms_.front(), *centre, queries, probes, nullptr, idle, workspaces,
+                            values, ids);
   std::vector<Unsettled> left;
   for (const auto& workspace : workspaces)
     if (workspace) workspace->report(counts, bad, left);
   if (done && !left.empty()) {
     counts.second_rows += left.size();
-    done = search_again(*centre, queries, left, idle, workspaces, values, ids);
+    done = search_again(*centre, queries, probes, left, idle, workspaces, values, ids);
     for (const auto& workspace : workspaces)
       if (workspace) workspace->report(counts, bad, left);
   }
@@ -329,8 +350,9 @@ bool Engine::search(const Rows& queries, std::size_t threads, const std::functio
 }
 
 bool Engine::search_blocks(const Room& room, const Centre& centre, const Rows& queries,
-                           const float* thresholds, const std::function<bool()>& idle,
-                           Workspaces& workspaces, double* values, std::int64_t* ids) {
+                           const Probes* probes, const float* thresholds,
+                           const std::function<bool()>& idle, Workspaces& workspaces,
+                           double* values, std::int64_t* ids) {
   // As many blocks for every thread, as large as they may be.
   const std::size_t threads = workspaces.size(), group = layout_.group;
   const std::size_t turns =
@@ -341,22 +363,23 @@ bool Engine::search_blocks(const Room& room, const Centre& centre, const Rows& q
   const std::size_t blocks = (queries.count + block - 1) / block;
   return for_each_index(blocks, threads, idle, [&](std::size_t b, std::size_t worker) {
     if (!workspaces[worker]) workspaces[worker] = take_workspace();
-    workspaces[worker]->search(room, centre, queries, thresholds, b * block,
+    workspaces[worker]->search(room, centre, queries, probes, thresholds, b * block,
                                std::min(queries.count, (b + 1) * block), values, ids);
   });
 }
 
 // The queries that are left, side by side, in the second room: as many at a time as all threads have
 // room for.
-bool Engine::search_again(const Centre& centre, const Rows& queries, std::vector<Unsettled>& left,
-                          const std::function<bool()>& idle, Workspaces& workspaces,
-                          double* values, std::int64_t* ids) {
+bool Engine::search_again(const Centre& centre, const Rows& queries, const Probes* probes,
+                          std::vector<Unsettled>& left, const std::function<bool()>& idle,
+                          Workspaces& workspaces, double* values, std::int64_t* ids) {
   std::sort(left.begin(), left.end(),
             [](const Unsettled& a, const Unsettled& b) { return a.row < b.row; });
   const std::size_t most = std::min(left.size(), workspaces.size() * rooms_.back().queries);
   const std::size_t bytes = queries.dim * type_bytes(queries.type);
   std::vector<char> rows(most * bytes);
   std::vector<float> thresholds(most);
+  std::vector<std::uint32_t> probed(probes ? most * probes->each : 0);
   std::vector<double> found_values(most * k_);
   std::vector<std::int64_t> found_ids(most * k_);
   for (std::size_t first = 0; first < left.size(); first += most) {
@@ -364,9 +387,12 @@ bool Engine::search_again(const Centre& centre, const Rows& queries, std::vector
     for (std::size_t i = 0; i < count; ++i) {
       std::memcpy(rows.data() + i * bytes, queries.row(left[first + i].row), bytes);
       thresholds[i] = left[first + i].threshold;
+      if (probes)
+        std::copy_n(probes->of(left[first + i].row), probes->each, probed.begin() + i * probes->each);
     }
+    const Probes others = probes ? probes->of_others(probed.data()) : Probes{};
     if (!search_blocks(rooms_.back(), centre, {rows.data(), queries.type, count, queries.dim},
-                       thresholds.data(), idle, workspaces, found_values.data(), found_ids.data()))
+                       probes ? &others : nullptr, thresholds.data(), idle, workspaces, found_values.data(), found_ids.data()))
       return false;
     for (std::size_t i = 0; i < count; ++i) {
       const std::size_t row = left[first + i].row;

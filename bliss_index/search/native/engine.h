@@ -88,6 +88,17 @@ struct Packed {
   std::size_t offsets_[9];
 };
 
+// Entries that lie near each other are a list: the rows starts[l] to starts[l + 1] - 1. A query looks
+// into some of the lists only, `each` of them, numbered in ascending order.
+struct Probes {
+  const std::uint32_t* starts;
+  std::size_t lists;
+  const std::uint32_t* probed;  // (queries x each)
+  std::size_t each;
+  const std::uint32_t* of(std::size_t query) const { return probed + query * each; }
+  Probes of_others(const std::uint32_t* others) const { return {starts, lists, others, each}; }
+};
+
 // A query that had too little room, and a lower end that k entries reach.
 struct Unsettled {
   std::size_t row;
@@ -102,8 +113,11 @@ class Engine {
   // Numbers: finite; float32 within [2^-60, 2^60] at the largest.
   // `prepared`, where there is one, is what packed() of an engine of these entries and this kernel
   // held; it starts at a cache line and outlives the engine, too.
+  // `ids`, where there are any, are what the entries are called in results; they outlive it as well.
+  // They make an engine for queries that look into lists.
   Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads, Tuning tuning,
-         const std::function<bool()>& idle, const char* prepared = nullptr);
+         const std::function<bool()>& idle, const char* prepared = nullptr,
+         const std::uint32_t* ids = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -114,8 +128,11 @@ class Engine {
                         const std::function<bool()>& idle);
 
   // Fill values and ids (count x k). Rows with NaN or infinity are appended to `bad` instead.
-  bool search(const Rows& queries, std::size_t threads, const std::function<bool()>& idle,
-              double* values, std::int64_t* ids, Counts& counts, std::vector<std::int64_t>& bad);
+  // With probes, a query finds the best of the lists that it looks into; any of them together have
+  // k entries, or std::invalid_argument is thrown.
+  bool search(const Rows& queries, const Probes* probes, std::size_t threads,
+              const std::function<bool()>& idle, double* values, std::int64_t* ids, Counts& counts,
+              std::vector<std::int64_t>& bad);
 
   // Fill lower and upper (count x entries): the interval that the integer pass gives every pair, of
   // <x, t - mean of the entries>. False if the engine has not the capacity for all entries.
@@ -146,11 +163,13 @@ class Engine {
   void make_rooms(const Tuning& tuning);
   // Search blocks of the queries; thresholds, where there are any, say what k entries reach.
   bool search_blocks(const Room& room, const Centre& centre, const Rows& queries,
-                     const float* thresholds, const std::function<bool()>& idle,
-                     Workspaces& workspaces, double* values, std::int64_t* ids);
-  bool search_again(const Centre& centre, const Rows& queries, std::vector<Unsettled>& left,
-                    const std::function<bool()>& idle, Workspaces& workspaces, double* values,
-                    std::int64_t* ids);
+                     const Probes* probes, const float* thresholds,
+                     const std::function<bool()>& idle, Workspaces& workspaces, double* values,
+                     std::int64_t* ids);
+  bool search_again(const Centre& centre, const Rows& queries, const Probes* probes,
+                    std::vector<Unsettled>& left, const std::function<bool()>& idle,
+                    Workspaces& workspaces, double* values, std::int64_t* ids);
+  std::uint32_t id_of(std::size_t row) const { return ids_ ? ids_[row] : std::uint32_t(row); }
   void set_rotation();
   // Largest magnitude of so many entries, and the sum of each coordinate.
   void measure(std::size_t first, std::size_t count, double* largest, double* sums) const;
@@ -165,6 +184,7 @@ class Engine {
   const std::int8_t* codes_of(std::size_t panel) const { return packed_.codes + panel * panel_bytes_; }
 
   Rows entries_;
+  const std::uint32_t* ids_;
   const Kernel& kernel_;
   const Layout layout_;
   std::size_t k_, dim_;

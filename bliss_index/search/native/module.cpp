@@ -56,7 +56,7 @@ bliss::Engine* make_engine(std::uintptr_t address, bool scattered, int bytes, st
                            std::size_t dim, std::size_t k, const std::string& kernel, std::size_t threads,
                            std::size_t query_block, std::size_t capacity,
                            std::size_t first_trigger, std::uintptr_t prepared,
-                           std::size_t prepared_bytes) {
+                           std::size_t prepared_bytes, std::uintptr_t ids) {
   const bliss::Kernel* found = bliss::find_kernel(kernel.c_str());
   if (!found) throw nb::value_error("this processor lacks what the kernel needs");
   if (prepared && (prepared % 64 || prepared_bytes != bliss::Packed(count, dim, found->layout).bytes))
@@ -69,7 +69,8 @@ bliss::Engine* make_engine(std::uintptr_t address, bool scattered, int bytes, st
   run_interruptible([&](const std::function<bool()>& idle) {
     try {
       engine = std::make_unique<bliss::Engine>(rows_at(address, bytes, count, dim, scattered), k,
-                                               *found, threads, tuning, idle, at<const char>(prepared));
+                                               *found, threads, tuning, idle, at<const char>(prepared),
+                                               at<const std::uint32_t>(ids));
     } catch (const bliss::Interrupted&) {
       return false;
     }
@@ -82,12 +83,14 @@ using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::ui
 
 std::tuple<Counters, std::vector<std::int64_t>> search(
     bliss::Engine& engine, std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
-    std::size_t threads, std::uintptr_t values, std::uintptr_t ids) {
+    std::size_t threads, std::uintptr_t values, std::uintptr_t ids, std::uintptr_t starts,
+    std::size_t lists, std::uintptr_t probed, std::size_t each) {
   bliss::Counts counts;
   std::vector<std::int64_t> bad;
+  const bliss::Probes probes{at<const std::uint32_t>(starts), lists, at<const std::uint32_t>(probed), each};
   run_interruptible([&](const std::function<bool()>& idle) {
-    return engine.search(rows_at(address, bytes, count, dim), threads, idle, at<double>(values),
-                         at<std::int64_t>(ids), counts, bad);
+    return engine.search(rows_at(address, bytes, count, dim), starts ? &probes : nullptr, threads,
+                         idle, at<double>(values), at<std::int64_t>(ids), counts, bad);
   });
   return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows, counts.second_rows}, bad};
 }

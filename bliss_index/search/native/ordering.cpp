@@ -114,7 +114,7 @@ std::size_t order_candidates(Candidate* candidates, std::size_t count, std::size
     if (i < k) doubtful |= float(value - c.error) != float(value + c.error);
     previous = value;
     if (doubtful && c.error > 0) {
-      c.value = exact(c.id);
+      c.value = exact(c.row);
       ++evaluated;
     }
   }

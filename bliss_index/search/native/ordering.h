@@ -10,7 +10,8 @@ namespace bliss {
 struct Candidate {
   double value;  // inner product in float64
   double error;  // bound of its distance to the correctly rounded inner product
-  std::uint32_t id;
+  std::uint32_t id;   // of the entry, by which equal values are ordered
+  std::uint32_t row;  // where the entry is
 };
 
 // Exact inner product, rounded once (Shewchuk's expansions, rounded half-even as math.fsum does).

@@ -175,7 +175,8 @@ void Workspace::evaluate(const Rows& queries, Pair* pairs, std::size_t count, bo
     if (!wide) wide = wide_row(majors, major);
     ++counts_.rescored;
     found_[pair.place] = {dot64(kernel, wide, minors, minor),
-                          query.error64 * engine_.packed_.norms[pair.entry], pair.entry};
+                          query.error64 * engine_.packed_.norms[pair.entry],
+                          engine_.id_of(pair.entry), pair.entry};
   }
 }
 
@@ -210,28 +211,39 @@ const Pair* Workspace::group_by_entry(Pair* pairs, std::size_t count) {
   return grouped;
 }
 
-// Evaluate every entry that float32 does not exclude.
+// Evaluate every entry that float32 does not exclude, of those that the query looks at.
 void Workspace::search_all(const Rows& queries, std::size_t slot) {
   const Kernel& kernel = engine_.kernel_;
   const Rows& entries = engine_.entries_;
   const Query& query = queries_[slot];
   ++counts_.full_rows;
-  counts_.candidates += entries.count;
-  all_.resize(entries.count);
-  for (std::size_t id = 0; id < entries.count; ++id) all_[id] = {0, 0, std::uint32_t(id)};
+  all_.clear();
+  const auto add = [&](std::size_t from, std::size_t to) {
+    for (std::size_t row = from; row < to; ++row)
+      all_.push_back({0, 0, engine_.id_of(row), std::uint32_t(row)});
+  };
+  if (probes_)
+    for (std::size_t i = 0; i < probes_->each; ++i) {
+      const std::uint32_t list = probes_->of(first_ + slot)[i];
+      add(probes_->starts[list], probes_->starts[list + 1]);
+    }
+  else
+    add(0, entries.count);
+  counts_.candidates += all_.size();
   if (entries.type != Type::float64) {
     int exponent;
     const float* x;
     kernel.load(queries.row(slot), queries.type, queries.dim, x32_.data(), &exponent, &x);
     for (Candidate& c : all_) {
-      c.value = double(dot32(kernel, x, entries, c.id)) * engine_.inverse_scale_;
-      c.error = error32_ * query.norm * engine_.packed_.norms[c.id] + 0x1p-70;
+      c.value = double(dot32(kernel, x, entries, c.row)) * engine_.inverse_scale_;
+      c.error = error32_ * query.norm * engine_.packed_.norms[c.row] + 0x1p-70;
     }
     keep_reachable(all_);
   }
   kernel.widen(queries.row(slot), queries.type, queries.dim, wide_.data());
   for (Candidate& c : all_)
-    c = {dot64(kernel, wide_.data(), entries, c.id), query.error64 * engine_.packed_.norms[c.id], c.id};
+    c = {dot64(kernel, wide_.data(), entries, c.row),
+         query.error64 * engine_.packed_.norms[c.row], c.id, c.row};
   counts_.rescored += all_.size();
 }
 

@@ -8,6 +8,7 @@
 namespace bliss {
 namespace {
 
+constexpr std::size_t kGathered = 64;  // queries of a list that are multiplied together
 constexpr std::size_t kRow = 4096;  // bytes of a row that are fetched at once, at most
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -37,6 +38,7 @@ Workspace::Workspace(const Engine& engine)
       found_(make_large_array<Candidate>(engine.most_pairs())),
       places_(engine.most_grouped() + 1) {
   codes_ = aligned(code_storage_.data());
+  if (engine.ids_) make_gathered();
   block_.codes = codes_;
   block_.step = step_.data();
   block_.alpha = alpha_.data();
@@ -67,14 +69,17 @@ void Workspace::enter(const Room& room) {
 }
 
 void Workspace::search(const Room& room, const Engine::Centre& centre, const Rows& queries,
-                       const float* thresholds, std::size_t first, std::size_t last,
-                       double* values, std::int64_t* ids) {
+                       const Probes* probes, const float* thresholds, std::size_t first,
+                       std::size_t last, double* values, std::int64_t* ids) {
+  probes_ = probes;
+  first_ = first;
   rounded_ = queries.type == Type::float64;
   error32_ = (dot32_roundings(engine_.kernel_, engine_.dim_) + (rounded_ ? 1.01 : 0.0)) *
              double(kUnit32) * 1.001;
   enter(room);
   begin(centre, queries, thresholds, first, last);
-  scan(centre);
+  if (probes) scan_lists(centre, last - first);
+  else scan(centre);
   for (std::size_t slot = 0; slot < last - first; ++slot) arrange(slot, first + slot);
   finish({queries.row(first), queries.type, last - first, queries.dim}, values + first * engine_.k_,
          ids + first * engine_.k_);
@@ -118,11 +123,8 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const f
         engine_.kernel_.prepare(x, rounded_, centre.vector.data(), centre.square,
                                 engine_.rotation_, work_.data(), code_.data());
     // Codes beyond the dimension may be anything: those of the entries are zero there.
-    std::uint8_t* const out = codes_ + slot / layout.group * layout.group * width +
-                              slot % layout.group * layout.depth;
-    for (std::size_t i = 0; i < engine_.dim_; i += layout.depth)
-      copy_codes(out + i * layout.group, code_.data() + i,
-                 std::min(layout.depth, engine_.padded_ - i));
+    if (probes_) std::memcpy(codes_ + slot * width, code_.data(), std::min(width, engine_.padded_));
+    else lay_out(codes_, slot, code_.data());
     query.norm = prepared.norm;
     query.shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
     const int power = query.exponent + int(engine_.packed_.facts->exponent);
@@ -158,9 +160,116 @@ void Workspace::scan(const Engine::Centre& centre) {
   engine_.kernel_.leave();
 }
 
+// Write the codes of a query into those of a block, where a kernel reads them.
+void Workspace::lay_out(std::uint8_t* codes, std::size_t slot, const std::uint8_t* from) const {
+  const Layout& layout = engine_.layout_;
+  std::uint8_t* const out = codes + slot / layout.group * layout.group * layout.depth * engine_.steps_ +
+                            slot % layout.group * layout.depth;
+  for (std::size_t i = 0; i < engine_.dim_; i += layout.depth)
+    copy_codes(out + i * layout.group, from + i, std::min(layout.depth, engine_.padded_ - i));
+}
+
+void Workspace::make_gathered() {
+  const Layout& layout = engine_.layout_;
+  const std::size_t most = (kGathered + layout.group - 1) / layout.group * layout.group;
+  const std::size_t stride = (kPanelsAtOnce + 1) * layout.panel + 16;
+  Gathered& g = gathered_;
+  g.code_storage.resize(most * layout.depth * engine_.steps_ + 63);
+  g.codes = aligned(g.code_storage.data());
+  g.numbers.resize(6 * most);
+  g.counts.resize(3 * most + 1);
+  g.rows.resize(3 * most * stride);
+  float* const numbers = g.numbers.data();
+  std::uint32_t* const counts = g.counts.data();
+  std::fill_n(counts + most, most, ~std::uint32_t(0));  // nothing is ever due
+  g.block = {0, g.codes, numbers, numbers + most, numbers + 2 * most, numbers + 3 * most,
+             numbers + 4 * most, numbers + 5 * most, counts, counts + most, g.rows.data(),
+             reinterpret_cast<float*>(g.rows.data() + most * stride),
+             reinterpret_cast<float*>(g.rows.data() + 2 * most * stride), stride,
+             counts + 2 * most, 0};
+}
+
+// Every list is multiplied with the queries that look into it.
+void Workspace::scan_lists(const Engine::Centre& centre, std::size_t count) {
+  Gathered& g = gathered_;
+  g.starts.assign(probes_->lists + 1, 0);
+  const auto for_each_probe = [&](auto body) {
+    for (std::size_t slot = count; slot-- > 0;)
+      if (queries_[slot].state == State::searched)
+        for (std::size_t i = 0; i < probes_->each; ++i) body(slot, probes_->of(first_ + slot)[i]);
+  };
+  for_each_probe([&](std::size_t, std::uint32_t list) { ++g.starts[list]; });
+  std::uint32_t end = 0;
+  for (std::uint32_t& start : g.starts) start = end += start;
+  g.slots.resize(end);
+  for_each_probe([&](std::size_t slot, std::uint32_t list) {
+    g.slots[--g.starts[list]] = std::uint32_t(slot);
+  });
+  engine_.kernel_.enter();
+  for (std::size_t list = 0; list < probes_->lists; ++list)
+    for (std::size_t at = g.starts[list]; at < g.starts[list + 1]; at += kGathered)
+      scan_list(centre, list, g.slots.data() + at,
+                std::min<std::size_t>(kGathered, g.starts[list + 1] - at));
+  engine_.kernel_.leave();
+}
+
+void Workspace::scan_list(const Engine::Centre& centre, std::size_t list,
+                          const std::uint32_t* slots, std::size_t count) {
+  const std::uint32_t begin = probes_->starts[list], end = probes_->starts[list + 1];
+  if (begin == end) return;
+  const std::size_t panel = engine_.layout_.panel, stop = (end - 1) / panel + 1;
+  gather(slots, count);
+  for (std::size_t p = begin / panel, at = 1; p < stop; ++p, ++at) {
+    gathered_.block.due_count = 0;
+    engine_.kernel_.score(engine_.panel(p, p + 1 < engine_.panels_ ? p + 1 : p, centre),
+                          gathered_.block, engine_.steps_);
+    if (at % kPanelsAtOnce == 0 || p + 1 == stop) scatter(slots, count, begin, end);
+  }
+}
+
+void Workspace::gather(const std::uint32_t* slots, std::size_t count) {
+  const Layout& layout = engine_.layout_;
+  const std::size_t width = layout.depth * engine_.steps_;
+  Block& block = gathered_.block;
+  float* const numbers = gathered_.numbers.data();
+  const std::size_t most = gathered_.numbers.size() / 6;
+  block.count = (count + layout.group - 1) / layout.group * layout.group;
+  for (std::size_t i = 0; i < block.count; ++i) {
+    block.candidates[i] = 0;
+    numbers[2 * most + i] = kInfinity;  // the threshold: nothing passes, unless it is set below
+    if (i >= count) continue;
+    const std::size_t slot = slots[i];
+    lay_out(gathered_.codes, i, codes_ + slot * width);
+    const float from[] = {step_[slot], alpha_[slot], threshold_[slot],
+                          per_norm_[slot], per_residual_[slot], slack_[slot]};
+    for (std::size_t j = 0; j < 6; ++j) numbers[j * most + i] = from[j];
+  }
+}
+
+void Workspace::scatter(const std::uint32_t* slots, std::size_t count, std::uint32_t begin,
+                        std::uint32_t end) {
+  const Block& block = gathered_.block;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::size_t slot = slots[i], from = i * block.stride, to = slot * block_.stride;
+    std::uint32_t kept = candidates_[slot];
+    for (std::size_t j = from; j < from + block.candidates[i]; ++j) {
+      ids_[to + kept] = block.ids[j];
+      lower_[to + kept] = block.lower[j];
+      upper_[to + kept] = block.upper[j];
+      kept += block.ids[j] >= begin && block.ids[j] < end;  // a panel may have others' entries
+    }
+    block.candidates[i] = 0;
+    const bool due = kept >= trigger_[slot] && candidates_[slot] != kept;
+    candidates_[slot] = kept;
+    if (due) select(slot);
+    const_cast<float*>(block.threshold)[i] = threshold_[slot];
+  }
+}
+
 void Workspace::intervals(const Room& room, const Engine::Centre& centre, const Rows& queries,
                           std::size_t first, std::size_t last, double* lower, double* upper) {
   rounded_ = queries.type == Type::float64;
+  probes_ = nullptr;
   enter(room);
   begin(centre, queries, nullptr, first, last);
   std::fill(trigger_.begin(), trigger_.end(), ~std::uint32_t(0));  // nothing is ever dropped

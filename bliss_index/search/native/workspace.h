@@ -22,6 +22,9 @@ struct Pair {
   std::uint32_t place;
 };
 
+// Panels whose scores are looked at together, where queries look into lists.
+constexpr std::size_t kPanelsAtOnce = 6;
+
 class Workspace {
  public:
   explicit Workspace(const Engine& engine);
@@ -31,7 +34,7 @@ class Workspace {
   // Search the queries first .. last - 1, at most as many as the room is for. Of every query k entries
   // are known to reach its threshold, where thresholds are given.
   void search(const Room& room, const Engine::Centre& centre, const Rows& queries,
-              const float* thresholds, std::size_t first, std::size_t last, double* values,
+              const Probes* probes, const float* thresholds, std::size_t first, std::size_t last, double* values,
               std::int64_t* ids);
   // The intervals of all pairs with the queries first .. last - 1, (last - first) x entries; they
   // hold <x, t - mean of the entries>. Of queries without a direction nothing is written.
@@ -56,7 +59,15 @@ class Workspace {
   void enter(const Room& room);
   void begin(const Engine::Centre& centre, const Rows& queries, const float* thresholds,
              std::size_t first, std::size_t last);
+  void lay_out(std::uint8_t* codes, std::size_t slot, const std::uint8_t* from) const;
+  void make_gathered();
   void scan(const Engine::Centre& centre);
+  void scan_lists(const Engine::Centre& centre, std::size_t count);
+  void scan_list(const Engine::Centre& centre, std::size_t list, const std::uint32_t* slots,
+                 std::size_t count);
+  // Bring the codes and numbers of some queries together; candidates found of them go to their rows.
+  void gather(const std::uint32_t* slots, std::size_t count);
+  void scatter(const std::uint32_t* slots, std::size_t count, std::uint32_t begin, std::uint32_t end);
   void select(std::size_t slot);
   void overflow(std::size_t slot);
   void best_first(std::size_t slot);
@@ -73,8 +84,21 @@ class Workspace {
   void search_all(const Rows& queries, std::size_t slot);
   void keep_reachable(std::vector<Candidate>& all);
 
+  // Queries that look into the same list, side by side.
+  struct Gathered {
+    std::vector<std::uint8_t> code_storage;
+    std::uint8_t* codes = nullptr;
+    AlignedVector<float> numbers;
+    std::vector<std::uint32_t> counts, rows;
+    Block block{};
+    std::vector<std::uint32_t> slots, starts;  // of the queries of each list
+  };
+
   const Engine& engine_;
   const Room* room_;
+  const Probes* probes_ = nullptr;
+  std::size_t first_ = 0;  // the first query of the block
+  Gathered gathered_;
   Block block_{};
   std::vector<Query> queries_;
   std::vector<std::uint8_t> code_storage_;

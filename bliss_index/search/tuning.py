@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.search.exact import exact_search
-from bliss_index.search.faiss.kinds import index_kind
+from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.search import FaissSearch
 from bliss_index.search.inputs import as_matrix, require_dim
+from bliss_index.search.near_index import NearSearch
 from bliss_index.search.protocol import TopKSearch
 
 _LEAST_QUERIES = 20
@@ -90,7 +91,7 @@ class TuningReport:
 
 
 def tune_index(
-    index: FaissSearch,
+    index: FaissSearch | NearSearch,
     image_queries: npt.ArrayLike,
     target_recall: float = 0.95,
     k: int | None = None,
@@ -104,8 +105,8 @@ def tune_index(
     Parameters
     ----------
     index
-        An ivf, ivfpq, hnsw or cagra index; ``index.replace(effort=report.parameter)`` applies the
-        result.
+        A near, ivf, ivfpq, hnsw or cagra index; ``index.replace(effort=report.parameter)`` applies
+        the result.
     image_queries
         (n, d) embeddings of images, n >= 20, of the kind that will be searched with. A random half
         chooses, the other measures; at most 4096 of each are used.
@@ -150,7 +151,7 @@ def tune_index(
         raise InvalidInputError(
             f"recall@{search.k} of {target_recall:g} cannot be reached: the {index.kind} index "
             f"gives {best:.4f} at its largest {index.effort_name}, {search.most_effort}; lower "
-            f"the target, build a {index_kind(index.kind).better}, or search exactly"
+            f"the target, build a {INDEX_KINDS[index.kind].better}, or search exactly"
         )
     text = _text_judge(search, text_queries, rng, threads)
     text_parameter = smallest_effort(text.recall, search.most_effort, target_recall)
@@ -195,7 +196,7 @@ class _Judge:
 
     def __init__(
         self,
-        search: FaissSearch,
+        search: FaissSearch | NearSearch,
         exact: TopKSearch,
         queries: npt.NDArray[Any],
         own: npt.NDArray[np.int64] | None = None,
@@ -231,7 +232,7 @@ class _Judge:
 
 
 def _text_judge(
-    search: FaissSearch,
+    search: FaissSearch | NearSearch,
     text_queries: npt.ArrayLike | None,
     rng: np.random.Generator,
     threads: int | None,

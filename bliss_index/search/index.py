@@ -1,17 +1,24 @@
-"""FAISS indexes of a corpus: built, saved beside it, and opened again only where they belong.
+"""Indexes of a corpus: built, saved beside it, and opened again only where they belong.
 
-``<corpus>/index/`` holds ``<kind>.<hash>.faiss``, as faiss writes it, and ``<kind>.json``, which
-says how it was built, of which corpus content, the file's SHA-256 and the recall measured. Each
-kind has a record of its own, so builds of several kinds do not meet, and who opens an index that is
-built again finds the old one or the new one, whole.
+``<corpus>/index/`` holds ``<kind>.<hash>.faiss``, as faiss writes it, or ``near.<hash>.lists``, and
+``<kind>.json``, which says how it was built, of which corpus content, the file's SHA-256 and the
+recall measured. Each kind has a record of its own, so builds of several kinds do not meet, and who
+opens an index that is built again finds the old one or the new one, whole.
+
+The file of a near index holds what the kernel packed, in the order of the lists (``Packed`` in
+``native/engine.h``), and behind it, in the smallest byte first: the entries list by list and where
+the lists start, uint32; their centres, float32; and where entries are identical, the sets of these
+as in :mod:`bliss_index.search.prepared`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bliss_index.errors import (
     CorruptStoreError,
@@ -23,11 +30,14 @@ from bliss_index.search.faiss.build import IndexParameters, build_index
 from bliss_index.search.faiss.kinds import INDEX_KINDS
 from bliss_index.search.faiss.runtime import import_faiss
 from bliss_index.search.faiss.search import FaissSearch
-from bliss_index.search.protocol import Corpus
+from bliss_index.search.near_index import NearSearch, near_arrays, near_bytes, open_near
+from bliss_index.search.prepared import entries_of
+from bliss_index.search.protocol import Corpus, ShardedCorpus
+from bliss_index.search.registry import NEAR
 from bliss_index.storage import open_directory
 from bliss_index.storage.cache import checked_file
 from bliss_index.storage.directory import content_sha256, read_named
-from bliss_index.storage.kept import KeptFiles
+from bliss_index.storage.kept import KeptFiles, write_arrays
 
 __all__ = [
     "Corpus",
@@ -42,6 +52,7 @@ __all__ = [
 
 INDEX_FOLDER = "index"
 INDEXES = KeptFiles(INDEX_FOLDER, "faiss", format_version=2, what="the index")
+LISTS = KeptFiles(INDEX_FOLDER, "lists", format_version=2, what="the index")
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ class IndexRecord:
     parameters, effort
         How it was built; nprobe, efSearch or itopk_size to search with (None: the default).
     faiss_version
-        Version that wrote the file.
+        Version that wrote the file; None for a near index.
     recall
         What was measured, and how (:meth:`TuningReport.to_json`); None where nothing was.
     number
@@ -72,13 +83,13 @@ class IndexRecord:
     content_hash: str
     parameters: dict[str, Any]
     effort: int | None
-    faiss_version: str
+    faiss_version: str | None
     recall: dict[str, Any] | None
     number: int = 1
 
 
 def save_index(
-    search: FaissSearch,
+    search: FaissSearch | NearSearch,
     corpus: Corpus,
     parameters: IndexParameters | None = None,
     recall: Mapping[str, Any] | None = None,
@@ -90,7 +101,7 @@ def save_index(
     search, corpus
         The index, and the text store that it was built of.
     parameters
-        What it was built with, for the record.
+        What a FAISS index was built with, for the record.
     recall
         The measured recall and how it was measured, ``TuningReport.to_json()``.
 
@@ -106,6 +117,42 @@ def save_index(
             f"the index holds {search.size} x {search.dim} vectors, the corpus {corpus.path} "
             f"{corpus.rows} x {corpus.dim}"
         )
+    built_with, fill, version = (
+        _near_content(search)
+        if isinstance(search, NearSearch)
+        else _faiss_content(search, parameters)
+    )
+
+    def facts() -> dict[str, Any]:
+        return {
+            "kind": search.kind,
+            "rows": search.size,
+            "dim": search.dim,
+            "content_hash": corpus.content_hash,
+            "parameters": built_with,
+            "effort": search.effort,
+            "faiss_version": version,
+            "recall": None if recall is None else dict(recall),
+            "number": 1 + max((one.number for one in index_records(corpus)), default=0),
+        }
+
+    return IndexRecord(**_files(search.kind).write(corpus.path, search.kind, fill, facts))
+
+
+def _files(kind: str) -> KeptFiles:
+    return LISTS if kind == NEAR else INDEXES
+
+
+def _near_content(
+    search: NearSearch,
+) -> tuple[dict[str, Any], Callable[[Any], None], str | None]:
+    parameters, arrays = near_arrays(search)
+    return parameters, lambda sink: write_arrays(sink, arrays), None
+
+
+def _faiss_content(
+    search: FaissSearch, parameters: IndexParameters | None
+) -> tuple[dict[str, Any], Callable[[Any], None], str | None]:
     faiss = import_faiss()
     index = (
         search.index if search.placement.device == "cpu" else faiss.index_gpu_to_cpu(search.index)
@@ -117,20 +164,7 @@ def save_index(
         except RuntimeError as error:
             raise OSError(str(error)) from error
 
-    def facts() -> dict[str, Any]:
-        return {
-            "kind": search.kind,
-            "rows": search.size,
-            "dim": search.dim,
-            "content_hash": corpus.content_hash,
-            "parameters": asdict(parameters or IndexParameters()),
-            "effort": search.effort,
-            "faiss_version": str(faiss.__version__),
-            "recall": None if recall is None else dict(recall),
-            "number": 1 + max((one.number for one in index_records(corpus)), default=0),
-        }
-
-    return IndexRecord(**INDEXES.write(corpus.path, search.kind, fill, facts))
+    return asdict(parameters or IndexParameters()), fill, str(faiss.__version__)
 
 
 def index_records(corpus: Corpus) -> list[IndexRecord]:
@@ -158,9 +192,11 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
             )
         try:
             record = IndexRecord(**values)
-            if record.kind not in INDEX_KINDS or name != record.kind:
+            if record.kind not in (*INDEX_KINDS, NEAR) or name != record.kind:
                 raise ValueError("unknown kind or file name")
-            if not INDEXES.is_file_of(name, record.file):
+            if record.kind == NEAR:
+                near_bytes(record.parameters, record.rows, record.dim)
+            if not _files(name).is_file_of(name, record.file):
                 raise ValueError(f"unknown file name {record.file!r}")
             records.append((-int(record.number), record.kind, record))
         except (ValueError, KeyError, TypeError) as error:
@@ -171,7 +207,7 @@ def index_records(corpus: Corpus) -> list[IndexRecord]:
 
 
 def open_index(
-    corpus: Corpus,
+    corpus: ShardedCorpus,
     k: int = 10,
     kind: str | None = None,
     device: str = "cpu",
@@ -179,7 +215,7 @@ def open_index(
     storage: str = "float32",
     shards: bool = False,
     threads: int | None = None,
-) -> FaissSearch:
+) -> FaissSearch | NearSearch:
     """Open the index beside a corpus.
 
     Parameters
@@ -197,7 +233,7 @@ def open_index(
     shards
         With "cuda:all": every GPU holds a part of the entries, rather than a copy of all.
     threads
-        As for :class:`bliss_index.search.faiss.search.FaissSearch`.
+        By default BLISS_INDEX_THREADS, else all usable processors.
 
     Raises
     ------
@@ -211,6 +247,20 @@ def open_index(
         faiss, or its GPU build, is not installed.
     """
     record, index = read_named(lambda: _chosen(corpus, kind), lambda one: _read(corpus, one))
+    if record.kind == NEAR:
+        if device != "cpu":
+            raise InvalidInputError(
+                f"a near index is searched on the processor, device is {device!r}; give 'cpu', or "
+                f"a FAISS index such as 'ivf'"
+            )
+        try:
+            return open_near(
+                index, record.parameters, entries_of(corpus), k, effort=record.effort,
+                threads=threads,
+            )  # fmt: skip
+        except CorruptStoreError as error:
+            path = _files(NEAR).path(corpus.path, record.file)
+            raise CorruptStoreError(f"{path}: {error}; {_again(corpus, record)}") from error
     placement = None
     if device != "cpu":
         from bliss_index.search.faiss.gpu import place_index
@@ -242,8 +292,17 @@ def _chosen(corpus: Corpus, kind: str | None) -> IndexRecord:
 
 
 def _read(corpus: Corpus, record: IndexRecord) -> tuple[IndexRecord, Any]:
-    faiss = import_faiss()
     path = _checked_file(corpus, record)
+    if record.kind == NEAR:
+        size = near_bytes(record.parameters, record.rows, record.dim)
+        content = np.memmap(path, dtype=np.uint8, mode="r")
+        if content.size != size:
+            raise CorruptStoreError(
+                f"{path} has {content.size} bytes, its record speaks of {size}; "
+                f"{_again(corpus, record)}"
+            )
+        return record, content
+    faiss = import_faiss()
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:  # it was removed just now
