@@ -101,6 +101,28 @@ class RealData:
         return Reference(self.texts, self.normal, labels, entries, search)
 
 
+def near_texts(count: int, seed: int) -> np.ndarray:
+    """Draw a vocabulary as long lists are: real texts, and behind them texts near them, float16.
+
+    A text near another lies up to 0.3 of the way to a third one, with a little noise: 0.04 to 0.3
+    from it, mostly.
+    """
+    stored = np.load(Path(os.environ["BLISS_INDEX_REALDATA"]) / "text_vitb32.npz")
+    texts = unit(stored["embeddings"])
+    rows = np.empty((count, texts.shape[1]), dtype=np.float16)
+    known = min(count, len(texts))
+    rows[:known] = texts[:known]
+    rng = np.random.default_rng(seed)
+    for start in range(known, count, 65_536):
+        stop = min(count, start + 65_536)
+        first, second = rng.integers(0, len(texts), (2, stop - start))
+        share = rng.uniform(0, 0.3, (stop - start, 1)).astype(np.float32)
+        part = (1 - share) * texts[first] + share * texts[second]
+        part += rng.standard_normal(part.shape, dtype=np.float32) * (0.04 / part.shape[1] ** 0.5)
+        rows[start:stop] = unit(part)
+    return rows
+
+
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows divided by their norm, float32."""
     wide = rows.astype(np.float64)

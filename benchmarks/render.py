@@ -247,16 +247,63 @@ def float16() -> str:
     )  # fmt: skip
 
 
+def benchmarked(group: str) -> list[dict[str, Any]]:
+    """What the whole run of benchmarks found in one of its groups."""
+    return [b["extra_info"] for b in result("cpu")["benchmarks"] if b["group"] == group]
+
+
+def named(test: str) -> dict[str, Any]:
+    """What one benchmark of the whole run found."""
+    found: dict[str, Any] = next(
+        b["extra_info"] for b in result("cpu")["benchmarks"] if b["name"] == test
+    )
+    return found
+
+
+def steps() -> str:
+    """The steps around the search, in the whole run of benchmarks."""
+    command = named("test_command[local]")
+    few, many = command["few, local"], command["many, local"]
+    scoring = {found["classes"]: found["added_to_search"] for found in benchmarked("scoring")}
+    calibration = named("test_calibration[100-5000]")
+    texts, images = named("test_texts[float32]")["ways"], named("test_images[float32]")["ways"]
+    words = named("test_reading_words[disk]")
+    shares = [f"{100 * share:.0f} %" for _, share in sorted(scoring.items())]
+    classes = [f"{count:,}" for count in sorted(scoring)]
+    rows = [
+        [f"`score`, {many['images']:,} images, {command['entries']:,} entries, "
+         f"{command['classes']} classes, from start to end",
+         f"{many['images_per_second']:,} images/s, {many['peak_mib']:.0f} MiB at most "
+         f"({few['peak_mib']:.0f} MiB for {few['images']:,} images)"],
+        [f"whole scoring on top of the search, {', '.join(classes[:-1])} and {classes[-1]} classes",
+         f"{', '.join(shares[:-1])} and {shares[-1]} more time"],
+        [f"calibration, {calibration['classes']} classes x {calibration['images_a_class']:,} "
+         f"images, {calibration['entries']:,} entries",
+         f"{calibration['times_as_fast_as_the_direct_way']:.1f} times as fast as the direct way"],
+        ["texts, ViT-B-32, equal to open_clip's call to 2e-7",
+         f"{texts['bliss_index']['rows_per_second']:.0f} a second; open_clip "
+         f"{texts['open_clip']['rows_per_second']:.0f}"],
+        ["images, ViT-B-32",
+         f"{images['bliss_index']['rows_per_second']:.1f} a second; a data loader and open_clip "
+         f"{images['data loader']['rows_per_second']:.1f}"],
+        [f"a list of {words['rows']:,} words checked and made unique on disk",
+         f"{words['rows'] * words['ways']['disk']['median_seconds_a_row']:.1f} s"],
+    ]  # fmt: skip
+    return markdown(["on the EPYC, two cores", ""], rows)
+
+
 def searches() -> str:
     """Exact search beside faiss on two machines."""
-    xeon, epyc = (
-        {
-            found["entries"]: found["ways"]
-            for found in result(name)["results"]
-            if (found["dim"], found["k"]) == (512, 10)
-        }
-        for name in ("search_cpu_xeon", "search_cpu_k10")
-    )
+    xeon = {
+        found["entries"]: found["ways"]
+        for found in result("search_cpu_xeon")["results"]
+        if (found["dim"], found["k"]) == (512, 10)
+    }
+    epyc = {
+        found["entries"]: found["ways"]
+        for found in benchmarked("search")
+        if (found["dim"], found["k"], found["data"]) == (512, 10, "clip")
+    }
 
     def cell(ways: dict[str, Any], ratio: float, name: str = "", faiss: str = "") -> str:
         rate = f"{ways[name]['queries_per_second']:,.0f} images/s, " if name else ""
@@ -271,7 +318,8 @@ def searches() -> str:
                 f"{entries:,}",
                 cell(ways, rates["native"] / rates["flat"], "native", "" if rows else " faiss"),
                 cell(ways, rates["avx512-vnni"] / rates["flat"]),
-                cell(other, other["flat"]["times_slower"], "native"),
+                f"{other['native']['rows_per_second']:,.0f} images/s, "
+                f"{other['flat']['times_slower']:.1f} times",
             ]
         )
     header = ["entries", "Xeon with AMX", "the same, AVX-512 VNNI only", "EPYC with AVX-512 VNNI"]
@@ -310,10 +358,9 @@ def two_sets() -> str:
 def clusters() -> str:
     """What a vocabulary of near entries costs, beside one of as many apart."""
     rows = []
-    for one in result("cpu")["benchmarks"]:
-        if one["group"] != "search":
+    for found in benchmarked("search"):
+        if (found["dim"], found["k"]) != (512, 10):
             continue
-        found = one["extra_info"]
         lie = "340 around a text" if found["data"] == "clustered" else "apart"
         counted = found["candidates_per_query"], 100 * found["rows_searched_in_full"]
         times = found["ways"]["flat"]["times_slower"]
@@ -471,6 +518,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image-term-names": image_term_names,
     "float16": float16,
     "searches": searches,
+    "steps": steps,
     "accuracy": accuracy,
     "two-sets": two_sets,
     "kills": kills,

@@ -76,7 +76,7 @@ def test_the_best_of_the_nearest_lists_are_found(effort, k):
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_every_kernel_finds_them_also_where_there_is_little_room(kernel):
-    """Queries whose candidates overflow get more room, and then look at all entries of the lists."""
+    """Queries whose candidates overflow get more room, and then all entries of their lists."""
     rng = np.random.default_rng(5)
     entries = np.repeat(clip_like(4, DIM, "text", 3, dtype=np.float32), 700, axis=0)
     entries += 1e-5 * rng.standard_normal(entries.shape, dtype=np.float32)  # too near for int8

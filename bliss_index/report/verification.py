@@ -111,6 +111,7 @@ def _verify_calibration(directory: Directory) -> VerificationReport:
 def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
     from bliss_index.search.index import (
         INDEXES,
+        LISTS,
         index_records,
         verify_index,
     )
@@ -123,7 +124,8 @@ def _verify_indexes(path: str | Path, report: VerificationReport) -> None:
             verify_index(store, record)
             report.files += 1
         named = {record.file for record in records}
-        add_leftovers(directory, named, report, INDEXES.names, (INDEXES.folder,))
+        for files in (INDEXES, LISTS):
+            add_leftovers(directory, named, report, files.names, (files.folder,))
     except BlissError as error:
         report.add(str(error))
 
