@@ -292,6 +292,26 @@ def steps() -> str:
     return markdown(["on the EPYC, two cores", ""], rows)
 
 
+def gpu_near() -> str:
+    """Near entries on a GPU: rates, candidates, and what is compared in full."""
+    rows = []
+    for row in result("gpu_h100_near")["rows"]:
+        if row["group"] != "near":
+            continue
+        given, found = row["parameters"], row["result"]
+        rates = found["images_per_second"]
+        torch = max(rate for name, rate in rates.items() if name.startswith("torch"))
+        shown = [f"{rates[name]:,.0f}" for name in ("exact, int8", "exact, triton")]
+        rows.append([
+            f"{given['entries']:,}", str(given["k"]), *shown, f"{torch:,.0f}",
+            f"{found['candidates_per_query']:,.0f}",
+            f"{100 * found['full_rows'] / given['queries']:.1f} %",
+        ])  # fmt: skip
+    header = ["entries", "k", "exact, Hopper's kernels", "exact, Triton's kernels",
+              "torch bfloat16 product + topk", "candidates an image", "compared in full"]  # fmt: skip
+    return markdown(header, sorted(rows, key=lambda row: (int(row[1]), len(row[0]), row[0])))
+
+
 def searches() -> str:
     """Exact search beside faiss on two machines."""
     xeon = {
@@ -519,6 +539,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "float16": float16,
     "searches": searches,
     "steps": steps,
+    "gpu-near": gpu_near,
     "accuracy": accuracy,
     "two-sets": two_sets,
     "kills": kills,
