@@ -308,7 +308,8 @@ def gpu_near() -> str:
             f"{100 * found['full_rows'] / given['queries']:.1f} %",
         ])  # fmt: skip
     header = ["entries", "k", "exact, Hopper's kernels", "exact, Triton's kernels",
-              "torch bfloat16 product + topk", "candidates an image", "compared in full"]  # fmt: skip
+              "torch bfloat16 product + topk", "candidates an image",
+              "compared in full"]  # fmt: skip
     return markdown(header, sorted(rows, key=lambda row: (int(row[1]), len(row[0]), row[0])))
 
 

@@ -264,6 +264,10 @@ class Calibration:
             )
         return prior
 
+    def lam_for(self, asked: float | None) -> float:
+        """Return the lambda to score with: the one that was asked for, else the calibration's."""
+        return float(self.lam if asked is None else asked)
+
     @property
     def content_hash(self) -> str:
         """SHA-256 over the classes, their texts' embeddings, moments, the model and the weights.

@@ -112,8 +112,7 @@ def threshold(
         sample = judged_sample(scores, judgements, images)
         say(sample.left_out)
         found = sample.normal_scores(confidence)
-        weight = normal.lam if lam is None else lam
-        asked_for = ScoreIdentity(k, weight, entries.content_hash, normal.content_hash)
+        asked_for = ScoreIdentity(k, normal.lam_for(lam), entries.content_hash, normal.content_hash)
         found.require(asked_for, scores)
     else:
         given = Labels.open(labels, store)

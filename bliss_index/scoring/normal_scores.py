@@ -199,7 +199,7 @@ def score_held_out(
     CalibrationError
         A class has too few images to hold any out.
     """
-    lam = float(calibration.lam if lam is None else lam)
+    lam = calibration.lam_for(lam)
     rows, numbers = normal_images(images, labels, calibration)
     scores = held_out_scores(
         rows,

@@ -155,8 +155,7 @@ class ScoringInputs:
     @property
     def lam(self) -> float:
         """Weight of the external score: the settings', else the calibration's."""
-        given = self.settings.lam
-        return float(self.calibration.lam if given is None else given)
+        return self.calibration.lam_for(self.settings.lam)
 
     @property
     def threshold(self) -> float | None:
