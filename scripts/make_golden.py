@@ -20,6 +20,7 @@ from bliss_index.jobs import job
 from bliss_index.scoring import JobOptions, ScoreSettings, run_job
 from bliss_index.search.faiss.build import build_index
 from bliss_index.search.index import save_index
+from bliss_index.search.near_index import NearSearch
 from bliss_index.storage.files import make_directory
 from bliss_index.store import EmbeddingStore, ModelIdentity, StoreWriter
 from bliss_index.store import writer as writer_module
@@ -54,6 +55,7 @@ def main() -> None:
     )
     corpus = EmbeddingStore.open(folder / "corpus")
     save_index(build_index(corpus.embeddings(), "flat"), corpus)
+    save_index(NearSearch(corpus.embeddings(), 3), corpus)
     settings = ScoreSettings(
         str(folder / "corpus"), str(folder / "calibration"), k=3, device="cpu", search="native"
     )

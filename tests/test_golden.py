@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from bliss_index.calibration import Calibration
 from bliss_index.report.verification import verify_directory
 from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job, verify_scores
+from bliss_index.search import exact_search
+from bliss_index.search.index import open_index
+from bliss_index.search.native.backend import load_native
 from bliss_index.store import EmbeddingStore, verify_store
 
 GOLDEN = sorted((Path(__file__).parent / "golden").iterdir())
@@ -43,11 +47,17 @@ def test_a_calibration(golden):
     assert [m.count for m in calibration.moments] == [12, 12]
 
 
-def test_an_index(golden):
-    pytest.importorskip("faiss")
-    from bliss_index.search.index import open_index
-
-    assert open_index(EmbeddingStore.open(golden / "corpus"), 3).size == 30
+@pytest.mark.parametrize("kind", ["flat", "near"])
+def test_an_index(golden, kind):
+    if kind == "flat":
+        pytest.importorskip("faiss")
+    elif load_native()[0] is None:
+        pytest.skip("no compiled search here")
+    corpus, images = EmbeddingStore.open(golden / "corpus"), EmbeddingStore.open(golden / "images")
+    found = open_index(corpus, 3, kind).search(images.good_embeddings())
+    expected = exact_search(corpus.embeddings(), 3).search(images.good_embeddings())
+    for left, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
     assert verify_directory(golden / "corpus").ok
 
 
