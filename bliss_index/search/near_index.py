@@ -27,7 +27,7 @@ from bliss_index.search.protocol import Prepared, SearchStatistics
 from bliss_index.search.registry import NEAR
 from bliss_index.search.sharded import Matrix, ShardedRows
 
-_CHUNK_ROWS = 32_768
+_CHUNK_ROWS = 16_384
 _DEFAULT_LISTS = 16
 
 
