@@ -292,6 +292,44 @@ def steps() -> str:
     return markdown(["on the EPYC, two cores", ""], rows)
 
 
+def recall() -> str:
+    """The near search and faiss's IVF-SQ8 at some recalls."""
+    rows = []
+    for found in result("recall")["searches"]:
+        ways = found["ways"]
+        exact = ways["exact"]["images_per_second"]
+        for name, near in ways.items():
+            if not name.startswith("near"):
+                continue
+            other = ways[name.replace("near", "faiss IVF-SQ8")]
+            rate = near["images_per_second"]
+            beside = (
+                f"{other['images_per_second']:,} ({other['recall']:.3f})"
+                if "recall" in other
+                else f"reaches {other['reached']:.3f}"
+            )
+            rows.append([
+                f"{found['entries']:,}", name.split()[-1], f"{exact:,}",
+                f"{rate:,} ({near['recall']:.3f})", f"{rate / exact:.1f}", beside,
+                f"{near['times_as_fast_as_faiss']:.1f}" if "recall" in other else "",
+            ])  # fmt: skip
+    header = ["entries", "recall asked for", "exact, images/s", "near, images/s (recall)",
+              "times exact", "faiss IVF-SQ8, images/s (recall)", "times faiss"]  # fmt: skip
+    return markdown(header, rows)
+
+
+def recall_auroc() -> str:
+    """What a recall does to AUROC."""
+    rows = [
+        [name, f"{100 * way['mean_auroc']:.2f}", f"{100 * way['largest_difference_to_exact']:.2f}",
+         f"{way['one_image_moves_by_deviations']:.1f}"]
+        for name, way in result("recall")["auroc"]["ways"].items()
+    ]  # fmt: skip
+    header = ["search", "mean AUROC, %", "a draw differs by at most",
+              "an image's score moves by at most (deviations)"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def gpu_near() -> str:
     """Near entries on a GPU: rates, candidates, and what is compared in full."""
     rows = []
@@ -541,6 +579,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "steps": steps,
     "gpu-near": gpu_near,
+    "recall": recall,
+    "recall-auroc": recall_auroc,
     "accuracy": accuracy,
     "two-sets": two_sets,
     "kills": kills,

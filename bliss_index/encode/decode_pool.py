@@ -103,7 +103,7 @@ class _Given:
 
 
 @dataclass
-class _Worker:
+class _Decoder:
     process: subprocess.Popen[bytes]
     connection: Any
     pixels: Pixels
@@ -202,7 +202,7 @@ class DecodePool:
                 return
             self._collect()
 
-    def _start(self) -> _Worker:
+    def _start(self) -> _Decoder:
         shape = (TASK_IMAGES, *self._settings.preprocess.size, 3)
         memory = _unnamed_file(int(np.prod(shape)))
         ours, theirs = multiprocessing.Pipe()
@@ -217,12 +217,12 @@ class DecodePool:
         finally:
             theirs.close()
             os.close(memory)
-        worker = _Worker(process, ours, pixels, time.monotonic() + START_SECONDS)
+        worker = _Decoder(process, ours, pixels, time.monotonic() + START_SECONDS)
         with contextlib.suppress(OSError):  # it has ended already, which is noticed as it answers
             ours.send(self._settings)
         return worker
 
-    def _give(self, worker: _Worker, task: _Given) -> None:
+    def _give(self, worker: _Decoder, task: _Given) -> None:
         worker.task = task
         worker.deadline = time.monotonic() + self._settings.timeout
         try:
@@ -242,7 +242,7 @@ class DecodePool:
             elif worker.deadline <= time.monotonic():
                 self._replace(worker, f"timeout: not decoded in {self._settings.timeout:g} s")
 
-    def _receive(self, worker: _Worker) -> None:
+    def _receive(self, worker: _Decoder) -> None:
         try:
             answer = worker.connection.recv()
         except (EOFError, OSError):
@@ -265,7 +265,7 @@ class DecodePool:
         result.reasons[task.offset + position] = reason
         result.missing -= 1
 
-    def _replace(self, worker: _Worker, timeout: str | None = None) -> None:
+    def _replace(self, worker: _Decoder, timeout: str | None = None) -> None:
         """End a worker and start another; give up the image it had, or try it once more."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(0 if timeout else 1.0)
@@ -300,7 +300,7 @@ class DecodePool:
             )
 
 
-def _end(worker: _Worker) -> None:
+def _end(worker: _Decoder) -> None:
     worker.connection.close()
     worker.process.kill()
     worker.process.wait()

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS, MAX_BYTES
-from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
+from bliss_index.encode.image_rows import ImagePiece, ImageRow, SourceBase
 from bliss_index.encode.places import Place, file_stamp, place_of
 from bliss_index.store.tar_members import TarMembers, content
 
@@ -24,7 +24,7 @@ MAX_TEXT_BYTES = 1 << 20  # a longer text beside an image is left out
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _TarSample:
     """An image and what is beside it.
 
     Attributes
@@ -77,7 +77,7 @@ class TarSource(SourceBase):
             self._members.check_end(archive, self._images())
         return number
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         stamp = file_stamp(self._path)
         starts: list[tuple[int | None, int]] = []
         total = 0
@@ -92,7 +92,7 @@ class TarSource(SourceBase):
             count = min(rows, total - start)
             name = f"{self.path.name}[{start}:{start + count}]"
             detail = {"start": start, "rows": count, "offset": offset}
-            yield Piece(name, count, stamp, {**detail, "skip": skip} if skip else detail)
+            yield ImagePiece(name, count, stamp, {**detail, "skip": skip} if skip else detail)
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
         counted = (
@@ -120,7 +120,7 @@ class TarSource(SourceBase):
     def _images(self) -> str:
         return f"{self._number} images"
 
-    def _found(self, archive: tarfile.TarFile) -> Iterator[_Sample]:
+    def _found(self, archive: tarfile.TarFile) -> Iterator[_TarSample]:
         """All samples that have an image."""
         self._forget_skipped()
         for key, members in self._members.samples(archive, self._skip):
@@ -141,7 +141,7 @@ class TarSource(SourceBase):
                             texts.setdefault(part, member)
                 used.update(texts.values())
                 own = key if len(images) == 1 else stem
-                yield _Sample(own, image, list(texts.items()), first, number)
+                yield _TarSample(own, image, list(texts.items()), first, number)
                 self._number += 1
             for member in members:
                 if member not in used:
@@ -149,7 +149,7 @@ class TarSource(SourceBase):
             if not images:
                 self._skip("sample without an image", key)
 
-    def _row(self, archive: tarfile.TarFile, sample: _Sample) -> ImageRow:
+    def _row(self, archive: tarfile.TarFile, sample: _TarSample) -> ImageRow:
         metadata: dict[str, Any] = {
             part: content(archive, member).decode("utf-8", "backslashreplace").strip()
             for part, member in sample.texts

@@ -43,7 +43,7 @@ class ImageRow:
 
 
 @dataclass(frozen=True)
-class Piece:
+class ImagePiece:
     """Consecutive rows of a source.
 
     Attributes
@@ -93,7 +93,7 @@ class ImageSource(Protocol):
         """Number of rows; may have to read through headers and names, never images."""
         ...
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         """Cut all rows, in order, into pieces of at most so many rows."""
         ...
 
@@ -145,13 +145,13 @@ class SourceBase(ABC):
     def rows(self) -> int:
         """Number of rows."""
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         total = self.rows()
         stamp = file_stamp(self.path)
         for start in range(0, total, rows):
             count = min(rows, total - start)
             name = f"{self.path.name}[{start}:{start + count}]"
-            yield Piece(name, count, stamp, {"start": start, "rows": count})
+            yield ImagePiece(name, count, stamp, {"start": start, "rows": count})
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:
         return itertools.islice(self.iter(detail["start"]), detail["rows"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bliss_index.encode.image_rows import ImageRow, Piece, SourceBase
+from bliss_index.encode.image_rows import ImagePiece, ImageRow, SourceBase
 from bliss_index.encode.places import Place, contents_of, file_stamp, place_of
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import csv_reader, is_text_or_bytes, texts_of
@@ -72,7 +72,7 @@ class ParquetSource(SourceBase):
     def rows(self) -> int:
         return int(self._rows)
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         stamp = file_stamp(self._path)
         with self._open() as file:
             groups = [
@@ -80,7 +80,7 @@ class ParquetSource(SourceBase):
             ]
         for start, end in itertools.pairwise(_cuts(groups, rows)):
             name = f"{self.path.name}[{start}:{end}]"
-            yield Piece(name, end - start, stamp, {"start": start, "rows": end - start})
+            yield ImagePiece(name, end - start, stamp, {"start": start, "rows": end - start})
 
     def iter(self, start: int = 0) -> Iterator[ImageRow]:
         import pyarrow as pa
@@ -219,14 +219,14 @@ class CsvSource(SourceBase):
     def rows(self) -> int:
         return sum(1 for record in self._records() if record) - 1
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         records = filter(None, self._records())
         next(records, None)
         number = 0
         while listed := list(itertools.islice(records, rows)):
             digest = hashlib.sha256(json.dumps(listed).encode()).hexdigest()
             name = f"{self.path.name}[{number}:{number + len(listed)}]"
-            yield Piece(name, len(listed), digest, {"records": listed, "start": number})
+            yield ImagePiece(name, len(listed), digest, {"records": listed, "start": number})
             number += len(listed)
 
     def read(self, detail: dict[str, Any]) -> Iterator[ImageRow]:

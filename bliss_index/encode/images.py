@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from bliss_index.encode.decode import EXTENSIONS
 from bliss_index.encode.image_archives import TarSource
-from bliss_index.encode.image_rows import ImageRow, ImageSource, Piece, SourceBase
+from bliss_index.encode.image_rows import ImagePiece, ImageRow, ImageSource, SourceBase
 from bliss_index.encode.image_tables import table_source
 from bliss_index.encode.places import (
     ObjectPath,
@@ -58,7 +58,7 @@ class FolderSource(SourceBase):
     def rows(self) -> int:
         return sum(1 for _ in self._walk(self._directory, ""))
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         self._forget_skipped()
         listed = self._walk(self._directory, "")
         number = 0
@@ -111,7 +111,7 @@ class ObjectFolder(SourceBase):
     def rows(self) -> int:
         return sum(1 for _ in self._listed())
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         listed = self._listed()
         number = 0
         while files := list(itertools.islice(listed, rows)):
@@ -181,7 +181,7 @@ class ChainSource(SourceBase):
     def rows(self) -> int:
         return sum(source.rows() for source in self._sources)
 
-    def pieces(self, rows: int) -> Iterator[Piece]:
+    def pieces(self, rows: int) -> Iterator[ImagePiece]:
         self._forget_skipped()
         for number, source in enumerate(self._sources):
             for piece in source.pieces(rows):
@@ -213,10 +213,12 @@ class ChainSource(SourceBase):
             yield replace(row, key=f"{prefix}/{row.key}")
 
 
-def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> Piece:
+def piece_of(files: list[tuple[str, str, str]], folder: str, number: int) -> ImagePiece:
     """Put files, each a key, a name and a stamp, together; `number` rows came before."""
     stamps = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return Piece(f"{folder}[{number}:{number + len(files)}]", len(files), stamps, {"files": files})
+    return ImagePiece(
+        f"{folder}[{number}:{number + len(files)}]", len(files), stamps, {"files": files}
+    )
 
 
 def _prefixes(names: Sequence[str]) -> list[str]:

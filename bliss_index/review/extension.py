@@ -45,7 +45,7 @@ LABELS = "labels.csv"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ClassEffect:
     """What a further class changes.
 
     Attributes
@@ -191,7 +191,7 @@ class Extension:
         """Where the scored embeddings are."""
         return self.inputs.embeddings_place
 
-    def make(self, say: Callable[[str], None]) -> Comparison:
+    def make(self, say: Callable[[str], None]) -> ClassEffect:
         """Calibrate, hold out, score and group; then compare.
 
         Parameters
@@ -293,7 +293,7 @@ class Extension:
                 at += len(batch.good)
             start = end
 
-    def _compare(self) -> Comparison:
+    def _compare(self) -> ClassEffect:
         after = ScoresDirectory.open(self.folder / "scores")
         (old, was), (new, now) = map(_scores_and_flags, (self.inputs.scores, after))
         gone, come = np.flatnonzero(was & ~now), np.flatnonzero(now & ~was)
@@ -307,7 +307,7 @@ class Extension:
             float(directory.job.settings["threshold"]) for directory in (self.inputs.scores, after)
         )
         before_, after_ = thresholds
-        return Comparison(
+        return ClassEffect(
             self.name, int(self.rows.size), (before_, after_), (int(was.sum()), int(now.sum())),
             gone[np.argsort(-old[gone], kind="stable")],
             come[np.argsort(-new[come], kind="stable")], tuple(found),

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import BlissError, InvalidInputError
-from bliss_index.review.extension import Comparison, Extension
+from bliss_index.review.extension import ClassEffect, Extension
 from bliss_index.review.inputs import ReviewInputs
 
 NONE, WORKING, DONE, FAILED, ACCEPTED = "none", "working", "done", "failed", "accepted"
 
 
-class Proposal:
+class ExtensionProposal:
     """At most one extension of a run, and what is known of it.
 
     Every method may be called from any thread.
@@ -35,7 +35,7 @@ class Proposal:
         self.state = NONE
         self.step = ""
         self.error = ""
-        self.comparison: Comparison | None = None
+        self.comparison: ClassEffect | None = None
 
     def begin(self, name: str, rows: npt.NDArray[np.int64]) -> None:
         """Begin to make one, in place of one that was not accepted.

@@ -30,7 +30,7 @@ from bliss_index.review.judgement_log import (
     read_log,
 )
 from bliss_index.review.judgements import DISPUTED, Judgements, log_files
-from bliss_index.review.proposal import Proposal
+from bliss_index.review.proposal import ExtensionProposal
 from bliss_index.store.schema import OK
 
 UNJUDGED = "unjudged"
@@ -82,7 +82,7 @@ class ReviewSession:
         self._stack = ExitStack()
         self._log = JudgementLog(inputs.judgements, person)
         self._lock = threading.RLock()
-        self._proposal = Proposal(inputs)
+        self._proposal = ExtensionProposal(inputs)
         self._views: OrderedDict[str, View] = OrderedDict()
         self._others: dict[Path, tuple[tuple[int, int], PersonalLog]] = {}
 
@@ -476,6 +476,6 @@ class ReviewSession:
         return found
 
     def accept(self) -> dict[str, Any]:
-        """Accept the proposal; errors as of :meth:`bliss_index.review.proposal.Proposal.accept`."""
+        """Accept the proposal; errors as of :meth:`bliss_index.review.proposal.ExtensionProposal.accept`."""
         self._proposal.accept()
         return self.proposal()

@@ -86,7 +86,7 @@ def open_lance(file: SourceFile, columns: ColumnNames, texts: bool) -> LancePart
 
 
 @dataclass(frozen=True)
-class _Reading:
+class _Stream:
     schema: pa.Schema
     version: int
     count: int
@@ -94,7 +94,7 @@ class _Reading:
 
 
 @contextlib.contextmanager
-def _read(file: SourceFile, **asked: Any) -> Iterator[_Reading]:
+def _read(file: SourceFile, **asked: Any) -> Iterator[_Stream]:
     """Read rows in a process; whatever becomes of it is an error of ours."""
     if importlib.util.find_spec("lance") is None:
         raise MissingDependencyError(
@@ -127,7 +127,7 @@ def _read(file: SourceFile, **asked: Any) -> Iterator[_Reading]:
                     raise _failed(file.name, process, said) from error
                 facts = stream.schema.metadata
                 version, count = (int(facts[name]) for name in lance_process.FACTS)
-                yield _Reading(stream.schema.remove_metadata(), version, count, checked())
+                yield _Stream(stream.schema.remove_metadata(), version, count, checked())
         finally:
             process.kill()
             process.wait()
