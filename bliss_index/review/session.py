@@ -476,6 +476,6 @@ class ReviewSession:
         return found
 
     def accept(self) -> dict[str, Any]:
-        """Accept the proposal; errors as of :meth:`bliss_index.review.proposal.ExtensionProposal.accept`."""
+        """Accept the proposal; errors as of :meth:`ExtensionProposal.accept`."""
         self._proposal.accept()
         return self.proposal()
