@@ -40,7 +40,7 @@ def images(count: int, seed: int = 2) -> np.ndarray:
 
 def best_of_lists(search: NearSearch, entries: np.ndarray, queries: np.ndarray, k: int):
     """Brute force over the entries of the lists that each query looks into."""
-    probes = search._probes(queries)
+    probes, _ = search._probes(queries)
     for query, probed in zip(queries, probes.probed, strict=True):
         parts = [search.lists.order[probes.starts[p] : probes.starts[p + 1]] for p in probed]
         seen = np.sort(np.concatenate(parts).astype(np.int64))

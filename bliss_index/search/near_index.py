@@ -209,7 +209,13 @@ class NearSearch:
         ids = np.empty((rows.shape[0], self._k), dtype=np.int64)
         for start in range(0, rows.shape[0], _CHUNK_ROWS):
             part = checked_rows(rows[start : start + _CHUNK_ROWS], "queries", start)
-            values, found, counted = self._backend.search(part, start, self._probes(part))
+            probes, order = self._probes(part)
+            values, found = (
+                np.empty((len(part), self._least_k), t) for t in (np.float64, np.int64)
+            )
+            values[order], found[order], counted = self._backend.search(
+                part[order], 0, Probes(probes.starts, probes.probed[order])
+            )
             if self._duplicates is not None:
                 values, found = self._duplicates.expand(values, found, self._k)
             ids[start : start + _CHUNK_ROWS] = found
@@ -218,13 +224,17 @@ class NearSearch:
                 self._statistics += counted
         return similarities, ids
 
-    def _probes(self, queries: npt.NDArray[Any]) -> Probes:
-        """The lists that every query looks into: those that promise most to its direction."""
+    def _probes(self, queries: npt.NDArray[Any]) -> tuple[Probes, npt.NDArray[np.int64]]:
+        """The lists that every query looks into: those that promise most to its direction.
+
+        And the queries in the order of the first of these: neighbours look into the same lists.
+        """
         count = self._lists.count
         each = min(count, max(self._effort, self._lists.fewest(self._least_k)))
         if each == count:
             every = np.arange(count, dtype=np.uint32)
-            return Probes(self._lists.starts, np.tile(every, (len(queries), 1)))
+            every = np.tile(every, (len(queries), 1))
+            return Probes(self._lists.starts, every), np.arange(len(queries))
         rows = _scaled(queries.astype(np.float64), lambda x: np.abs(x).max(axis=1))
         rows = _scaled(rows, lambda x: np.sqrt(np.einsum("ij,ij->i", x, x)))
         given = np.ones((len(rows), self.dim + 1), dtype=np.float32)
@@ -234,8 +244,9 @@ class NearSearch:
                 self._centres[each] = NativeBackend(
                     self._lists.centres, each, threads=self._threads
                 )
-        found = np.sort(self._centres[each].search(given, 0)[1], axis=1)
-        return Probes(self._lists.starts, np.ascontiguousarray(found, dtype=np.uint32))
+        found = self._centres[each].search(given, 0)[1].astype(np.uint32)
+        order = np.argsort(found[:, 0], kind="stable")
+        return Probes(self._lists.starts, np.sort(found, axis=1)), order
 
 
 def _scaled(
