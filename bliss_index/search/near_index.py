@@ -210,12 +210,11 @@ class NearSearch:
         for start in range(0, rows.shape[0], _CHUNK_ROWS):
             part = checked_rows(rows[start : start + _CHUNK_ROWS], "queries", start)
             probes, order = self._probes(part)
-            values, found = (
-                np.empty((len(part), self._least_k), t) for t in (np.float64, np.int64)
-            )
-            values[order], found[order], counted = self._backend.search(
+            values, found, counted = self._backend.search(
                 part[order], 0, Probes(probes.starts, probes.probed[order])
             )
+            back = np.argsort(order)
+            values, found = values[back], found[back]
             if self._duplicates is not None:
                 values, found = self._duplicates.expand(values, found, self._k)
             ids[start : start + _CHUNK_ROWS] = found
