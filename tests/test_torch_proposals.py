@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from bliss_index.bench.synthetic import clip_like
+from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.search import reference_search
 from bliss_index.search.certificate.ordering import to_float32
+from bliss_index.search.torch import backend as torch_backend
 from bliss_index.search.torch.backend import TorchBackend
-from bliss_index.search.torch.proposals import Bfloat16Scores, Float32Scores
+from bliss_index.search.torch.candidates import find_candidates
+from bliss_index.search.torch.proposals import Bfloat16Scores, Float32Scores, Proposal
 
 PRECISIONS = ["float32", "bfloat16"]
 
@@ -105,3 +107,68 @@ def test_centring_leaves_few_candidates() -> None:
         counted = backend.search(queries, 0)[2]
         assert counted.full_rows == 0
         assert counted.candidates < 20 * counted.queries
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("k", [10, 100])
+def test_near_entries_are_not_searched_in_full(precision: str, k: int) -> None:
+    entries, queries = clustered(6000, 256, 1), clip_like(200, 256, "image", 2)
+    for tile in (None, (64, 1500)):
+        backend = TorchBackend(entries, k, precision=precision, tile=tile)
+        values, ids, counted = backend.search(queries, 0)
+        assert counted.full_rows == 0
+        assert counted.candidates < (2 * k + 150) * counted.queries
+        assert counted.rescored < (2 * k + 40) * counted.queries
+        similarities, expected = reference_search(entries, queries, k)
+        np.testing.assert_array_equal(ids, expected)
+        np.testing.assert_array_equal(to_float32(values), similarities)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("room", [1, 40])
+def test_any_room_gives_the_same(
+    precision: str, kind: str, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that have too many candidates are multiplied in float64, together."""
+    for name in ("_LEAST_ROOM", "_MOST_ROOM"):
+        monkeypatch.setattr(torch_backend, name, room)
+    monkeypatch.setattr(torch_backend, "_PER_RESULT", 0)
+    entries, queries = data(kind, np.float32)
+    backend = TorchBackend(entries, 10, precision=precision, tile=(32, 300))
+    values, ids, counted = backend.search(queries, 0)
+    similarities, expected = reference_search(entries, queries, 10)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(to_float32(values), similarities)
+    assert counted.full_rows == len(queries) or room > 1
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("centre", [-3.0, -1.0, 0.0, 1.0, 3.0])
+def test_candidates_are_all_that_the_bounds_leave(kind: torch.dtype, centre: float) -> None:
+    """Whatever the sign of the scores, in one tile or several: by brute force."""
+    rng = np.random.default_rng(7)
+    scores = (centre + rng.standard_normal((40, 700))).astype(np.float32)
+    scores[:, ::50] = 0.0
+    scores[5] = np.rint(scores[5])
+    scores[6], scores[7], scores[8] = 0.0, -0.0, 2.0**-130
+    entries = torch.from_numpy(scores.T.copy()).to(kind)
+    queries = torch.eye(40, dtype=kind)
+    known = (queries @ entries.T).double().numpy()
+    bounds = rng.uniform(0, 0.5, 40) * (rng.random(40) < 0.8)
+    unit = 2.0**-8 if kind == torch.bfloat16 else 0.0
+    proposal = Proposal(queries, entries, bounds, unit, np.zeros(40))
+    lower = known - unit * np.abs(known) - bounds[:, None]
+    upper = known + unit * np.abs(known) + bounds[:, None]
+    for k, tile in ((1, 700), (10, 700), (10, 90), (30, 20), (300, 700)):
+        (row, entry, score), left = find_candidates(proposal, k, tile, None)
+        needed = upper >= np.partition(lower, 700 - k, axis=1)[:, 700 - k, None]
+        found = np.zeros(needed.shape, dtype=bool)
+        found[row, entry] = True
+        assert (found | ~needed).all() and not left.size
+        assert (np.diff(row) >= 0).all() and len(set(zip(row, entry, strict=True))) == row.size
+        np.testing.assert_array_equal(score, known[row, entry])
+        several = find_candidates(proposal, k, tile, 2 * k)
+        crowded = np.flatnonzero(needed.sum(1) > 2 * k)
+        assert set(crowded) <= set(several[1].tolist())
+        assert not np.isin(several[0][0], several[1]).any()

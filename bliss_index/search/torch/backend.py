@@ -2,10 +2,11 @@
 
 A product of tiles proposes, in float32, or in bfloat16 where a processor is faster at it. The error
 of a score is bounded (:mod:`bliss_index.search.torch.proposals`), so an entry whose score lies
-further under the k-th best than both bounds together cannot be among the k best. A few more than k
-of the best scores are kept; where the last of them is still in reach, many more; where even those
-do not do, the row is searched in full. What is in reach is rescored in float64, and ordered as
-:mod:`bliss_index.search.certificate.ordering` says.
+further under the k-th best than both bounds together cannot be among the k best. What is in reach
+is a candidate (:mod:`bliss_index.search.torch.candidates`). The k best by score are evaluated in
+float64, and the others that these do not exclude, and ordered as
+:mod:`bliss_index.search.certificate.ordering` says. Where so many are in reach that a product in
+float64 costs less, it takes the place of that in low precision.
 """
 
 from __future__ import annotations
@@ -33,20 +34,19 @@ from bliss_index.search.torch.rescoring import PairProducts
 if TYPE_CHECKING:
     import torch
 
+    from bliss_index.search.torch.candidates import Candidates
+
 _TILE_ROWS = 512
 _TILE_ENTRIES = 4096
 _ROWS_AT_ONCE = 4096
-# Entries of a block, of which only the best counts at first; blocks there must be for each result.
-_BLOCK, _BLOCKS_PER_RESULT = 16, 4
-_ENTRIES_PER_RESULT = 4  # for a threshold that is above the mean of all scores
-_NO_NUMBER = 0x7FFF  # above all numbers of bfloat16
 # torch's threads flush denormals to zero for ever if they were started by a thread that did. So a
 # float32 coordinate may be read as zero below _DENORMAL, which the bounds of products allow for; a
 # vocabulary where that would cost much is kept in float64, whose coordinates are never that small.
 _DENORMAL = 2.0**-126
 _LEAST_LARGEST = 2.0**-60
-# Candidates kept beyond k: at first, and for the rows where those were too few.
-_SPARE, _SPARE_AT_MOST = 16, 512
+# Candidates of a query, beyond a few per result: as many as take as long as all entries at once.
+_LEAST_ROOM, _MOST_ROOM, _SHARE, _PER_RESULT = 512, 8192, 16, 8
+_FEW = 16  # candidates of a query beyond k that are evaluated at once
 
 
 class TorchBackend:
@@ -161,96 +161,81 @@ class TorchBackend:
     def _search_tile(
         self, queries: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
-        n, size = queries.shape[0], self._vocabulary.shape[0]
+        from bliss_index.search.torch.candidates import find_candidates
+
+        n, k = queries.shape[0], self._k
         work = np.float64 if queries.dtype == np.float64 else np.float32
         narrow = queries.astype(work, copy=False)
         exponents = np.frexp(np.abs(narrow).max(axis=1, initial=0.0))[1]
         proposal = self._scores.propose(np.ldexp(narrow, -exponents[:, None]))
-        one_tile = _ENTRIES_PER_RESULT * self._k <= size <= self._tile_entries
-        if one_tile and self._device.type == "cpu":
-            row, entry, full = self._propose_of_one_tile(proposal)
-        else:
-            row, entry, full = self._propose(proposal, _SPARE + self._k // 2)
-        if full.size and self._k + _SPARE + self._k // 2 < size:
-            part, more, overflowed = self._propose(proposal.of(full), _SPARE_AT_MOST + 3 * self._k)
-            row, entry = np.concatenate([row, full[part]]), np.concatenate([entry, more])
-            full = full[overflowed]
+        found, full = find_candidates(proposal, k, self._tile_entries, self._room())
         wide = self._torch.from_numpy(queries.astype(np.float64))
-        value = self._products.of(wide, row, entry)
         lengths = wide.norm(dim=1).numpy()
-        error = self._error(lengths[row], entry)
-        for index in full:
-            more, its_values, its_errors = self._search_row(wide[index].numpy())
-            row = np.concatenate([row, np.full(more.size, index)])
-            entry = np.concatenate([entry, more])
-            value = np.concatenate([value, its_values])
-            error = np.concatenate([error, its_errors])
+        candidates = found[0].size
+        (row, entry, value), rescored = self._rescored(proposal, found, wide, lengths, exponents)
+        if full.size:
+            (part, more, values), _ = find_candidates(
+                self._in_full(wide[full], lengths[full]), k, self._tile_entries
+            )
+            candidates, rescored = candidates + more.size, rescored + more.size
+            row, entry = np.concatenate([row, full[part]]), np.concatenate([entry, more])
+            value = np.concatenate([value, values])
         values, ids, resolved = order_candidates(
-            row, entry, value, error, (n, self._k),
+            row, entry, value, self._error(lengths[row], entry), (n, k),
             lambda i, w: exact_dot(queries[i], self._vocabulary[w]),
         )  # fmt: skip
-        counted = SearchStatistics(n, row.size, row.size, resolved, full.size)
+        counted = SearchStatistics(n, candidates, rescored, resolved, full.size)
         return values, ids, counted
 
-    def _propose(
-        self, proposal: Proposal, spare: int
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Rows and entries of all candidates, and the rows whose candidates are not all known."""
-        lib = self._torch
-        k, size = self._k, self._vocabulary.shape[0]
-        keep = min(size, k + spare)
-        best: torch.Tensor | None = None
-        ids: torch.Tensor | None = None
-        for first in range(0, size, self._tile_entries):
-            scores = proposal.queries @ proposal.entries[first : first + self._tile_entries].T
-            top, places = scores.topk(min(keep, scores.shape[1]), dim=1)
-            places += first
-            if best is not None and ids is not None:
-                top, places = lib.cat([best, top], 1), lib.cat([ids, places], 1)
-                top, order = top.topk(min(keep, top.shape[1]), dim=1)
-                places = places.gather(1, order)
-            best, ids = top, places
-        if best is None or ids is None:
-            raise RuntimeError("a vocabulary without entries")
-        reach = reachable(lib, proposal, best[:, k - 1].float())
-        passing = best.float() >= reach[:, None]
-        overflowed = passing[:, -1] & (keep < size)
-        row, column = (passing & ~overflowed[:, None]).nonzero(as_tuple=True)
-        full = overflowed.nonzero(as_tuple=True)[0]
-        return row.cpu().numpy(), ids[row, column].cpu().numpy(), full.cpu().numpy()
+    def _room(self) -> int:
+        """Candidates of a query; where there are more, a product with every entry is no slower."""
+        share = int(self._vocabulary.shape[0]) // _SHARE
+        return min(max(_LEAST_ROOM, share), _MOST_ROOM) + _PER_RESULT * self._k
 
-    def _propose_of_one_tile(
-        self, proposal: Proposal
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Do what :meth:`_propose` does, for entries of one tile and many more than k.
+    def _rescored(
+        self,
+        proposal: Proposal,
+        found: Candidates,
+        wide: torch.Tensor,
+        lengths: npt.NDArray[np.float64],
+        exponents: npt.NDArray[np.int32],
+    ) -> tuple[Candidates, int]:
+        """Rows, entries and float64 products of what can be in the k best; how many were evaluated.
 
-        What the k-th best score puts in reach is read off the scores. The k-th best of blocks' best
-        scores is at most that, since k entries reach it, and cheaper to find where blocks are many.
+        The k best by score come first. A candidate whose upper bound is below the least of their
+        lower bounds is not evaluated. Queries were divided by 2**exponent before they were scored.
         """
-        lib = self._torch
-        scores = proposal.queries @ proposal.entries.T
-        n, size = scores.shape
-        block = _BLOCK if size >= _BLOCK * _BLOCKS_PER_RESULT * self._k else 1
-        width = size // block
-        # Integers are compared much faster than bfloat16 numbers, and in the same order where the
-        # larger is positive.
-        narrow = scores.dtype == lib.bfloat16
-        numbers = scores.view(lib.int16) if narrow else scores
-        best = numbers[:, : block * width].reshape(n, block, width).amax(1).numpy()
-        kth = lib.from_numpy(np.partition(best, width - self._k, axis=1)[:, width - self._k].copy())
-        reach = reachable(lib, proposal, (kth.view(scores.dtype) if narrow else kth).float())
-        unknown = np.zeros(n, dtype=bool)
-        if narrow:  # rounded, but never up
-            reach = (reach - 2.0**-7 * reach.abs() - 2.0**-100).to(scores.dtype).view(lib.int16)
-            unknown = reach.numpy() <= 0
-            reach[lib.from_numpy(unknown)] = _NO_NUMBER
-        flat = np.flatnonzero(numbers.numpy() >= reach.numpy()[:, None])
-        row, entry = np.divmod(flat, size)
-        unknown |= np.bincount(row, minlength=n) > self._k + _SPARE_AT_MOST
-        if unknown.any():
-            known = ~unknown[row]
-            row, entry = row[known], entry[known]
-        return row, entry, np.flatnonzero(unknown)
+        row, entry, score = found
+        values = np.empty(row.size)
+        if row.size <= wide.shape[0] * (self._k + _FEW):
+            return (row, entry, self._products.of(wide, row, entry)), row.size
+        counts = np.bincount(row, minlength=wide.shape[0])
+        starts = np.cumsum(counts) - counts
+        table = np.full((counts.size, int(counts.max())), -np.inf, dtype=np.float32)
+        table[row, np.arange(row.size) - starts[row]] = score
+        least = table.shape[1] - self._k
+        first = score >= np.partition(table, least, axis=1)[row, least]
+        mine, known = row[first], entry[first]
+        values[first] = self._products.of(wide, mine, known)
+        lower = values[first] - self._error(lengths[mine], known)
+        kth = np.full(counts.size, np.inf)
+        np.minimum.at(kth, mine, lower)
+        shift = np.ldexp(wide.numpy() @ proposal.mean, -exponents)
+        reach = np.ldexp(kth, -exponents - self._exponent) - shift - (1 + 1e-6) * proposal.bounds
+        reach -= 2.0**-50 * (np.abs(reach) + np.abs(shift))
+        again = (score + (proposal.unit + 2.0**-50) * np.abs(score) >= reach[row]) & ~first
+        again = np.flatnonzero(again)
+        evaluated = mine.size + again.size
+        mine, known = row[again], entry[again]
+        values[again] = self._products.of(wide, mine, known)
+        first[again] = values[again] + self._error(lengths[mine], known) >= kth[mine]
+        return (row[first], entry[first], values[first]), evaluated
+
+    def _in_full(self, wide: torch.Tensor, lengths: npt.NDArray[np.float64]) -> Proposal:
+        """Propose with float64 products, whose scores are the products to be ordered."""
+        at = int(self._norms64.argmax())
+        bounds = self._error(lengths, np.full(lengths.size, at))
+        return Proposal(wide, as_tensor(self._vocabulary), bounds, 0.0, np.zeros(wide.shape[1]))
 
     def _error(
         self, lengths: npt.NDArray[np.float64], entry: npt.NDArray[Any]
@@ -258,35 +243,3 @@ class TorchBackend:
         dim = self._vocabulary.shape[1]
         error = dot_error(dim, lengths * self._norms64[entry])
         return np.asarray(error + (dim * _DENORMAL) * lengths if self._narrow else error)
-
-    def _search_row(
-        self, query: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Score one query against every entry in float64; return those that can be in its k."""
-        size = self._vocabulary.shape[0]
-        scores = np.empty(size)
-        for start in range(0, size, _ROWS_AT_ONCE):
-            block = self._vocabulary[start : start + _ROWS_AT_ONCE].astype(np.float64)
-            scores[start : start + _ROWS_AT_ONCE] = block @ query
-        errors = dot_error(query.size, float(np.linalg.norm(query)) * self._norms64)
-        kth = np.partition(scores - errors, size - self._k)[size - self._k]
-        ids = np.flatnonzero(scores + errors >= kth)
-        return ids, scores[ids], errors[ids]
-
-
-def reachable(lib: Any, proposal: Proposal, kth: torch.Tensor) -> torch.Tensor:
-    """From the k-th best scores (n,) to the least scores that can still be among the k best.
-
-    With b the bound and u the unit of rounding, a true score is at least s - u |s| - b and at most
-    s + u |s| + b. The k-th largest of the former is that of the k-th best score, since they grow
-    with s; an entry is out of reach when its latter is below.
-    """
-    unit = proposal.unit
-    bounds = lib.from_numpy((proposal.bounds * (1 + 1e-6)).astype(np.float32)).to(kth.device)
-    # The last factor covers the roundings of these lines, in float32.
-    loss = (unit + 2.0**-20) * kth.abs() + (2 + 2.0**-20) * bounds
-    target = kth - loss
-    above = target / (1 + 1.01 * unit)
-    below = target / (1 - 1.01 * unit)
-    result: torch.Tensor = lib.where(target >= 0, above, below)
-    return result

@@ -49,16 +49,15 @@ class Proposal:
         (n,) float64: a score before its own rounding is within this of the true one.
     unit
         A score is rounded by at most this share of itself.
+    mean
+        (d,) float64: an inner product is a true score and the query's product with this.
     """
 
     queries: torch.Tensor
     entries: torch.Tensor
     bounds: npt.NDArray[np.float64]
     unit: float
-
-    def of(self, rows: npt.NDArray[np.int64]) -> Proposal:
-        """The proposal of some of the queries."""
-        return Proposal(self.queries[rows], self.entries, self.bounds[rows], self.unit)
+    mean: npt.NDArray[np.float64]
 
 
 class Float32Scores:
@@ -85,7 +84,8 @@ class Float32Scores:
         relative = (queries.shape[1] + 8) * _UNIT_32 * 1.001 + 2 * unit + unit * unit
         rows = self._torch.from_numpy(queries.astype(np.float32, copy=False))
         bounds = relative * norms_above(rows) * self._largest + _TINY
-        return Proposal(rows.to(self._device), self._entries, bounds, 0.0)
+        mean = np.zeros(queries.shape[1])
+        return Proposal(rows.to(self._device), self._entries, bounds, 0.0, mean)
 
 
 class Bfloat16Scores:
@@ -122,8 +122,8 @@ class Bfloat16Scores:
             residuals[part] = np.linalg.norm(centred - rounded.double().numpy(), axis=1)
         self._norm = float(norms.max()) * _MARGIN + 2.0**-100
         self._residual = float(residuals.max()) * _MARGIN + 2.0**-100
-        # What centring itself rounds, in float64.
-        self._subtraction = _UNIT_64 * (raw + float(np.linalg.norm(self._mean)))
+        # What centring itself rounds, in float64, and products with the mean.
+        self._subtraction = _UNIT_64 * (raw + (dim + 1) * float(np.linalg.norm(self._mean)))
         self._lock = threading.Lock()
         self._centre = _Centre(np.zeros(dim, dtype=np.float32), 0.0, codes, 0.0, 0.0)
         self._has_centre = False
@@ -158,7 +158,7 @@ class Bfloat16Scores:
         largest = norms * (self._norm + self._residual) + 4 * alpha64 * centre.largest_bias
         summing = (2 * rows.shape[1] + 16) * _UNIT_32 * largest
         bounds = (rounding + bias + summing) * _MARGIN + _TINY
-        return Proposal(rows, centre.entries, bounds, UNIT_BFLOAT16)
+        return Proposal(rows, centre.entries, bounds, UNIT_BFLOAT16, self._mean)
 
     def _take_centre(self, queries: torch.Tensor) -> _Centre:
         """Let the first batch of some size say where queries lie. Speeds up, changes no result."""

@@ -13,15 +13,17 @@ from bliss_index.search.isolation import without_warnings
 if TYPE_CHECKING:
     import torch
 
-_WIDE_NUMBERS = 1 << 22  # of a vocabulary that is kept in float64 too: 32 MiB
 _PAIRS_AT_ONCE = 256  # their float64 rows then stay in the second-level cache
+_AT_ONCE_NUMBERS = 1 << 18  # of entries in float64 at once, for the same reason
+_WIDE_NUMBERS = 1 << 22  # of a vocabulary that is kept in float64 too: 32 MiB
 
 
 class PairProducts:
     """Products with a vocabulary (W, d), in float64, each a sum in any order.
 
-    torch multiplies the pairs of a sparse matrix in one step, where it has a kernel for that and
-    the vocabulary is small enough to be kept in float64 as well. Otherwise rows are gathered.
+    torch multiplies the pairs of a sparse matrix in one step, where it has a kernel for that: entry
+    by entry, so that each is read and made float64 once for all of its queries. A vocabulary that
+    is small enough is kept in float64. Without such a kernel rows are gathered pair by pair.
     """
 
     def __init__(self, entries: torch.Tensor) -> None:
@@ -48,16 +50,24 @@ class PairProducts:
         """Multiply queries (n, d) float64 and entries: the products of pairs (rows, ids)."""
         # A sparse tensor warns that it is new: once, unless torch is set to warn always.
         warns = self._torch.is_warn_always_enabled()
-        if self._wide is None or warns or not rows.size:
+        if warns or not rows.size or not has_sampled_products():
             return self._gathered(queries, rows, ids)
-        order = np.argsort(rows, kind="stable") if (rows[1:] < rows[:-1]).any() else None
-        columns = ids if order is None else ids[order]
-        counts = np.bincount(rows, minlength=queries.shape[0])
-        products = _sampled(queries, np.concatenate([[0], np.cumsum(counts)]), columns, self._wide)
-        if order is None:
-            return products
-        values = np.empty(rows.size)
-        values[order] = products
+        order = _order(ids)
+        columns, values = rows[order], np.empty(ids.size)
+        if self._wide is not None:
+            counts = np.bincount(ids, minlength=self._wide.shape[0])
+            starts = np.concatenate([[0], np.cumsum(counts)])
+            values[order] = _sampled(self._wide, starts, columns, queries)
+            return values
+        which, starts = np.unique(ids[order], return_index=True)
+        starts = np.append(starts, ids.size)
+        at_once = max(1, _AT_ONCE_NUMBERS // queries.shape[1])
+        for first in range(0, which.size, at_once):
+            part = starts[first : first + at_once + 1]
+            pairs = slice(part[0], part[-1])
+            chosen = self._torch.from_numpy(which[first : first + at_once])
+            wide = self._entries.index_select(0, chosen).double()
+            values[order[pairs]] = _sampled(wide, part - part[0], columns[pairs], queries)
         return values
 
     def _gathered(
@@ -87,19 +97,27 @@ def has_sampled_products() -> bool:
     return bool((found == 1).all())
 
 
+def _order(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Sort by id: by 16 bits at once, which numpy counts instead of comparing."""
+    order = np.argsort(ids.astype(np.uint16), kind="stable")
+    for bits in range(16, int(ids.max()).bit_length(), 16):
+        order = order[np.argsort((ids[order] >> bits).astype(np.uint16), kind="stable")]
+    return order
+
+
 def _sampled(
-    queries: torch.Tensor,
+    left: torch.Tensor,
     starts: npt.NDArray[np.int64],
     columns: npt.NDArray[np.int64],
-    entries: torch.Tensor,
+    right: torch.Tensor,
 ) -> npt.NDArray[np.float64]:
-    """Multiply query i and the entries ``columns[starts[i] : starts[i + 1]]``."""
+    """Multiply row i of the left and rows ``columns[starts[i] : starts[i + 1]]`` of the right."""
     import torch
 
     pairs = torch.sparse_csr_tensor(
         torch.from_numpy(starts), torch.from_numpy(columns),
         torch.zeros(columns.size, dtype=torch.float64),
-        size=(queries.shape[0], entries.shape[0]), check_invariants=False,
+        size=(left.shape[0], right.shape[0]), check_invariants=False,
     )  # fmt: skip
-    product: Any = torch.sparse.sampled_addmm(pairs, queries, entries.t(), beta=0.0)
+    product: Any = torch.sparse.sampled_addmm(pairs, left, right.t(), beta=0.0)
     return np.asarray(product.values().numpy())
