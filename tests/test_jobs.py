@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from bulk_fixtures import children_of, parts_done, wait_for
+from bulk_fixtures import parts_done, wait_for
 from job_fixtures import TrivialWork, result, run_trivial
 
 from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreError
