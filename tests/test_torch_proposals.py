@@ -12,6 +12,7 @@ import torch
 from bliss_index.bench.synthetic import clip_like
 from bliss_index.search import reference_search
 from bliss_index.search.certificate.ordering import to_float32
+from bliss_index.search.torch import proposals
 from bliss_index.search.torch.backend import TorchBackend
 from bliss_index.search.torch.proposals import Bfloat16Scores, Float32Scores
 
@@ -48,6 +49,9 @@ def data(kind: str, dtype: Any) -> tuple[Any, Any]:
         signs = rng.choice([-1.0, 1.0], (60, 64))
         entries = np.concatenate([signs, -signs]) * (1 + 2.0**-9.2)
         return entries.astype(dtype), signs.astype(dtype)
+    if kind == "roundings of queries across the entries":  # which their centre says nothing of
+        signs = np.repeat(rng.choice([-1.0, 1.0], (120, 32)), 2, axis=1) * np.tile([1.0, -1.0], 32)
+        return signs.astype(dtype), (1 + 0.9 * 2.0**-25 * signs[:60]).astype(dtype)
     scale = 10.0 ** rng.uniform(-6, 6, 1500)
     entries = rng.standard_normal((1500, 24)) * scale[:, None]
     queries = rng.standard_normal((50, 24)) * 10.0 ** rng.uniform(-6, 6, (50, 1))
@@ -63,7 +67,8 @@ def brute_force(kind: str, dtype: Any, k: int) -> tuple[Any, Any]:
 
 KINDS = ["clip", "near ties", "near ties far below float32", "queries in a heap",
          "constant coordinates", "roundings that add up",
-         "roundings of entries that add up", "any norm"]  # fmt: skip
+         "roundings of entries that add up", "roundings of queries across the entries",
+         "any norm"]  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -110,6 +115,15 @@ def test_bounds_allow_for_sums_in_any_order(precision: str, kind: str) -> None:
         summing = terms * 2.0**-24 * (np.abs(q) @ np.abs(t).T)
         assert ((gap + summing).max(1) - (gap - summing).min(1) <= 2 * proposal.bounds).all()
         assert scores.memory_bytes == proposal.entries.numel() * proposal.entries.element_size()
+
+
+def test_bounds_allow_for_coarse_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch rounds both factors of a float32 product by a unit, and all upwards."""
+    unit = 2.0**-8
+    monkeypatch.setattr(proposals, "factor_unit", lambda device: unit)
+    signs = np.random.default_rng(4).choice([-1.0, 1.0], (60, 64)).astype(np.float32)
+    bounds = Float32Scores(signs, torch.device("cpu")).propose(signs).bounds
+    assert (bounds >= 64 * ((1 + unit) ** 2 - 1) + 64 * 2.0**-24 * 64).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
