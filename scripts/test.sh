@@ -8,6 +8,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment clip,faiss,object-stores,ray,report,review,docs,dev
 export HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0
+# Else every process that a test starts compiles the package anew.
+unset PYTHONDONTWRITEBYTECODE
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy

@@ -14,7 +14,7 @@ import pytest
 from bliss_index.cli import app
 
 
-def run(*arguments, cwd=None, code=0):
+def run(*arguments, cwd=None, code=0, columns=200):
     """Run a command as its process would, in this one; return (stdout, stderr).
 
     What a process has of its own (signals, its start, what it leaves behind) needs `run_apart`.
@@ -23,7 +23,7 @@ def run(*arguments, cwd=None, code=0):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["bliss-index", *map(str, arguments)])
         patch.setattr(app, "end_when_interrupted", lambda: None)  # it is for a whole process
-        patch.setenv("COLUMNS", "200")
+        patch.setenv("COLUMNS", str(columns))
         if cwd is not None:
             patch.chdir(cwd)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

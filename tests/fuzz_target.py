@@ -1,15 +1,19 @@
 """Reads mutated copies of one of our files; anything but a typed error is a failure.
 
 Run as a script, so that a crash of the process is seen: fuzz_target.py FOLDER TARGET COUNT SEED.
-The number of the current mutation is in FOLDER/progress.
+With a FOLDER alone it reads such words and seconds from stdin, a list in JSON a line, and does each
+in a fork. The number of the current mutation is in FOLDER/progress.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import runpy
+import signal
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -252,13 +256,12 @@ def fork_lance() -> None:
     )
 
 
-def main() -> None:
-    folder, target, count, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def refusals(folder: Path, target: str, count: int, seed: int) -> int:
+    """Read mutated copies; how many were refused, or -1 where what writes it is not installed."""
     file, _, location = TARGETS[target]
     path = next(folder.glob(file), None)
     if path is None:
-        print(-1)  # what writes it is not installed
-        return
+        return -1
     reader = reader_of(target, folder / location)
     content = path.read_bytes()
     refused = 0
@@ -272,7 +275,34 @@ def main() -> None:
             except BlissError:
                 refused += 1
     path.write_bytes(content)
-    print(refused)
+    return refused
+
+
+def serve(folder: Path) -> None:
+    """Do what is asked for, each in a fork: its exit code goes to stdout, the rest into files."""
+    for line in sys.stdin:
+        target, count, seed, seconds = json.loads(line)
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.dup2(os.open(folder / "errors", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), 2)
+                signal.alarm(seconds)
+                (folder / "refused").write_text(str(refusals(folder, target, count, seed)))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def main() -> None:
+    if len(sys.argv) == 2:
+        serve(Path(sys.argv[1]))
+        return
+    print(refusals(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ class TrivialWork:
     """Writes a line a part.
 
     While the file `armed` exists, the `deadly` part kills its process, and the `hanging` one hangs.
-    `seconds` a part are spent asleep.
+    `seconds` a part are spent asleep, after `noted` was written.
     """
 
     count: int
@@ -29,6 +29,7 @@ class TrivialWork:
     failing: int = -1
     hanging: int = -1
     seconds: float = 0.0
+    noted: str = ""
 
     kind = "trivia"
     command = "'a test'"
@@ -76,6 +77,8 @@ class TrivialWorker:
                 os.kill(os.getpid(), signal.SIGKILL)
             while part.index == self._work.hanging and Path(self._work.armed).exists():
                 time.sleep(0.1)
+            if self._work.noted:
+                Path(self._work.noted).touch()
             time.sleep(self._work.seconds)
             if part.index == self._work.failing:
                 yield Outcome.failed(part.index, OSError("it cannot be read"))

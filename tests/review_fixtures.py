@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -174,6 +175,25 @@ def ask(app, path, method="GET", *, headers=(), body=b"", token=TOKEN, host="127
 
 def post(app, path, values, **more):
     return ask(app, path, "POST", body=json.dumps(values).encode(), **more)
+
+
+@contextmanager
+def served(target: Path, images: Path | None = None):
+    """Serve a review of ann's by a thread of this process; yield its address."""
+    from bliss_index.review.inputs import ReviewInputs, ReviewOptions
+    from bliss_index.review.server import HOST, listen, make_app, make_server
+    from bliss_index.review.session import ReviewSession
+
+    inputs = ReviewInputs.open(target, ReviewOptions(images=images))
+    with listen(0) as listener, ReviewSession(inputs, "ann") as session:
+        server = make_server(make_app(session, TOKEN))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield f"http://{HOST}:{listener.getsockname()[1]}/?token={TOKEN}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @contextmanager

@@ -89,9 +89,8 @@ def test_sizes_are_checked():
 def test_the_command(tmp_path):
     sizes = ["--entries", 300, "--dim", 32, "--images", 500, "--threads", 1]
     command = ["bench", "--folder", tmp_path / "f", *sizes]
-    if find_spec("open_clip") is not None:
-        command += ["--model", "bliss-tiny"]
-    out, err = run(*command)
+    model = ["--model", "bliss-tiny"] if find_spec("open_clip") is not None else []
+    out, err = run(*command, *model)
     assert "whole job, 500 images" in out
     assert "100 million images: scoring takes" in err
     assert "that job's first rows came after" in err

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import run
 
 from bliss_index.cli import console
 from bliss_index.store import ModelIdentity, StoreWriter
@@ -29,7 +30,7 @@ def store(tmp_path_factory):
     return path
 
 
-def run(*arguments, stdout=subprocess.PIPE, **environment):
+def run_apart(*arguments, stdout=subprocess.PIPE, **environment):
     return subprocess.run(
         [sys.executable, "-m", "bliss_index", *map(str, arguments)],
         stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False,
@@ -41,7 +42,7 @@ def run(*arguments, stdout=subprocess.PIPE, **environment):
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_a_full_disk_under_stdout_is_one_clear_error(store, options):
     with open("/dev/full", "wb") as full:
-        done = run("info", store, *options, stdout=full)
+        done = run_apart("info", store, *options, stdout=full)
     assert done.returncode == 1
     message = "error: cannot write the result on stdout: No space left on device\n"
     assert done.stderr.decode() == message
@@ -57,16 +58,16 @@ def test_a_closed_stdout_wants_no_result(store, options):
 
 
 def test_an_encoding_without_the_letters(store):
-    done = run("info", store, "--json", PYTHONIOENCODING="ascii")
+    done = run_apart("info", store, "--json", PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.decode("ascii"))["prompt"] == PROMPT
-    done = run("info", store, PYTHONIOENCODING="ascii")
+    done = run_apart("info", store, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert "sch\\xf6nes" in done.stdout.decode("ascii")
 
 
 def test_values_stay_on_their_line(store):
-    lines = run("info", store, COLUMNS="40").stdout.decode().splitlines()
+    lines = run("info", store, columns=40)[0].splitlines()
     assert lines[0] == str(store)
     found = next(line for line in lines if line.startswith("content hash"))
     assert len(found.split()[-1]) == 64

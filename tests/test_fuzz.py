@@ -6,6 +6,7 @@ scripts/fuzz_test.py does thousands and keeps count.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -25,15 +26,25 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def mutating(folder):
+    """A process of its own that forks for each kind of file."""
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_target.py")), str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_mutated_files(folder, target):
-    command = [sys.executable, str(Path(__file__).with_name("fuzz_target.py"))]
-    command += [str(folder), target, str(COUNT), "1"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=30 + COUNT / 5
-    )
-    at = (folder / "progress").read_text().strip()
-    assert done.returncode == 0, f"mutation {at} of {target}: {done.stderr[-2000:]}"
-    if int(done.stdout) < 0:
+def test_mutated_files(folder, mutating, target):
+    print(json.dumps([target, COUNT, 1, 30 + COUNT // 5]), file=mutating.stdin, flush=True)
+    code = int(mutating.stdout.readline())
+    if code:
+        at, errors = ((folder / name).read_text() for name in ("progress", "errors"))
+        raise AssertionError(f"mutation {at.strip()} of {target}: {code}, {errors[-2000:]}")
+    refused = int((folder / "refused").read_text())
+    if refused < 0:
         pytest.skip("what writes it is not installed")
-    assert int(done.stdout) > COUNT / 50
+    assert refused > COUNT / 50

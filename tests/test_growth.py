@@ -176,8 +176,17 @@ def test_new_entries_of_a_vocabulary_are_encoded_behind_the_others(tmp_path):
     # Neither another order nor another run does anything, and it may grow again.
     for again in (more, sorted(more)):
         assert encode(again, out).rows_now == 0
-    assert encode([*more, "one"], out, workers=2).rows == 303
+    assert encode([*more, "one"], out).rows == 303
     assert EmbeddingStore.open(out).texts()[-1] == "one"
+
+
+@pytest.mark.slow
+def test_new_entries_of_a_vocabulary_are_encoded_by_workers(tmp_path):
+    out = tmp_path / "corpus"
+    encode(WORDS[:130], out)
+    assert encode([*WORDS, "one"], out, workers=2).rows == 301
+    assert EmbeddingStore.open(out).texts() == [*WORDS, "one"]
+    assert verify_store(out).ok
 
 
 def test_entries_that_are_gone_are_named(tmp_path):

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from bulk_fixtures import children_of, parts_done, wait_for
+from bulk_fixtures import parts_done, wait_for
 from job_fixtures import TrivialWork, result, run_trivial
 
 from bliss_index.errors import CorruptStoreError, JobError, OutputError, StoreError
@@ -155,11 +155,10 @@ def test_sigterm_finishes_what_is_under_way(whole, tmp_path, engine, workers, ta
 
 
 def test_a_second_sigterm_ends_at_once(whole, tmp_path):
-    (tmp_path / "stopped.py").write_text(STOPPED.replace("seconds=0.5", "seconds=4"))
+    seconds = f"seconds=4, noted={str(tmp_path / 'begun')!r}"
+    (tmp_path / "stopped.py").write_text(STOPPED.replace("seconds=0.5", seconds))
     process = started(tmp_path / "stopped.py", tmp_path / "s", "local", 2, "")
-    wait_for(lambda: (tmp_path / "s" / "_job.json").exists())
-    wait_for(lambda: len(children_of(process.pid)) >= 2)
-    time.sleep(1.0)
+    wait_for((tmp_path / "begun").exists)
     for _ in range(2):
         began = time.monotonic()
         process.send_signal(signal.SIGTERM)

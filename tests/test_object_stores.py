@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk_fixtures import outputs, write_text
+from bulk_fixtures import outputs, write_images, write_text
 from job_fixtures import TrivialWork, result, run_trivial
 from typer.testing import CliRunner
 
@@ -195,8 +195,8 @@ def chain(root) -> list[tuple]:
 def roots(job, bucket, tmp_path):
     """The same files in a local folder and in a bucket."""
     folder = tmp_path / "local"
-    for name in ("corpus", "images"):
-        shutil.copytree(job.folder / name, folder / name)
+    shutil.copytree(job.corpus, folder / "corpus")
+    write_images(folder / "images", EmbeddingStore.open(job.images).embeddings("float32"), 150)
     write_text(folder / "classes", EmbeddingStore.open(folder / "corpus").embeddings()[:3])
     keys = EmbeddingStore.open(folder / "images").keys()
     classes = [f"{key},word {row % 3}" for row, key in enumerate(keys)]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bulk_fixtures import MODEL, outputs, write_text
+from bulk_fixtures import MODEL, full_disk, outputs, write_text
 from command import run
 from object_store import s3_server, upload
 
@@ -257,21 +256,9 @@ def test_a_job_does_not_fail_where_it_cannot_be_kept(large, tmp_path):
 
 
 def test_a_full_disk(corpus, queries):
-    script = (
-        "import sys; from bliss_index.store import EmbeddingStore;"
-        "from bliss_index.search.prepared import *; c = EmbeddingStore.open(sys.argv[1]);"
-        "save_prepared(corpus_search(c, 5), c)"
-    )
-
-    def small():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(corpus.path)], capture_output=True, text=True,
-        preexec_fn=small, check=False,
-    )  # fmt: skip
-    assert done.returncode and "OutputError" in done.stderr, done.stderr
+    search = corpus_search(corpus, 5)
+    with full_disk(20_000), pytest.raises(OutputError, match="File too large"):
+        save_prepared(search, corpus)
     assert not [name for name in os.listdir(Path(corpus.path) / SEARCH_FOLDER)
                 if name != ".lock"]  # fmt: skip
     assert_right(corpus_search(corpus, 5), corpus, queries)
@@ -280,23 +267,32 @@ def test_a_full_disk(corpus, queries):
 def test_killed_at_any_time_it_is_whole_or_absent(tmp_path, queries):
     corpus = make_corpus(tmp_path / "corpus", entries_of(40_000))
     script = (
-        "import sys; from bliss_index.store import EmbeddingStore;"
+        "import os, sys; from bliss_index.store import EmbeddingStore;"
         "from bliss_index.search.prepared import *; c = EmbeddingStore.open(sys.argv[1]);"
-        "search = corpus_search(c, 5); print(flush=True)\n"
-        "while True: save_prepared(search, c)"
+        "search = corpus_search(c, 5)\n"
+        "for _ in sys.stdin:\n"
+        "    child = os.fork()\n"
+        "    while not child: save_prepared(search, c)\n"
+        "    print(child, flush=True); os.waitpid(child, 0); print(flush=True)\n"
     )
     rng = np.random.default_rng(3)
-    for _ in range(8):
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(corpus.path)], stdout=subprocess.PIPE
-        ) as child:
-            child.stdout.readline()
+    expected = reference_search(corpus.embeddings(), queries[:8], 5)
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(corpus.path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as parent:  # fmt: skip
+        for _ in range(8):
+            print(file=parent.stdin, flush=True)
+            child = int(parent.stdout.readline())
             time.sleep(rng.uniform(0, 0.1))
-            child.kill()
-        search = corpus_search(corpus, 5)
-        for record in prepared_records(corpus):
-            assert (Path(corpus.path) / SEARCH_FOLDER / record.file).is_file()
-        assert_right(search, corpus, queries[:8])
+            os.kill(child, signal.SIGKILL)
+            assert parent.stdout.readline() == "\n"
+            search = corpus_search(corpus, 5)
+            for record in prepared_records(corpus):
+                assert (Path(corpus.path) / SEARCH_FOLDER / record.file).is_file()
+            for found, right in zip(search.search(queries[:8]), expected, strict=True):
+                np.testing.assert_array_equal(found, right)
+        parent.stdin.close()
     save_prepared(corpus_search(corpus, 5), corpus)
     assert corpus_search(corpus, 5)._backend._prepared is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -19,36 +20,51 @@ TIMES = 25
 
 
 def started(script, *arguments):
-    """Run a script in two processes, numbered 0 and 1."""
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(number), *map(str, arguments)],
-            stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for number in range(WRITERS)
-    ]  # fmt: skip
+    """Run a script, once it is about to fork."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(__file__)},
+    )  # fmt: skip
+    process.stdout.readline()
+    return process
 
 
-def read_until_they_end(processes, read):
-    """Call `read` as long as they run; return how often."""
+def forked(write):
+    """Call `write` in a process for each number, again and again; end as the worst of them does."""
+    print(flush=True)
+    children = []
+    for number in range(WRITERS):
+        children.append(os.fork())
+        if not children[-1]:
+            code = 1
+            try:
+                for time in range(TIMES):
+                    write(number, time)
+                code = 0
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+    sys.exit(max(os.waitpid(child, 0)[1] for child in children) != 0)
+
+
+def read_until_it_ends(process, read):
+    """Call `read` as long as it runs; return how often."""
     count = 0
-    while any(process.poll() is None for process in processes):
+    while process.poll() is None:
         read()
         count += 1
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
     return count
 
 
 CALIBRATE = """
 import sys
-from test_races import TIMES, calibrations
-number, path = int(sys.argv[1]), sys.argv[2]
+from test_races import calibrations, forked
 made = calibrations()
-for time in range(TIMES):
-    made[(number + time) % 2].save(path)
+forked(lambda number, time: made[(number + time) % 2].save(sys.argv[1]))
 """
 
 
@@ -68,24 +84,24 @@ def test_a_calibration_is_whole_at_every_moment(tmp_path):
     path = tmp_path / "calibration"
     expected = calibrations()
     expected[0].save(path)
-    processes = started(CALIBRATE, path)
+    process = started(CALIBRATE, path)
 
     def read():
         found = Calibration.load(path)
         assert any(np.array_equal(found.class_embeddings, e.class_embeddings) for e in expected)
 
-    assert read_until_they_end(processes, read) > 5
+    assert read_until_it_ends(process, read) > 5
     read()
 
 
 BUILD = """
 import sys
 from bliss_index.search.index import save_index
-from test_races import TIMES, searches
-number, path, kinds = int(sys.argv[1]), sys.argv[2], sys.argv[3].split()
-corpus, made = searches(path, [kinds[number]] * 2)
-for time in range(TIMES):
-    save_index(made[(number + time) % 2], corpus)
+from test_races import forked, searches
+path, kinds = sys.argv[1], sys.argv[2].split()
+corpus, _ = searches(path, [])
+made = [searches(path, [kind] * 2)[1] for kind in kinds]
+forked(lambda number, time: save_index(made[number][(number + time) % 2], corpus))
 """
 
 
@@ -116,12 +132,12 @@ def test_an_index_is_whole_at_every_moment(tmp_path, kinds):
     corpus, made = searches(path, kinds.split())
     for search in made:
         save_index(search, corpus)
-    processes = started(BUILD, path, kinds)
+    process = started(BUILD, path, kinds)
 
     def read():
         for kind in kinds.split():
             assert open_index(corpus, 3, kind, threads=1).size == 400
 
-    assert read_until_they_end(processes, read) > 5
+    assert read_until_it_ends(process, read) > 5
     read()
     assert {record.kind for record in index_records(corpus)} == set(kinds.split())

@@ -34,7 +34,7 @@ from bliss_index.search.registry import (
 PACKAGE = Path(__file__).parents[1] / "bliss_index"
 CONTRIBUTING = PACKAGE.parent / "CONTRIBUTING.md"
 PREPARE = """
-import json, sys
+import json, os, sys, traceback
 # The copy that lies here, and not the package that an editable install points to.
 sys.meta_path = [f for f in sys.meta_path if "Scikit" not in type(f).__name__]
 sys.path.insert(0, sys.argv[1])
@@ -44,6 +44,20 @@ assert bliss_index.__file__.startswith(sys.argv[1]), bliss_index.__file__
 from typer.testing import CliRunner
 from bliss_index.cli.app import app
 rng = np.random.default_rng(0)
+import torch, pyarrow.parquet, bliss_index.scoring, bliss_index.store.sources
+for name, use in json.load(sys.stdin).items():
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with open(sys.argv[1] + "/" + name, "w") as sys.stdout:
+                exec(use)
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    os.waitpid(child, 0)
 """
 USE_ENGINE = """
 from bliss_index import exact_search
@@ -127,13 +141,47 @@ def blocks_of(title: str) -> list[tuple[str, str, str]]:
     return found
 
 
-def use_of_added(title: str, folder: Path, use: str) -> Any:
-    """What a program prints with a copy of the package in which the guide was followed."""
+USES = {
+    "A search engine": USE_ENGINE,
+    "A detector to compare with": USE_DETECTOR,
+    "A layout of embeddings": USE_LAYOUT,
+    "A command": USE_COMMAND,
+}
+
+
+@pytest.fixture(scope="module")
+def use_of_added(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What programs print with a copy of the package in which the guides were followed.
+
+    Each adds one file and one line; the programs are forks of one process.
+    """
+    folder = tmp_path_factory.mktemp("added")
     for path in PACKAGE.rglob("*"):
         if path.suffix in (".py", ".cu", ".json") and "__pycache__" not in path.parts:
             target = folder / path.relative_to(PACKAGE.parent)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
+    for title in USES:
+        add(title, folder)
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE, str(folder)],
+        input=json.dumps(USES),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+
+    def found(title: str) -> Any:
+        lines = (folder / title).read_text().splitlines()
+        assert lines, done.stderr
+        return json.loads(lines[-1])
+
+    return found
+
+
+def add(title: str, folder: Path) -> None:
+    """Follow a guide in a copy of the package."""
     (_, path, text), (_, listed, change) = blocks_of(title)
     assert not (folder / path).exists()
     (folder / path).write_text(text)
@@ -144,40 +192,32 @@ def use_of_added(title: str, folder: Path, use: str) -> Any:
         assert text.count(f"{context}\n") == 1
         text = text.replace(f"{context}\n", f"{context}\n{line}\n")
     (folder / listed).write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-c", PREPARE + use, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_another_engine_is_one_file_and_one_line(tmp_path: Path) -> None:
-    found = use_of_added("A search engine", tmp_path, USE_ENGINE)
+def test_another_engine_is_one_file_and_one_line(use_of_added: Any) -> None:
+    found = use_of_added("A search engine")
     assert found["backend"] == "toy"
     assert found["ids"] == found["expected"]
     assert found["codes"] == [1, 2]
     assert found["info"] == "any processor"
 
 
-def test_another_detector_is_one_file_and_one_line(tmp_path: Path) -> None:
-    found = use_of_added("A detector to compare with", tmp_path, USE_DETECTOR)
+def test_another_detector_is_one_file_and_one_line(use_of_added: Any) -> None:
+    found = use_of_added("A detector to compare with")
     np.testing.assert_allclose(found["scores"], found["expected"], rtol=1e-12)
     assert found["detectors"] == ["raw", "mean:weight=2"]
     assert found["help"]
 
 
-def test_another_layout_is_one_file_and_one_line(tmp_path: Path) -> None:
-    found = use_of_added("A layout of embeddings", tmp_path, USE_LAYOUT)
+def test_another_layout_is_one_file_and_one_line(use_of_added: Any) -> None:
+    found = use_of_added("A layout of embeddings")
     np.testing.assert_allclose(found["rows"], found["expected"], atol=1e-3)
     assert found["both"] == 100
     assert "known are .toy, .npy, .npz, .parquet" in " ".join(found["unknown"].split())
 
 
-def test_another_command_is_one_file_and_two_lines(tmp_path: Path) -> None:
-    plain, as_json, refused = use_of_added("A command", tmp_path, USE_COMMAND)
+def test_another_command_is_one_file_and_two_lines(use_of_added: Any) -> None:
+    plain, as_json, refused = use_of_added("A command")
     assert plain == [0, "a\nb\ufffdc\n"]
     assert (as_json[0], json.loads(as_json[1])) == (0, ["a", "b\tc"])
     assert refused == 2

@@ -25,7 +25,7 @@ if shutil.which("chromium") is None:
     pytest.skip("there is no chromium", allow_module_level=True)
 
 from playwright.sync_api import expect, sync_playwright
-from review_fixtures import HOSTILE, make_pictures, make_run, serving
+from review_fixtures import HOSTILE, make_pictures, make_run, served, serving
 
 from bliss_index.review.judgements import Judgements
 
@@ -144,9 +144,17 @@ def test_after_a_kill_everything_is_there_and_can_be_undone(page, place):
         expect(page.locator("#saved")).to_have_text("nothing to undo")
 
 
+def pass_time(page, milliseconds):
+    """Run the page's timers ahead; what they ask for is answered in between."""
+    for _ in range(5):
+        page.clock.run_for(milliseconds // 5)
+        page.wait_for_timeout(50)
+
+
 @pytest.mark.parametrize("status", [410, 500, 0])
 def test_what_fails_is_asked_for_a_few_times_only(page, place, status):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
+        page.clock.install()
         opened(page, address)
         asked = []
 
@@ -161,12 +169,12 @@ def test_what_fails_is_asked_for_a_few_times_only(page, place, status):
         page.route("**/picture?*", fail)
         page.locator("#clear").click()
         expect(page.locator("#problem")).to_be_visible()
-        page.wait_for_timeout(1500)
+        pass_time(page, 1500)
         page.keyboard.press("ArrowRight")
-        page.wait_for_timeout(300)
+        pass_time(page, 300)
         many = len(asked)
         assert 0 < many < 40
-        page.wait_for_timeout(1500)
+        pass_time(page, 1500)
         assert len(asked) == many  # nothing goes on by itself
         page.unroute("**/rows?*")
         page.locator("#retry").click()
@@ -194,7 +202,7 @@ def test_the_address_for_programs(page, place):
 
 
 def test_arrows_only_navigate_and_the_view_is_kept_over_a_reload(page, place):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         opened(page, address)
         for key in ("ArrowDown", "ArrowRight", "ArrowUp", "ArrowLeft", "End", "Home", "PageDown"):
             page.keyboard.press(key)
@@ -218,7 +226,7 @@ def test_arrows_only_navigate_and_the_view_is_kept_over_a_reload(page, place):
 
 
 def test_hostile_keys_classes_and_words_are_only_text(page, place):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         opened(page, address)
         for number, name in enumerate(HOSTILE):
             key = name.replace("/", "|").replace("\u202e", "\ufffd")
@@ -241,7 +249,7 @@ def test_hostile_keys_classes_and_words_are_only_text(page, place):
 
 
 def test_words_budget_and_samples(page, place):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         opened(page, address)
         page.locator("#word-panel summary").click()
         page.locator("#pulls button", has_text="entry").click()
@@ -264,7 +272,7 @@ def test_words_budget_and_samples(page, place):
 
 def test_a_group_becomes_normal_after_its_changes_were_seen(page, place):
     run = make_run(place / "of run")
-    with serving(run, "--person", "ann", "--port", "0") as (_, address):
+    with served(run) as address:
         opened(page, address)
         page.locator("#budget").evaluate(
             "slider => { slider.value = slider.max; slider.dispatchEvent(new Event('input')); }"
@@ -291,7 +299,7 @@ def test_a_group_becomes_normal_after_its_changes_were_seen(page, place):
 
 
 def test_without_the_token_or_under_another_name_there_is_nothing(chromium, page, place):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         answer = page.goto(address.partition("?")[0])
         assert answer.status == 403 and "token" in page.content()
         rebound = chromium.new_page()  # a name of somebody else's that leads to this machine
@@ -328,7 +336,7 @@ def test_ten_million_tiles(page, place):
     def first():
         return min(in_sight())
 
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         page.goto(address)
         expect(tile(page, 0)).to_contain_text("image 0")
         page.keyboard.press("End")
@@ -393,7 +401,7 @@ def proxy(port):
 
 
 def test_behind_a_proxy_everything_is_relative(page, place):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         port, token = re.search(r":(\d+)/(.*)", address).groups()
         server = proxy(int(port))
         opened(page, f"http://127.0.0.1:{server.server_port}{PREFIX}/{token}")
@@ -408,7 +416,7 @@ def test_behind_a_proxy_everything_is_relative(page, place):
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_the_page_fits(page, place, width):
-    with serving(*command(place)) as (_, address):
+    with served(place / "scores", place / "images") as address:
         page.set_viewport_size({"width": width, "height": 800})
         opened(page, address)
         scroll = page.evaluate("document.documentElement.scrollWidth")

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from bliss_reference import unit
+from bulk_fixtures import full_disk
 from bulk_fixtures import shard as shard_of
 
 from bliss_index import EmbeddingStore, StoreWriter
@@ -259,24 +260,11 @@ def test_an_output_below_a_file(tmp_path):
 
 
 def test_a_full_disk_leaves_what_was_committed(tmp_path):
-    """A limit on the size of files stands for the full disk: the write fails half way."""
-    script = textwrap.dedent(
-        """
-        import pathlib, resource, signal, sys, test_store
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
-        try:
-            test_store.write(pathlib.Path(sys.argv[1]), 2000, rows_per_shard=1500, dtype="float32")
-        except test_store.OutputError as error:
-            print(error)
-        """
-    )
-    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "s")],
-        env=environment, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    assert "part-00000000.arrow: File too large" in done.stdout
+    with (
+        full_disk(60_000),
+        pytest.raises(OutputError, match="part-00000000.arrow: File too large"),
+    ):
+        write(tmp_path / "s", 2000, rows_per_shard=1500, dtype="float32")
     assert [p.name for p in (tmp_path / "s").iterdir()] == ["_job.json"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.search import reference_search
 from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.torch import backend as torch_backend
+from bliss_index.search.torch import proposals
 from bliss_index.search.torch.backend import TorchBackend
 from bliss_index.search.torch.candidates import find_candidates
 from bliss_index.search.torch.proposals import Bfloat16Scores, Float32Scores, Proposal
@@ -29,7 +31,8 @@ def data(kind: str, dtype: Any) -> tuple[Any, Any]:
         return entries.astype(dtype), rng.standard_normal((60, 40)).astype(dtype)
     if kind == "near ties far below float32":
         entries = rng.standard_normal((1, 40)) + 1e-12 * rng.standard_normal((2000, 40))
-        return entries.astype(dtype), rng.standard_normal((60, 40)).astype(dtype)
+        # The host decides all of them, which takes long; still more than one tile of 32.
+        return entries.astype(dtype), rng.standard_normal((34, 40)).astype(dtype)
     if kind == "queries in a heap":
         centre = rng.standard_normal(64)
         entries = rng.standard_normal((2500, 64))
@@ -44,6 +47,13 @@ def data(kind: str, dtype: Any) -> tuple[Any, Any]:
         return np.concatenate([signs, -signs]).astype(dtype), (signs * (1 + 2.0**-9.2)).astype(
             dtype
         )
+    if kind == "roundings of entries that add up":  # along a query
+        signs = rng.choice([-1.0, 1.0], (60, 64))
+        entries = np.concatenate([signs, -signs]) * (1 + 2.0**-9.2)
+        return entries.astype(dtype), signs.astype(dtype)
+    if kind == "roundings of queries across the entries":  # which their centre says nothing of
+        signs = np.repeat(rng.choice([-1.0, 1.0], (120, 32)), 2, axis=1) * np.tile([1.0, -1.0], 32)
+        return signs.astype(dtype), (1 + 0.9 * 2.0**-25 * signs[:60]).astype(dtype)
     scale = 10.0 ** rng.uniform(-6, 6, 1500)
     entries = rng.standard_normal((1500, 24)) * scale[:, None]
     queries = rng.standard_normal((50, 24)) * 10.0 ** rng.uniform(-6, 6, (50, 1))
@@ -51,8 +61,16 @@ def data(kind: str, dtype: Any) -> tuple[Any, Any]:
     return entries.astype(dtype), queries.astype(dtype)
 
 
+@cache
+def brute_force(kind: str, dtype: Any, k: int) -> tuple[Any, Any]:
+    """The top k of the data of a kind, in float64; not to be changed."""
+    return reference_search(*data(kind, dtype), k)
+
+
 KINDS = ["clip", "near ties", "near ties far below float32", "queries in a heap",
-         "constant coordinates", "roundings that add up", "any norm"]  # fmt: skip
+         "constant coordinates", "roundings that add up",
+         "roundings of entries that add up", "roundings of queries across the entries",
+         "any norm"]  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -64,23 +82,57 @@ def test_the_top_k_is_that_of_float64(precision: str, dtype: Any, kind: str) -> 
     for k, tile in ((1, (32, 900)), (10, (32, 900)), (100, (32, 5000)), (10, None)):
         backend = TorchBackend(entries, k, precision=precision, tile=tile)
         values, ids, _ = backend.search(queries, 0)
-        similarities, expected = reference_search(entries, queries, k)
+        similarities, expected = brute_force(kind, dtype, k)
         np.testing.assert_array_equal(ids, expected)
         np.testing.assert_array_equal(to_float32(values), similarities)
+
+
+def scores_of(precision: str, kind: str) -> tuple[Any, Any, Any]:
+    """Scores of the entries of some kind; entries and queries as they are multiplied."""
+    entries, queries = data(kind, np.float64)
+    exponent = int(np.frexp(np.abs(entries).max())[1])
+    scaled = np.ldexp(entries, -exponent)
+    rows = np.ldexp(queries, -np.frexp(np.abs(queries).max(1))[1][:, None])
+    if precision == "bfloat16":
+        return Bfloat16Scores(entries, exponent), scaled, rows
+    single = scaled.astype(np.float32)
+    return Float32Scores(single, torch.device("cpu")), single.astype(np.float64), rows
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_allow_for_sums_in_any_order(precision: str, kind: str) -> None:
+    """No narrower than what the codes lose, exactly, and what n sums in float32 may lose.
+
+    A score is within its bound of the true one but for a term of the query's: so no two of a
+    query's are further apart than twice the bound.
+    """
+    scores, scaled, rows = scores_of(precision, kind)
+    for _ in range(2):  # the first batch may set the centre
+        proposal = scores.propose(rows)
+        q, t = (x.double().numpy().astype(np.longdouble)
+                for x in (proposal.queries, proposal.entries))  # fmt: skip
+        gap = q @ t.T - rows.astype(np.longdouble) @ scaled.astype(np.longdouble).T
+        terms = int((np.abs(t).max(0) > 0).sum())
+        summing = terms * 2.0**-24 * (np.abs(q) @ np.abs(t).T)
+        assert ((gap + summing).max(1) - (gap - summing).min(1) <= 2 * proposal.bounds).all()
+        assert scores.memory_bytes == proposal.entries.numel() * proposal.entries.element_size()
+
+
+def test_bounds_allow_for_coarse_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch rounds both factors of a float32 product by a unit, and all upwards."""
+    unit = 2.0**-8
+    monkeypatch.setattr(proposals, "factor_unit", lambda device: unit)
+    signs = np.random.default_rng(4).choice([-1.0, 1.0], (60, 64)).astype(np.float32)
+    bounds = Float32Scores(signs, torch.device("cpu")).propose(signs).bounds
+    assert (bounds >= 64 * ((1 + unit) ** 2 - 1) + 64 * 2.0**-24 * 64).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_within_their_bounds(precision: str, kind: str) -> None:
     """Of the differences to the first entry: what is the same for all entries cancels."""
-    entries, queries = data(kind, np.float64)
-    exponent = int(np.frexp(np.abs(entries).max())[1])
-    scaled = np.ldexp(entries, -exponent)
-    rows = np.ldexp(queries, -np.frexp(np.abs(queries).max(1))[1][:, None])
-    if precision == "bfloat16":
-        scores: Any = Bfloat16Scores(entries, exponent)
-    else:
-        scores = Float32Scores(scaled.astype(np.float32), torch.device("cpu"))
+    scores, scaled, rows = scores_of(precision, kind)
     for _ in range(2):  # the first batch may set the centre
         proposal = scores.propose(rows)
         found = (proposal.queries @ proposal.entries.T).double().numpy()

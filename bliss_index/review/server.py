@@ -100,11 +100,16 @@ def listen(port: int | None = None) -> socket.socket:
 
 def serve(app: Starlette, listener: socket.socket) -> None:
     """Answer until the process is asked to end."""
+    make_server(app).run(sockets=[listener])
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """Make what answers with the application; it ends when its ``should_exit`` is set, too."""
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="off",
         ws="none", limit_concurrency=_AT_ONCE * 4, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
 
 
 def make_app(
