@@ -16,7 +16,7 @@ import pytest
 import torch
 from test_torch_proposals import KINDS, brute_force, data
 
-from bliss_index.bench.synthetic import clip_like
+from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.devices import find_gpu
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search import exact_search, reference_search
@@ -116,10 +116,44 @@ def test_streamed_vocabularies(size: int, block: int) -> None:
 
 
 def test_too_many_near_ties_are_searched_in_full() -> None:
-    entries, queries = data("near ties", np.float32)
+    entries, queries = data("near ties far below float32", np.float64)
     options = DeviceOptions(capacity=3)
     backend = DeviceBackend(entries, 2, device="cpu", options=options, engine=torch_engine())
     assert assert_exact(backend, entries, queries, 2).full_rows > len(queries) // 2
+
+
+@pytest.mark.parametrize("codes", list(FORMATS))
+@pytest.mark.parametrize("k", [10, 100])
+def test_near_entries_are_searched_with_more_room(codes: str, k: int) -> None:
+    entries = clustered(12_000, 128, 1, dtype=np.float16)
+    queries = clip_like(100, 128, "image", 2, np.float16)
+    options = DeviceOptions(codes=codes)
+    backend = DeviceBackend(entries, k, device="cpu", options=options)
+    counted = assert_exact(backend, entries, queries, k)
+    assert counted.full_rows == 0
+    assert counted.second_rows > 0 or codes == "bfloat16" or k > 10
+
+
+@pytest.mark.parametrize("codes", list(FORMATS))
+def test_near_entries_through_tritons_kernels(codes: str) -> None:
+    entries = clustered(6000, 64, 1, dtype=np.float16)
+    queries = clip_like(8, 64, "image", 2, np.float16)
+    backend = DeviceBackend(entries, 10, device=interpreted(), engine=triton_engine(form=codes))
+    counted = assert_exact(backend, entries, queries, 10)
+    assert counted.full_rows == 0
+    assert counted.second_rows > 0 or codes == "bfloat16"
+
+
+def test_room_grows_until_ranking_would_be_slow() -> None:
+    engine: DeviceEngine | None = torch_engine()
+    rooms = []
+    while engine is not None:
+        rooms.append([engine.room(k) for k in (1, 10, 100, 2048)])
+        engine = DeviceEngine.widened(engine, 10)
+    assert rooms == [
+        [256, 256, 2048, 32768], [2048, 2048, 4096, 32768], [8192, 8192, 8192, 32768]
+    ]  # fmt: skip
+    assert torch_engine().widened(2048) is None
 
 
 def test_zero_queries_and_zero_entries() -> None:
@@ -391,7 +425,7 @@ def test_lists_have_room_for_what_reaches_a_samples_threshold(k: int) -> None:
     assert sample < blocks
     threshold = (best - bound)[:, :sample].topk(k, dim=1).values[:, -1:]
     listed = (best + bound >= threshold)[:, sample:].sum(1)
-    assert listed.max() < 0.9 * _room(blocks, sample, k, 1)
+    assert listed.max() < 0.9 * _room(blocks, sample, k, 1, 256)
 
 
 @pytest.mark.parametrize(

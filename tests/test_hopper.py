@@ -15,7 +15,7 @@ from hopper_model import HopperModel, plain_codes
 from test_device_search import assert_exact
 from test_torch_proposals import KINDS, data
 
-from bliss_index.bench.synthetic import clip_like
+from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search.device.backend import DeviceBackend, DeviceOptions
 from bliss_index.search.device.base import DeviceEngine
@@ -119,10 +119,31 @@ def test_what_has_no_room_is_searched_again_with_more(models: list[HopperModel])
     counted = assert_exact(backend, entries, queries, 5)
     assert counted.full_rows == 0
     assert len(models) == 2  # all of them, and then the few that need more
-    tight = DeviceBackend(
-        entries, 5, device="cpu", engine=engine_of(room_factor=8), options=options
-    )
-    assert tight._engine.widened() is None
+    assert 0 < counted.second_rows < 40
+
+
+@pytest.mark.parametrize("k", [10, 40])
+def test_near_entries_are_searched_with_more_room(k: int, models: list[HopperModel]) -> None:
+    """All queries have more candidates than is usual, and none is compared with every entry."""
+    entries = clustered(6000, 128, 1, dtype=np.float16)
+    queries = clip_like(32, 128, "image", 2, np.float16)
+    backend = DeviceBackend(entries, k, device="cpu", engine=engine_of())
+    counted = assert_exact(backend, entries, queries, k)
+    assert counted.second_rows > (16 if k == 10 else 0)
+    assert counted.full_rows == 0
+    assert counted.candidates < 1500 * len(queries)
+    rooms = [next(shared for name, *_, shared in one.launched if name == "rank_kernel")
+             for one in models]  # fmt: skip
+    assert rooms[1] <= 16 * 2048  # many of them rank beside each other
+
+
+def test_what_nothing_certifies_is_not_tried_again_and_again(models: list[HopperModel]) -> None:
+    rng = np.random.default_rng(10)
+    entries = rng.standard_normal((1, 48)) + 1e-14 * rng.standard_normal((2500, 48))
+    queries = rng.standard_normal((4, 48))
+    backend = DeviceBackend(entries, 5, device="cpu", engine=engine_of())
+    assert assert_exact(backend, entries, queries, 5).full_rows == 4
+    assert len(models) == 2
 
 
 def test_rows_that_are_not_numbers_are_named(models: list[HopperModel]) -> None:

@@ -237,7 +237,8 @@ class DeviceBackend:
     ) -> tuple[torch.Tensor, torch.Tensor, SearchStatistics]:
         """Search one block of entries: all batches first, and then what they left."""
         n, k = queries.shape[0], min(self._k, block.codes.size)
-        if n == 0 or block.size_in_blocks < _BLOCKS_PER_RESULT * k:
+        tried = n > 0 and block.size_in_blocks >= _BLOCKS_PER_RESULT * k
+        if not tried:
             values = torch.empty((n, k), dtype=torch.float64, device=self._device)
             ids = torch.empty((n, k), dtype=torch.int64, device=self._device)
             left = torch.ones(n, dtype=torch.bool, device=self._device)
@@ -246,13 +247,17 @@ class DeviceBackend:
             values, ids, left, tallies = self._search_batches(self._engine, block, queries, k)
             candidates, rescored = tallies.tolist()
         rows = left.nonzero()[:, 0]  # here, and not before, the host waits for the device
-        wider = self._engine.widened()
-        if rows.shape[0] and candidates and wider is not None:
+        second = rows.shape[0] if tried else 0
+        engine = self._engine.widened(k) if tried else None
+        while rows.shape[0] and engine is not None:
             values[rows], ids[rows], left, tallies = self._search_batches(
-                wider, block, queries[rows], k
+                engine, block, queries[rows], k
             )
+            helped = not bool(left.all())
             rows = rows[left]
-            candidates, rescored = candidates + int(tallies[0]), rescored + int(tallies[1])
+            more, more_rescored = tallies.tolist()
+            candidates, rescored = candidates + more, rescored + more_rescored
+            engine = engine.widened(k) if helped else None
         resolved = 0
         if rows.shape[0]:
             bad = ~torch.isfinite(queries[rows]).all(1)
@@ -269,7 +274,7 @@ class DeviceBackend:
             )
             candidates += row.shape[0]
             rescored += row.shape[0]
-        counted = SearchStatistics(0, candidates, rescored, resolved, rows.shape[0])
+        counted = SearchStatistics(0, candidates, rescored, resolved, rows.shape[0], second)
         return values, ids + block.first if block.first else ids, counted
 
     def _search_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -15,6 +15,8 @@ PairProducts = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 ScoreKernel = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPACITY = 256
 _CAPACITY_PER_RESULT = 16
+_MOST_CAPACITY = 8192
+_ROOM_FACTOR, _MOST_ROOM_FACTOR = 8, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,8 @@ class DeviceEngine(ABC):
         Why it is this one; empty where nothing needs to be said.
     capacity
         Candidates kept per query; None for what k suggests.
+    room_factor
+        How many times the usual room there is for what is listed; see :meth:`widened`.
     """
 
     prepare: Prepare
@@ -62,6 +66,7 @@ class DeviceEngine(ABC):
     score_kernel: ScoreKernel
     reason: str = ""
     capacity: int | None = None
+    room_factor: int = 1
 
     @property
     @abstractmethod
@@ -98,14 +103,24 @@ class DeviceEngine(ABC):
             Results per query, at most a quarter of the blocks.
         """
 
-    def widened(self) -> DeviceEngine | None:
+    def widened(self, k: int) -> DeviceEngine | None:
         """An engine with more room for the queries that this one leaves; None if there is none."""
-        return None
+        factor = self.room_factor * _ROOM_FACTOR
+        return replace(self, room_factor=factor) if factor <= _MOST_ROOM_FACTOR else None
 
     def room(self, k: int) -> int:
         """Candidates that there is room for: a power of two."""
-        wanted = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k)
-        return int(1 << (max(wanted, k) - 1).bit_length())
+        return self.grown(self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k), k)
+
+    def grown(self, usual: int, k: int) -> int:
+        """Candidates that there is room for, where usually it is for so many: a power of two.
+
+        What ranks them slows down with the room, so where that is large already, it is doubled.
+        """
+        wanted = max(usual, k)
+        more = max(2 * wanted, _LEAST_CAPACITY * self.room_factor)
+        wanted = max(wanted, min(wanted * self.room_factor, more, _MOST_CAPACITY))
+        return int(1 << (wanted - 1).bit_length())
 
     def arrange(self, codes: torch.Tensor) -> torch.Tensor:
         """Put codes (rows, D) of entries as the product reads them."""

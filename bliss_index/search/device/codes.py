@@ -13,6 +13,7 @@ same for all entries of a query.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -325,6 +326,14 @@ class EntryCodes:
                 torch.tensor(limits, dtype=torch.float64, device=self.device),
             )
         return self._facts[dtype]
+
+    def in_blocks(self, block: int) -> EntryCodes:
+        """Return the same codes, of which a block holds so many entries."""
+        if block == self.block:
+            return self
+        other = copy.copy(self)
+        other.block = block
+        return other
 
     def prepare(self, queries: torch.Tensor) -> QueryCodes:
         """Make (n, d) finite queries of any floating-point type ready."""

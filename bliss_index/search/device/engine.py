@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Rank = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]
 _LEAST_CAPABILITY = (8, 0)
 _HOPPER = (9, 0)
+_MOST_BLOCKS = 16  # of a tile
 _CANDIDATE_BYTES = 20  # place, bound, order and value
 _PAIR_ELEMENTS = 1 << 24
 _SCORE_ELEMENTS = 1 << 24
@@ -64,14 +65,25 @@ class ProposalEngine(DeviceEngine):
 
     def bytes_per_query(self, size: int, k: int) -> int:
         """See :class:`DeviceEngine`."""
-        blocks = size // block_size(size, self.tile, k) + 1
-        return self.proposals.bytes_per_query(blocks, k) + _CANDIDATE_BYTES * self.room(k)
+        blocks = size // self._block(block_size(size, self.tile, k)) + 1
+        listed = self.proposals.bytes_per_query(blocks, k, self.room(k))
+        return listed + _CANDIDATE_BYTES * self.room(k)
+
+    def widened(self, k: int) -> DeviceEngine | None:
+        """See :class:`DeviceEngine`."""
+        wider = super().widened(k)
+        return wider if wider is not None and wider.room(k) > self.room(k) else None
+
+    def _block(self, usual: int) -> int:
+        """Entries of a block: few where many blocks hold two candidates, and count as a whole."""
+        return usual if self.room_factor == 1 else min(usual, self.tile // _MOST_BLOCKS)
 
     def search(
         self, queries: torch.Tensor, entries: torch.Tensor, codes: EntryCodes, k: int
     ) -> Ranked:
         """See :class:`DeviceEngine`."""
         prepared = self.prepare(codes, queries)
+        codes = codes.in_blocks(self._block(codes.block))
         capacity = self.room(k)
         hits = self.proposals.find(prepared, codes, k, capacity)
         left = ((hits.count > capacity) | prepared.extreme) & ~prepared.zero
@@ -204,7 +216,7 @@ def torch_rank(
     """
     row, entry = pairs_of(hits, codes, chosen)
     value = torch_pair_products(queries, entries, row, entry)
-    values, ids, doubtful = rank(Rescored(row, entry, value, error), k)
+    values, ids, doubtful = rank(Rescored(row, entry, value, error), k, hits.places.shape[1])
     return values, ids, doubtful, hits.count
 
 

@@ -67,8 +67,18 @@ def best_in_order(
     return values, ids, resolved
 
 
-def rank(found: Rescored, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def rank(found: Rescored, k: int, room: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Order the candidates of every row by float64, as far as that decides.
+
+    Parameters
+    ----------
+    found
+        Candidates.
+    k
+        Results per row.
+    room
+        Candidates of a row that there is memory for; where there are many more than k, and more
+        than this, the row is for the host.
 
     Returns
     -------
@@ -79,7 +89,7 @@ def rank(found: Rescored, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     device = found.value.device
     counts = torch.bincount(found.row, minlength=n)
     starts = counts.cumsum(0) - counts
-    wide = counts > 4 * k + _WIDE
+    wide = counts > max(4 * k + _WIDE, room)
     columns = int(torch.where(wide, 0, counts).max()) if n else 0
     columns = max(columns, k)
     place = torch.arange(found.row.shape[0], device=device) - starts[found.row]

@@ -69,7 +69,7 @@ class Proposals(Protocol):
         """Numbers that are multiplied."""
         ...
 
-    def bytes_per_query(self, blocks: int, k: int) -> int:
+    def bytes_per_query(self, blocks: int, k: int, capacity: int) -> int:
         """Memory for a query while it is worked on, against so many blocks."""
         ...
 
@@ -87,7 +87,7 @@ class TorchProposals:
         self.form = form
         self.name = f"torch {form.name}"
 
-    def bytes_per_query(self, blocks: int, k: int) -> int:
+    def bytes_per_query(self, blocks: int, k: int, capacity: int) -> int:
         """See :class:`Proposals`."""
         return _BYTES_PER_BLOCK * blocks
 

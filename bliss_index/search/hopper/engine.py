@@ -8,7 +8,7 @@ is left is rescored in float64. Scores never leave a multiprocessor, unless they
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ _OTHER_REGISTERS = 32  # beside codes and sums
 _KINDS = {torch.float16: 0, torch.float32: 1, torch.float64: 2}
 _MOST_WARPS = 4
 _WARP_SHARED = 48 << 10  # of programs whose warps work for themselves
-_ROOM_FACTOR = 8
 _LEAST_CAPACITY = 256
 _CAPACITY_PER_RESULT = 8
+_MOST_ROOM = 8192  # of a list
 _MOST_CAPACITY = 8192
 _SAMPLE_PER_RESULT = 16
 _LEAST_SAMPLE = 256
@@ -201,12 +201,9 @@ class HopperEngine(DeviceEngine):
     ----------
     shape
         How to cut the product; by default by the length of the codes.
-    room_factor
-        How many times the usual room there is for what is listed.
     """
 
     shape: ProductShape | None = None
-    room_factor: int = 1
 
     @property
     def name(self) -> str:
@@ -238,12 +235,12 @@ class HopperEngine(DeviceEngine):
         """See :class:`DeviceEngine`."""
         plan = plan_search(1 << 16, size, k, ProductShape(UNIT_TILE, 2, 2), 132)
         lower = 4 * _LISTS * plan.split * plan.sample
-        listed = _RECORD_BYTES * _LISTS * plan.parts * plan.room * self.room_factor
+        listed = _RECORD_BYTES * _LISTS * plan.parts * self._listed(plan)
         return lower + listed + 16 * k + 64
 
-    def widened(self) -> HopperEngine | None:
-        """See :class:`DeviceEngine`."""
-        return replace(self, room_factor=_ROOM_FACTOR) if self.room_factor == 1 else None
+    def _listed(self, plan: SearchPlan) -> int:
+        """Records that a list has room for."""
+        return max(plan.room, min(plan.room * self.room_factor, _MOST_ROOM))
 
     def search(
         self, queries: torch.Tensor, entries: torch.Tensor, codes: EntryCodes, k: int
@@ -254,10 +251,9 @@ class HopperEngine(DeviceEngine):
         depth = codes.codes.shape[1] * _CHUNK
         shape = self.shape_of(depth)
         plan = plan_search(n, codes.size, k, shape, processors_of(device))
-        room = plan.room * self.room_factor
+        room = self._listed(plan)
         usual = self.capacity or max(_LEAST_CAPACITY, _CAPACITY_PER_RESULT * k, plan.expected // 4)
-        capacity = min(max(usual * self.room_factor, 4 * k), _MOST_CAPACITY)
-        capacity = 1 << (capacity - 1).bit_length()
+        capacity = self.grown(min(max(usual, 4 * k), _MOST_CAPACITY), k)
         module = hopper_launch.module_of(
             {
                 "DIM": codes.dim, "CODE_DIM": codes.code_dim, "QUERY_KIND": _KINDS[queries.dtype],

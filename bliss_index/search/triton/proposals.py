@@ -110,10 +110,10 @@ class TritonProposals:
         self.form = form
         self.name = f"triton {form.name}"
 
-    def bytes_per_query(self, blocks: int, k: int) -> int:
+    def bytes_per_query(self, blocks: int, k: int, capacity: int) -> int:
         """See :class:`bliss_index.search.device.proposals.Proposals`."""
         sample = _sample(blocks, k, 1)
-        return _BLOCK_BYTES * sample + 2 * _RECORD_BYTES * _room(blocks, sample, k, 1)
+        return _BLOCK_BYTES * sample + 2 * _RECORD_BYTES * _room(blocks, sample, k, 1, capacity)
 
     def find(self, queries: QueryCodes, entries: EntryCodes, k: int, capacity: int) -> Hits:
         """See :class:`bliss_index.search.device.proposals.Proposals`."""
@@ -132,7 +132,7 @@ class TritonProposals:
         sections, share = _sections(
             tiles, blocks - sample, in_tile, _programs_at_once(entries.device)
         )
-        room = _room(blocks, sample, k, sections)
+        room = _room(blocks, sample, k, sections, capacity)
         segments = 1 + sections
         threshold = torch.empty(n, dtype=torch.float32, device=entries.device)
         listed = torch.empty((n, segments), dtype=torch.int32, device=entries.device)
@@ -253,7 +253,11 @@ def _sample(blocks: int, k: int, in_tile: int) -> int:
     return blocks if 2 * wanted > blocks else wanted
 
 
-def _room(blocks: int, sample: int, k: int, sections: int) -> int:
-    """How many blocks each list of a query has room for: also the list of the sample itself."""
+def _room(blocks: int, sample: int, k: int, sections: int, capacity: int) -> int:
+    """How many blocks each list of a query has room for: also the list of the sample itself.
+
+    Half the candidates at least, of which a block may hold several.
+    """
     spread = _spread(k) * k
-    return _LEAST_ROOM + int(max(spread, spread * blocks / sample / max(1, sections)))
+    expected = int(max(spread, spread * blocks / sample / max(1, sections)))
+    return max(_LEAST_ROOM + expected, capacity // 2)
