@@ -190,6 +190,9 @@ def test_damage_is_said_and_they_are_made_again(inputs, images, suffix, change, 
     inputs.keep_tables(scorer)
     (path,) = folder(inputs).glob(f"*.{suffix}")
     path.unlink() if change is None else damage(path, change)
+    if suffix == "json":
+        with pytest.raises(CorruptStoreError, match="damaged"):
+            tables_records(inputs.settings.calibration)
     report = verify_directory(inputs.settings.calibration)
     assert len(report.problems) == 1 and str(path.parent) in report.problems[0]
     with caplog.at_level(logging.WARNING, "bliss_index"):
