@@ -191,7 +191,7 @@ def test_damage_is_said_and_they_are_made_again(inputs, images, suffix, change, 
     (path,) = folder(inputs).glob(f"*.{suffix}")
     path.unlink() if change is None else damage(path, change)
     if suffix == "json":
-        with pytest.raises(CorruptStoreError, match="damaged"):
+        with pytest.raises(CorruptStoreError):
             tables_records(inputs.settings.calibration)
     report = verify_directory(inputs.settings.calibration)
     assert len(report.problems) == 1 and str(path.parent) in report.problems[0]
