@@ -385,9 +385,17 @@ def assert_sampled(size: int, k: int) -> None:
 
 
 @pytest.mark.triton
-@pytest.mark.parametrize("form", list(FORMATS))
 @pytest.mark.parametrize(
-    ("size", "dim", "k", "count"), [(6800, 64, 10, 12), (5000, 128, 3, 12), (5000, 192, 1, 12)]
+    ("size", "dim", "k", "count", "form"),
+    [
+        (6800, 64, 10, 12, "int8"),
+        (5000, 128, 3, 12, "int8"),
+        (5000, 192, 1, 12, "int8"),
+        (5000, 128, 3, 12, "bfloat16"),
+        pytest.param(6800, 64, 10, 20, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(6800, 64, 10, 20, "int8", marks=pytest.mark.slow),
+        pytest.param(5000, 192, 1, 12, "bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_triton_lists_the_blocks_that_reach_a_sample(
     size: int, dim: int, k: int, count: int, form: str
@@ -458,7 +466,15 @@ def test_triton_counts_what_it_has_no_room_for() -> None:
 
 @pytest.mark.triton
 @pytest.mark.parametrize(
-    ("shape", "count"), [((16, 16), 18), ((64, 32), 6), ((16, 64), 6), ((32, 128), 6)]
+    ("shape", "count"),
+    [
+        ((16, 16), 18),
+        ((16, 64), 6),
+        ((32, 128), 6),
+        pytest.param((64, 32), 18, marks=pytest.mark.slow),
+        pytest.param((16, 64), 18, marks=pytest.mark.slow),
+        pytest.param((32, 128), 18, marks=pytest.mark.slow),
+    ],
 )
 def test_no_shape_of_tiles_changes_a_result(shape: tuple[int, int], count: int) -> None:
     entries = clip_like(4200, 64, "text", 1, np.float16)
@@ -537,6 +553,7 @@ def test_the_scoring_kernels_give_the_same_bits(classes: int, k: int) -> None:
         np.testing.assert_array_equal(mine.cpu().numpy(), right[:, 0])
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_gpus() -> None:
     """To machine code for two generations: the product in int8 tensor-core instructions."""
     pytest.importorskip("triton")

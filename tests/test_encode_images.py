@@ -275,12 +275,16 @@ def test_a_script_needs_no_guard_to_encode(tmp_path, folder):
     """Decoding processes do not run the caller's script again."""
     script = tmp_path / "script.py"
     script.write_text(
-        "from bliss_index.encode import load_encoder\n"
+        "import numpy as np\n"
+        "from bliss_index.encode.decode_pool import DecodePool, DecodeSettings\n"
         "from bliss_index.encode.images import open_images\n"
-        "from bliss_index.encode.pipeline import iter_encoded\n"
+        "from bliss_index.encode.preprocess import Preprocess\n"
         "print('begun')\n"
-        f"source = open_images({str(folder)!r})\n"
-        "print(sum(map(len, iter_encoded(load_encoder('bliss-tiny'), source, decoders=1))))\n"
+        f"images = [item.content for item in open_images({str(folder)!r}).iter()]\n"
+        "pixels = np.zeros((len(images), 8, 8, 3), np.uint8)\n"
+        "preprocess = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)\n"
+        "with DecodePool(DecodeSettings(preprocess), 2) as pool:\n"
+        "    print(sum(map(len, pool.map([(images, pixels)]))))\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from bliss_index.scoring import ScoresDirectory, run_job, score_inputs, verify_s
 from bliss_index.scoring.score_inputs import open_input
 from bliss_index.scoring.score_work import ScoreWork
 from bliss_index.store import EmbeddingStore, ModelIdentity, import_work
+from bliss_index.store import keys as keys_module
 from bliss_index.store.formats import npy, tables
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.keys import repeated_keys
@@ -202,7 +203,9 @@ def test_keys_that_occur_in_two_parts_of_a_file(job, rows, tmp_path, small_parts
     assert not verify_scores(tmp_path / "s").ok
 
 
-def test_repeated_keys_against_counting():
+@pytest.mark.parametrize("in_memory", [keys_module._IN_MEMORY, 100])
+def test_repeated_keys_against_counting(monkeypatch, in_memory):
+    monkeypatch.setattr(keys_module, "_IN_MEMORY", in_memory)
     rng = np.random.default_rng(3)
     parts = [[f"k{i}" for i in rng.integers(0, 3000, 400)] for _ in range(9)]
     seen: dict[str, int] = {}

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -171,8 +172,17 @@ def flip(content):
         ("json", lambda content: content[:20]),
         ("json", lambda content: content.replace(b'"rows": ', b'"rows": -')),
         ("json", lambda content: content.replace(b'"sha256"', b'"sha1"')),
+        ("json", lambda content: re.sub(rb'("file": ")\w+', rb"\g<1>0123456789abcdef", content)),
     ],
-    ids=["bit", "cut", "gone", "record cut", "record of nonsense", "record of other fields"],
+    ids=[
+        "bit",
+        "cut",
+        "gone",
+        "record cut",
+        "record of nonsense",
+        "record of other fields",
+        "record of another's file",
+    ],
 )
 def test_damage_is_said_and_they_are_made_again(inputs, images, suffix, change, caplog):
     scorer = inputs.make_scorer()
@@ -180,6 +190,9 @@ def test_damage_is_said_and_they_are_made_again(inputs, images, suffix, change, 
     inputs.keep_tables(scorer)
     (path,) = folder(inputs).glob(f"*.{suffix}")
     path.unlink() if change is None else damage(path, change)
+    if suffix == "json":
+        with pytest.raises(CorruptStoreError):
+            tables_records(inputs.settings.calibration)
     report = verify_directory(inputs.settings.calibration)
     assert len(report.problems) == 1 and str(path.parent) in report.problems[0]
     with caplog.at_level(logging.WARNING, "bliss_index"):

@@ -248,6 +248,7 @@ def test_what_a_file_names_is_not_contacted(roots, monkeypatch):
         named += [f"--{name}", folder / name if name != "calibration" else folder / "made"]
 
 
+@pytest.mark.slow
 def test_verify_finds_there_what_is_damaged_and_left_over(roots):
     pytest.importorskip("faiss")
     _, uri = roots

@@ -1,6 +1,7 @@
 """A vocabulary that lies in several arrays: searched where it is, with the same results."""
 
 import pickle
+from ctypes import string_at
 
 import numpy as np
 import pytest
@@ -60,6 +61,13 @@ def test_rows_that_are_not_there():
             rows[wrong]
     with pytest.raises(ValueError):
         np.asarray(rows, copy=False)
+
+
+def test_every_row_is_at_its_address():
+    rows = cut(np.arange(21.0).reshape(7, 3), 2, 2, 5)
+    for some in (rows, rows.selected(np.array([4, 0, 6, 4]))):
+        found = [string_at(int(at), 24) for at in some.addresses()]
+        assert found == [row.tobytes() for row in some[:]]
 
 
 def entries(dtype, count=700, repeated=0):

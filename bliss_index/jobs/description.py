@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -188,8 +189,14 @@ def library_versions() -> dict[str, str]:
     """Versions of the packages that make and read embeddings, of those that are installed."""
     versions = {"python": platform.python_version()}
     for name in ("bliss-index", "numpy", "pyarrow", "torch", "open_clip_torch"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
+        if (version := _installed_version(name)) is not None:
+            versions[name] = version
     return versions
+
+
+@cache
+def _installed_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

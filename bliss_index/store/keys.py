@@ -22,6 +22,7 @@ MOST_NAMED = 10
 HASH_BYTES = 16
 _TYPE = f"S{HASH_BYTES}"
 _FILES = 64
+_IN_MEMORY = 1 << 16  # bytes of each of them; only what is more takes a file of the disk
 
 
 class KeyRegistry:
@@ -94,7 +95,10 @@ def repeated_keys(parts: Callable[[], Iterable[Sequence[str]]], most: int) -> tu
     count, wanted = 0, set[bytes]()
     with contextlib.ExitStack() as stack:
         files: list[Any] = [
-            stack.enter_context(tempfile.TemporaryFile(prefix="bliss-keys-")) for _ in range(_FILES)
+            stack.enter_context(
+                tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, prefix="bliss-keys-")
+            )
+            for _ in range(_FILES)
         ]
         for part in parts():
             hashes = np.unique(_hashes(part))  # one that occurs twice in a part counts once
