@@ -12,7 +12,7 @@ prepare_environment() {
   .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv || exit 1
   # Install again only after the package's metadata or its C++ sources changed.
   local stamp
-  stamp="$extras $(cat pyproject.toml scripts/constraints.txt bliss_index/search/native/* | sha256sum)"
+  stamp="$extras $(cat pyproject.toml scripts/constraints.txt bliss_index/search/native/*.* | sha256sum)"
   if [ "$(cat .venv/installed 2>/dev/null)" != "$stamp" ]; then
     log=$(mktemp)
     echo "installing into .venv (about a minute) ..." >&2

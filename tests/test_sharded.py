@@ -54,6 +54,14 @@ def test_it_is_read_as_a_matrix(given, reorder):
     np.testing.assert_array_equal(np.asarray(sharded, dtype=np.float32), matrix.astype(np.float32))
 
 
+def test_every_slice_is_that_of_the_matrix():
+    matrix = np.arange(21.0).reshape(7, 3)
+    rows = cut(matrix, 2, 2, 5)
+    for start in range(8):
+        for stop in range(8):
+            np.testing.assert_array_equal(rows[start:stop], matrix[start:stop])
+
+
 def test_rows_that_are_not_there():
     rows = cut(np.ones((5, 2)), 3)
     for wrong in (np.array([5]), np.array([-6, 0])):
