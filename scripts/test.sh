@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Make the virtual environment, check style and types, run tests.
 #   scripts/test.sh              all that take no long time; on two processors some three minutes
-#   scripts/test.sh --fast       the ones to run while writing: less than a minute
+#   scripts/test.sh --fast       the ones to run while writing: three quarters of a minute
 #   scripts/test.sh --slow       what takes more than about ten seconds each
 #   scripts/test.sh ARGUMENTS    go to pytest: a file, -k WORDS, -m gpu
 set -euo pipefail
