@@ -38,6 +38,22 @@ class Duplicates:
     starts: npt.NDArray[np.int64]
     members: npt.NDArray[np.int64]
 
+    def arrays(self) -> list[npt.NDArray[np.int64]]:
+        """The three, as they are kept in files: little-endian, one after the other."""
+        parts = (self.first, self.starts, self.members)
+        return [part.astype("<i8", copy=False) for part in parts]
+
+    @staticmethod
+    def arrays_bytes(rows: int, sets: int) -> int:
+        """Bytes of the three in a file."""
+        return 8 * (2 * sets + 1 + rows)
+
+    @classmethod
+    def of_arrays(cls, content: npt.NDArray[np.uint8], sets: int) -> Duplicates:
+        """Read what a file holds of the three, of so many sets."""
+        numbers = np.frombuffer(content, dtype="<i8").astype(np.int64)
+        return cls(*np.split(numbers, [sets, 2 * sets + 1]))
+
     def expand(
         self, values: npt.NDArray[np.float64], sets: npt.NDArray[np.int64], k: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

@@ -17,14 +17,13 @@ from bliss_index.devices import (  # bulk.job imports it from here
 )
 from bliss_index.devices import thread_count as thread_count
 from bliss_index.errors import InvalidInputError, MissingDependencyError
-from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
     checked_rows,
-    require_dim,
     require_k,
     require_tensor,
+    search_in_chunks,
 )
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import Backend, Prepared, SearchStatistics, TensorBackend
@@ -259,22 +258,19 @@ class ExactSearch:
         InvalidInputError
             The dimension is not the vocabulary's, or rows hold NaN or infinity; rows are named.
         """
-        rows = as_matrix(queries, "queries")
-        require_dim(rows, self._dim, "queries")
-        n = rows.shape[0]
-        similarities = np.empty((n, self._k), dtype=np.float32)
-        ids = np.empty((n, self._k), dtype=np.int64)
-        at_once = self._backend.chunk_rows
-        for start in range(0, n, at_once):
-            stop = min(n, start + at_once)
-            values, found, counted = self._backend.search(rows[start:stop], start)
-            if self._duplicates is not None:
-                values, found = self._duplicates.expand(values, found, self._k)
-            ids[start:stop] = found
-            similarities[start:stop] = to_float32(values)
-            with self._lock:
-                self._statistics += counted
-        return similarities, ids
+        return search_in_chunks(
+            queries, self._dim, self._k, self._backend.chunk_rows, self._search_chunk
+        )
+
+    def _search_chunk(
+        self, chunk: npt.NDArray[Any], start: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        values, ids, counted = self._backend.search(chunk, start)
+        if self._duplicates is not None:
+            values, ids = self._duplicates.expand(values, ids, self._k)
+        with self._lock:
+            self._statistics += counted
+        return values, ids
 
 
 def _checked(matrix: Matrix) -> Matrix:

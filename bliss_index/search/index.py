@@ -13,12 +13,10 @@ as in :mod:`bliss_index.search.prepared`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bliss_index.errors import (
     CorruptStoreError,
@@ -35,7 +33,6 @@ from bliss_index.search.prepared import entries_of
 from bliss_index.search.protocol import Corpus, ShardedCorpus
 from bliss_index.search.registry import NEAR
 from bliss_index.storage import open_directory
-from bliss_index.storage.cache import checked_file
 from bliss_index.storage.directory import content_sha256, read_named
 from bliss_index.storage.kept import KeptFiles, write_arrays
 
@@ -253,14 +250,11 @@ def open_index(
                 f"a near index is searched on the processor, device is {device!r}; give 'cpu', or "
                 f"a FAISS index such as 'ivf'"
             )
-        try:
+        entries = entries_of(corpus)
+        with _told(corpus, record):
             return open_near(
-                index, record.parameters, entries_of(corpus), k, effort=record.effort,
-                threads=threads,
-            )  # fmt: skip
-        except CorruptStoreError as error:
-            path = _files(NEAR).path(corpus.path, record.file)
-            raise CorruptStoreError(f"{path}: {error}; {_again(corpus, record)}") from error
+                index, record.parameters, entries, k, effort=record.effort, threads=threads
+            )
     placement = None
     if device != "cpu":
         from bliss_index.search.faiss.gpu import place_index
@@ -292,17 +286,14 @@ def _chosen(corpus: Corpus, kind: str | None) -> IndexRecord:
 
 
 def _read(corpus: Corpus, record: IndexRecord) -> tuple[IndexRecord, Any]:
-    path = _checked_file(corpus, record)
+    _require_current(corpus, record)
     if record.kind == NEAR:
         size = near_bytes(record.parameters, record.rows, record.dim)
-        content = np.memmap(path, dtype=np.uint8, mode="r")
-        if content.size != size:
-            raise CorruptStoreError(
-                f"{path} has {content.size} bytes, its record speaks of {size}; "
-                f"{_again(corpus, record)}"
-            )
-        return record, content
+        with _told(corpus, record):
+            return record, LISTS.mapped(corpus.path, record.file, record.sha256, size)
     faiss = import_faiss()
+    with _told(corpus, record):
+        path = INDEXES.checked(corpus.path, record.file, record.sha256)
     try:
         index = faiss.read_index(str(path))
     except RuntimeError as error:  # it was removed just now
@@ -341,12 +332,11 @@ def verify_index(corpus: Corpus, record: IndexRecord) -> None:
         )
 
 
-def _checked_file(corpus: Corpus, record: IndexRecord) -> Path:
-    """The index file, or a local copy, whose hash is the one on record."""
-    _require_current(corpus, record)
-    name = f"{INDEX_FOLDER}/{record.file}"
+@contextmanager
+def _told(corpus: Corpus, record: IndexRecord) -> Iterator[None]:
+    """Say of a file that is missing or damaged how it is made again."""
     try:
-        return checked_file(open_directory(corpus.path), name, record.sha256)
+        yield
     except FileNotFoundError:
         raise _missing(corpus, record) from None
     except CorruptStoreError as error:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, listed
+from bliss_index.search.certificate.ordering import to_float32
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +23,42 @@ MAX_K = 2048
 MAX_TILE = 2**30
 _SCAN_ELEMENTS = 1 << 22
 _SCAN_BYTES = 1 << 19
+
+
+def search_in_chunks(
+    queries: npt.ArrayLike,
+    dim: int,
+    k: int,
+    at_once: int,
+    find: Callable[[npt.NDArray[Any], int], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Search queries a chunk after another: similarities (n, k) float32 and ids (n, k).
+
+    Parameters
+    ----------
+    queries
+        (n, dim) float16, float32 or float64.
+    dim, k
+        Of the search.
+    at_once
+        Rows of a chunk.
+    find
+        Given a chunk and its first row's number, returns float64 values and ids.
+
+    Raises
+    ------
+    InvalidInputError
+        The queries are no such matrix; or what `find` raises.
+    """
+    rows = as_matrix(queries, "queries")
+    require_dim(rows, dim, "queries")
+    similarities = np.empty((rows.shape[0], k), dtype=np.float32)
+    ids = np.empty((rows.shape[0], k), dtype=np.int64)
+    for start in range(0, rows.shape[0], at_once):
+        chunk = slice(start, start + at_once)
+        values, ids[chunk] = find(rows[chunk], start)
+        similarities[chunk] = to_float32(values)
+    return similarities, ids
 
 
 def as_matrix(array: npt.ArrayLike, what: str) -> npt.NDArray[Any]:

@@ -17,9 +17,8 @@ import numpy.typing as npt
 
 from bliss_index.devices import thread_count
 from bliss_index.errors import CorruptStoreError, InvalidInputError
-from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.duplicates import Duplicates, find_duplicates
-from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.inputs import as_matrix, checked_rows, require_k, search_in_chunks
 from bliss_index.search.isolation import isolated
 from bliss_index.search.lists import EntryLists, make_lists
 from bliss_index.search.native.backend import NativeBackend, Probes, load_native
@@ -203,25 +202,23 @@ class NearSearch:
         InvalidInputError
             The dimension is not the vocabulary's, or rows hold NaN or infinity; rows are named.
         """
-        rows = as_matrix(queries, "queries")
-        require_dim(rows, self.dim, "queries")
-        similarities = np.empty((rows.shape[0], self._k), dtype=np.float32)
-        ids = np.empty((rows.shape[0], self._k), dtype=np.int64)
-        for start in range(0, rows.shape[0], _CHUNK_ROWS):
-            part = checked_rows(rows[start : start + _CHUNK_ROWS], "queries", start)
-            probes, order = self._probes(part)
-            values, found, counted = self._backend.search(
-                part[order], 0, Probes(probes.starts, probes.probed[order])
-            )
-            back = np.argsort(order)
-            values, found = values[back], found[back]
-            if self._duplicates is not None:
-                values, found = self._duplicates.expand(values, found, self._k)
-            ids[start : start + _CHUNK_ROWS] = found
-            similarities[start : start + _CHUNK_ROWS] = to_float32(values)
-            with self._lock:
-                self._statistics += counted
-        return similarities, ids
+        return search_in_chunks(queries, self.dim, self._k, _CHUNK_ROWS, self._search_chunk)
+
+    def _search_chunk(
+        self, chunk: npt.NDArray[Any], start: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        chunk = checked_rows(chunk, "queries", start)
+        probes, order = self._probes(chunk)
+        values, ids, counted = self._backend.search(
+            chunk[order], 0, Probes(probes.starts, probes.probed[order])
+        )
+        back = np.argsort(order)
+        values, ids = values[back], ids[back]
+        if self._duplicates is not None:
+            values, ids = self._duplicates.expand(values, ids, self._k)
+        with self._lock:
+            self._statistics += counted
+        return values, ids
 
     def _probes(self, queries: npt.NDArray[Any]) -> tuple[Probes, npt.NDArray[np.int64]]:
         """The lists that every query looks into: those that promise most to its direction.
@@ -268,15 +265,13 @@ def near_arrays(search: NearSearch) -> tuple[dict[str, Any], list[npt.NDArray[An
         "packed_bytes": 0 if prepared is None else int(prepared.packed.size),
         "packed_version": 0 if native is None else int(native.packed_version),
     }
-    arrays = [] if prepared is None else [prepared.packed]
+    arrays: list[npt.NDArray[Any]] = [] if prepared is None else [prepared.packed]
     arrays += [
         lists.order.astype("<u4", copy=False), lists.starts.astype("<u4", copy=False),
         lists.centres.astype("<f4", copy=False),
     ]  # fmt: skip
     if same is not None:
-        arrays += [
-            part.astype("<i8", copy=False) for part in (same.first, same.starts, same.members)
-        ]
+        arrays += same.arrays()
     return parameters, arrays
 
 
@@ -310,12 +305,8 @@ def open_near(
     sizes = np.diff(starts.astype(np.int64))
     whole = starts[0] == 0 and starts[-1] == order.size and (sizes > 0).all()
     if not whole or (np.bincount(order, minlength=order.size) != 1).any():
-        raise CorruptStoreError("its lists do not hold every entry once")
-    same = None
-    if "members" in parts:
-        same = Duplicates(
-            *(parts[name].view("<i8").astype(np.int64) for name in ("first", "sets", "members"))
-        )
+        raise CorruptStoreError("the lists of the near index do not hold every entry once")
+    same = Duplicates.of_arrays(parts["same"], order.size) if "same" in parts else None
     native, kernel = load_native()
     usable = (
         native is not None
@@ -342,6 +333,4 @@ def _parts(parameters: dict[str, Any], rows: int, dim: int) -> Iterator[tuple[st
     yield "starts", 4 * (lists + 1)
     yield "centres", 4 * lists * (dim + 1)
     if sets < rows:
-        yield "first", 8 * sets
-        yield "sets", 8 * (sets + 1)
-        yield "members", 8 * rows
+        yield "same", Duplicates.arrays_bytes(rows, sets)

@@ -19,8 +19,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from bliss_index.errors import BlissError, InvalidInputError, OutputError
 from bliss_index.search.duplicates import Duplicates
 from bliss_index.search.exact import ExactSearch
@@ -145,13 +143,12 @@ def read_prepared(corpus: Corpus, kernel: str) -> Prepared | None:
         if record is None:
             return None
         size = _packed_bytes(kernel, record)
-        behind = 8 * (2 * record.sets + 1 + record.rows) if record.sets < record.rows else 0
+        some = record.sets < record.rows
+        behind = Duplicates.arrays_bytes(record.rows, record.sets) if some else 0
         content = CODES.mapped(corpus.path, record.file, record.sha256, size + behind)
         if not behind:
             return Prepared(kernel, content)
-        sets = np.frombuffer(content[size:], dtype="<i8").astype(np.int64)
-        parts = np.split(sets, [record.sets, 2 * record.sets + 1])
-        return Prepared(kernel, content[:size], Duplicates(*parts))
+        return Prepared(kernel, content[:size], Duplicates.of_arrays(content[size:], record.sets))
 
     return read_named(current, mapped)
 
@@ -191,10 +188,9 @@ def save_prepared(
         "content_hash": corpus.content_hash,
         "packed_version": _packed_version(),
     }
-    sets = [] if same is None else [same.first, same.starts, same.members]
 
     def fill(sink: Any) -> None:
-        write_arrays(sink, [prepared.packed, *(part.astype("<i8", copy=False) for part in sets)])
+        write_arrays(sink, [prepared.packed, *([] if same is None else same.arrays())])
 
     return PreparedRecord(
         **CODES.write(corpus.path, prepared.kernel, fill, lambda: facts, wait=wait)

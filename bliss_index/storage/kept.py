@@ -187,6 +187,18 @@ class KeptFiles:
         named = self.names.fullmatch(file) if isinstance(file, str) else None
         return named is not None and named[1] == name
 
+    def checked(self, location: str | Path, file: str, sha256: str) -> Path:
+        """Compare a file, or its local copy, with its hash; return where it is.
+
+        Raises
+        ------
+        FileNotFoundError
+            It is missing.
+        CorruptStoreError
+            It has another hash.
+        """
+        return checked_file(open_directory(location), f"{self.folder}/{file}", sha256)
+
     def mapped(
         self, location: str | Path, file: str, sha256: str, size: int
     ) -> npt.NDArray[np.uint8]:
@@ -199,7 +211,7 @@ class KeptFiles:
         CorruptStoreError
             It has another hash or size.
         """
-        path = checked_file(open_directory(location), f"{self.folder}/{file}", sha256)
+        path = self.checked(location, file, sha256)
         content = np.memmap(path, dtype=np.uint8, mode="r")
         if content.size != size:
             raise CorruptStoreError(
@@ -216,7 +228,7 @@ class KeptFiles:
             It is missing or altered; `again` says how it is made.
         """
         try:
-            checked_file(open_directory(location), f"{self.folder}/{file}", sha256)
+            self.checked(location, file, sha256)
         except FileNotFoundError as error:
             raise CorruptStoreError(f"{self.path(location, file)} is missing; {again}") from error
         except CorruptStoreError as error:

@@ -23,12 +23,11 @@ import numpy.typing as npt
 
 from bliss_index.devices import thread_count
 from bliss_index.errors import InvalidInputError
-from bliss_index.search.certificate.ordering import to_float32
 from bliss_index.search.certificate.precision import UNIT_TF32, tf32_is_forced
 from bliss_index.search.faiss.candidates import Candidates, row_norms
 from bliss_index.search.faiss.kinds import index_kind
 from bliss_index.search.faiss.runtime import faiss_settings, import_faiss
-from bliss_index.search.inputs import as_matrix, checked_rows, require_dim, require_k
+from bliss_index.search.inputs import as_matrix, checked_rows, require_k, search_in_chunks
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
 
@@ -239,23 +238,21 @@ class FaissSearch:
         InvalidInputError
             The dimension is not the vocabulary's, or rows hold NaN or infinity; rows are named.
         """
-        rows = as_matrix(queries, "queries")
-        require_dim(rows, self.dim, "queries")
-        n = rows.shape[0]
-        similarities = np.empty((n, self._k), dtype=np.float32)
-        ids = np.empty((n, self._k), dtype=np.int64)
-        for start in range(0, n, _CHUNK_ROWS):
-            chunk = checked_rows(rows[start : start + _CHUNK_ROWS], "queries", start)
-            found = Candidates(chunk, self._vocabulary, self._norms, self._k)
-            if self._what.exact:
-                self._propose_certified(found)
-            else:
-                self._propose_approximate(found)
-            values, ids[start : start + _CHUNK_ROWS], counted = found.ordered()
-            similarities[start : start + _CHUNK_ROWS] = to_float32(values)
-            with self._lock:
-                self._statistics += counted
-        return similarities, ids
+        return search_in_chunks(queries, self.dim, self._k, _CHUNK_ROWS, self._search_chunk)
+
+    def _search_chunk(
+        self, chunk: npt.NDArray[Any], start: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        chunk = checked_rows(chunk, "queries", start)
+        found = Candidates(chunk, self._vocabulary, self._norms, self._k)
+        if self._what.exact:
+            self._propose_certified(found)
+        else:
+            self._propose_approximate(found)
+        values, ids, counted = found.ordered()
+        with self._lock:
+            self._statistics += counted
+        return values, ids
 
     @isolated
     def propose(
