@@ -125,8 +125,8 @@ NAMED = (
         "numbers[shard.start : shard.start + shard.rows][~shard.good] = NO_CLASS", "pass",
     ),
     _Named(
-        "search/index.py", "the file of an index that was built again stays",
-        "folder.remove(one.file)", "pass",
+        "storage/kept.py", "the file of an index that was built again stays",
+        "folder.remove(one)", "pass",
     ),
     _Named(
         "search/faiss/search.py", "a flat index's bound forgets the rounding of what it stores",

@@ -13,6 +13,8 @@ from bliss_index.search.registry import NEAR, index_names
 if TYPE_CHECKING:
     from bliss_index.search.faiss.search import FaissSearch
 
+_LINKS = 32
+
 
 def build(
     corpus: Annotated[
@@ -43,7 +45,7 @@ def build(
     ] = None,
     links: Annotated[
         int, typer.Option("--links", min=2, help="Links per entry of an 'hnsw' index.")
-    ] = 32,
+    ] = _LINKS,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,8 +66,9 @@ def build(
     with timed() as seconds:
         search: FaissSearch | NearSearch
         if index == NEAR:
-            if cells is not None:
-                raise InvalidInputError("--cells is for FAISS's ivf indexes: leave it out")
+            for option, given in (("--cells", cells is not None), ("--links", links != _LINKS)):
+                if given:
+                    raise InvalidInputError(f"{option} is for FAISS's indexes: leave it out")
             search = NearSearch(entries_of(store), k, threads=threads)
         else:
             from bliss_index.search.faiss.build import IndexParameters, build_index
