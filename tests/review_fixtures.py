@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -194,6 +196,10 @@ def served(target: Path, images: Path | None = None):
         finally:
             server.should_exit = True
             thread.join()
+            del server, thread
+            with warnings.catch_warnings():  # of connections that the browser had still open
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
 
 
 @contextmanager
