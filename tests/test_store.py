@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pytest
 from bliss_reference import unit
 from bulk_fixtures import full_disk
 from bulk_fixtures import shard as shard_of
+from bulk_fixtures import wait_for
 
 from bliss_index import EmbeddingStore, StoreWriter
 from bliss_index.errors import (
@@ -48,6 +50,11 @@ def write(path, count=250, *, kind="image", dtype="float16", step=70, rows_per_s
             texts = [f"text {key}" for key in keys[part]] if kind == "text" else None
             writer.append(keys[part], rows[part], texts=texts)
     return rows
+
+
+def shards(folder):
+    """How many shards are written."""
+    return len(list(folder.glob("part-*.arrow")))
 
 
 def bytes_of(folder):
@@ -174,19 +181,20 @@ def test_killed_again_and_again(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
     command = [sys.executable, "-c", script]
     subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True)
-    rng = np.random.default_rng(0)
-    kills = 0
-    for _ in range(40):
+    rng, kills = np.random.default_rng(0), 0
+    for wanted in (0, 1, 20, 40, 60, 80, 100, 120):
         process = subprocess.Popen([*command, str(tmp_path / "s")], env=environment)
-        try:
-            process.wait(timeout=0.3 + 0.5 * rng.random())
+        wait_for(lambda: process.poll() is not None or shards(tmp_path / "s") >= wanted)  # noqa: B023
+        time.sleep(0.02 * rng.random())
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+        # It may be killed when the store is complete and nothing but its end is left.
+        if (tmp_path / "s" / "manifest.json").exists():
             break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
+        assert process.returncode == -signal.SIGKILL
     else:
         subprocess.run([*command, str(tmp_path / "s")], env=environment, check=True)
+    assert kills > 2
     assert bytes_of(tmp_path / "s") == bytes_of(tmp_path / "whole")
 
 
