@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from bulk_fixtures import write_text
 from command import run
+from test_torch_proposals import KINDS, data
 
 from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.errors import CorruptStoreError, InvalidInputError, StaleIndexError
 from bliss_index.search import exact_search, reference_search
 from bliss_index.search.index import index_records, open_index, save_index
-from bliss_index.search.lists import make_lists
-from bliss_index.search.native.backend import NativeBackend, Probes, load_native
+from bliss_index.search.lists import EntryLists, make_lists
+from bliss_index.search.native.backend import NativeBackend, load_native
 from bliss_index.search.near_index import NearSearch
 from bliss_index.search.sharded import ShardedRows
 from bliss_index.search.tuning import tune_index
@@ -40,9 +41,9 @@ def images(count: int, seed: int = 2) -> np.ndarray:
 
 def best_of_lists(search: NearSearch, entries: np.ndarray, queries: np.ndarray, k: int):
     """Brute force over the entries of the lists that each query looks into."""
-    probes, _ = search._probes(queries)
-    for query, probed in zip(queries, probes.probed, strict=True):
-        parts = [search.lists.order[probes.starts[p] : probes.starts[p + 1]] for p in probed]
+    lists = search.lists
+    for query, probed in zip(queries, search._probed(queries)[0], strict=True):
+        parts = [lists.order[lists.starts[p] : lists.starts[p + 1]] for p in probed]
         seen = np.sort(np.concatenate(parts).astype(np.int64))
         similarities, found = reference_search(entries[seen], query[None], k)
         yield similarities[0], seen[found[0]]
@@ -58,6 +59,74 @@ def test_all_lists_together_are_the_exact_search(dtype, k):
     for found, right in zip(whole.search(queries), expected, strict=True):
         np.testing.assert_array_equal(found, right)
     assert whole.statistics.queries == 300 and search.statistics.queries == 0
+
+
+@pytest.mark.parametrize("size", [1e-140, 1e-30, 1e-10, 1e10, 1e30, 1e140])
+def test_entries_and_queries_of_any_size(size):
+    entries, queries = near_ones(2000).astype(np.float64), images(40).astype(np.float64)
+    expected = exact_search(entries, 5).search(queries)[1]
+    for scaled in [(entries * size, queries), (entries, queries * size)]:
+        search = NearSearch(scaled[0], 5, threads=2)
+        whole = search.replace(effort=search.most_effort)
+        np.testing.assert_array_equal(whole.search(scaled[1])[1], expected)
+        assert (search.search(scaled[1])[1] == expected).mean() > 0.5
+        if 1e-38 < size < 1e38:
+            narrow = NearSearch(scaled[0].astype(np.float32), 5, threads=2)
+            found = narrow.search(scaled[1].astype(np.float32))[1]
+            assert (found == expected).mean() > 0.5
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_lie_in_their_intervals(kernel, dtype, kind):
+    """Of entries that were packed less the centre of their list, whatever that is."""
+    if kind == "any norm" and dtype is np.float16:
+        pytest.skip("float16 has no such norms")
+    entries, queries = data(kind, dtype)
+    queries[0] = 0
+    known, rng = queries.any(axis=1), np.random.default_rng(6)
+    lists = made_up(entries, [1, 40, 49] if len(entries) < 400 else [1, 40, 47, 49, 200, 1], rng)
+    lists.centres[-1, 3] = np.inf
+    ordered = ShardedRows([entries]).selected(lists.order.astype(np.int64))
+    backend = NativeBackend(
+        ordered, 3, threads=1, kernel=kernel, capacity=len(entries), lists=lists
+    )
+    wide, rows = entries[lists.order].astype(np.longdouble), queries.astype(np.longdouble)
+    true = rows @ wide.T
+    norms = np.linalg.norm(rows.astype(float), axis=1)[:, None]
+    roundings = 1e-14 * norms * np.linalg.norm(wide.astype(float), axis=1)
+    every = np.tile(np.arange(lists.count, dtype=np.uint32), (len(queries), 1))
+    for _ in range(2):
+        lower, upper = backend.intervals(queries)
+        assert np.isnan(lower[~known]).all()
+        assert (lower[known] <= (true + roundings)[known]).all()
+        assert (upper[known] >= (true - roundings)[known]).all()
+        backend.search(queries, 0, every)  # which finds the centre of the queries
+
+
+def test_intervals_are_narrow_where_entries_are_near_each_other():
+    entries, queries = near_ones(3000).astype(np.float32), images(60)
+    lists = make_lists(entries, threads=1)
+    ordered = ShardedRows([entries]).selected(lists.order.astype(np.int64))
+    width = [
+        np.median(np.subtract(*NativeBackend(
+            ordered, 3, threads=1, capacity=3000, lists=given
+        ).intervals(queries)[::-1]))
+        for given in (lists, None)
+    ]  # fmt: skip
+    assert 0 < width[0] < 0.6 * width[1]
+
+
+def made_up(entries, sizes, rng) -> EntryLists:
+    """Lists of any entries, the last of all that are left, with centres of their own."""
+    order = rng.permutation(len(entries))
+    starts = np.cumsum([0, *sizes, len(entries) - sum(sizes)])
+    order = np.concatenate([np.sort(part) for part in np.split(order, starts[1:-1])])
+    means = [entries[order[a:b]].astype(float).mean(0) for a, b in itertools.pairwise(starts)]
+    centres = np.zeros((len(means), entries.shape[1] + 1), dtype=np.float32)
+    centres[:, :-1] = means * (1 + 0.1 * rng.standard_normal((len(means), 1)))
+    return EntryLists(order.astype(np.uint32), starts.astype(np.uint32), centres)
 
 
 @pytest.mark.parametrize("effort", [1, 3, 11])
@@ -79,7 +148,7 @@ def test_every_kernel_finds_them_also_where_there_is_little_room(kernel):
     """Queries whose candidates overflow get more room, and then all entries of their lists."""
     rng = np.random.default_rng(5)
     entries = np.repeat(clip_like(4, DIM, "text", 3, dtype=np.float32), 700, axis=0)
-    entries += 1e-5 * rng.standard_normal(entries.shape, dtype=np.float32)  # too near for int8
+    entries += 2e-7 * rng.standard_normal(entries.shape, dtype=np.float32)  # too near for float32
     queries = images(70)
     lists = make_lists(entries, threads=2)
     order = lists.order.astype(np.int64)
@@ -88,11 +157,9 @@ def test_every_kernel_finds_them_also_where_there_is_little_room(kernel):
     for capacity in (1, 0):
         backend = NativeBackend(
             ShardedRows([entries]).selected(order), 5, threads=2, kernel=kernel,
-            query_block=32, capacity=capacity, ids=lists.order,
+            query_block=32, capacity=capacity, lists=lists,
         )  # fmt: skip
-        values, ids, statistics = backend.search(
-            queries, 0, Probes(lists.starts, probed.astype(np.uint32))
-        )
+        values, ids, statistics = backend.search(queries, 0, probed.astype(np.uint32))
         counted.append(statistics)
         for query, own, value, found in zip(queries, probed, values, ids, strict=True):
             seen = np.sort(np.concatenate([
@@ -173,10 +240,10 @@ def test_too_few_entries_for_k_are_refused_by_the_engine():
     entries, lists = near_ones(3000), make_lists(near_ones(3000), threads=1)
     backend = NativeBackend(
         ShardedRows([entries]).selected(lists.order.astype(np.int64)), 2000, threads=1,
-        ids=lists.order,
+        lists=lists,
     )  # fmt: skip
     with pytest.raises(ValueError, match="fewer than k = 2000"):
-        backend.search(images(3), 0, Probes(lists.starts, np.zeros((3, 1), dtype=np.uint32)))
+        backend.search(images(3), 0, np.zeros((3, 1), dtype=np.uint32))
     assert NearSearch(entries, 2000, effort=1).search(images(3))[1].shape == (3, 2000)
 
 

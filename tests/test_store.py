@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from bliss_reference import unit
-from bulk_fixtures import full_disk
+from bulk_fixtures import full_disk, wait_for
 from bulk_fixtures import shard as shard_of
-from bulk_fixtures import wait_for
 
 from bliss_index import EmbeddingStore, StoreWriter
 from bliss_index.errors import (

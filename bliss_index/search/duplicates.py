@@ -8,6 +8,7 @@ vectors have equal inner products and ties are ordered by id.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,8 +65,15 @@ class Duplicates:
         """
         import torch
 
+        if sets.shape[1] == k and not self._several[sets].any():
+            return values, self.first[sets]
         found = self.expand_tensors(torch.from_numpy(values), torch.from_numpy(sets), k)
         return found[0].numpy(), found[1].numpy()
+
+    @cached_property
+    def _several(self) -> npt.NDArray[np.bool_]:
+        """Which sets are of more than one row."""
+        return np.diff(self.starts) > 1
 
     def expand_tensors(
         self, values: torch.Tensor, sets: torch.Tensor, k: int

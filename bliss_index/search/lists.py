@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bliss_index.search.native.backend import NativeBackend
+from bliss_index.search.native.backend import NativeBackend, products_fit_float32
 from bliss_index.search.sharded import Matrix
 
 _LISTS_PER_ROOT = 4.0
@@ -62,6 +62,8 @@ class EntryLists:
 def make_lists(entries: Matrix, *, threads: int, seed: int = 0) -> EntryLists:
     """Find the lists of a vocabulary: four times the root of its size, of 64 entries at least.
 
+    All are one list where float32 does not hold the products of such entries.
+
     Parameters
     ----------
     entries
@@ -73,6 +75,9 @@ def make_lists(entries: Matrix, *, threads: int, seed: int = 0) -> EntryLists:
         Of the sample.
     """
     size = entries.shape[0]
+    if not products_fit_float32(entries):
+        whole = np.arange(size, dtype=np.uint32), np.array([0, size], dtype=np.uint32)
+        return EntryLists(*whole, np.zeros((1, entries.shape[1] + 1), dtype=np.float32))
     count = max(1, min(int(_LISTS_PER_ROOT * size**0.5), size // _ENTRIES_PER_LIST))
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(size, min(size, _SAMPLE_PER_LIST * count), replace=False))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,15 @@ from bliss_index.search.duplicates import Duplicates, find_duplicates
 from bliss_index.search.inputs import as_matrix, checked_rows, require_k, search_in_chunks
 from bliss_index.search.isolation import isolated
 from bliss_index.search.lists import EntryLists, make_lists
-from bliss_index.search.native.backend import NativeBackend, Probes, load_native
+from bliss_index.search.native.backend import NativeBackend, load_native
 from bliss_index.search.protocol import Prepared, SearchStatistics
 from bliss_index.search.registry import NEAR
 from bliss_index.search.sharded import Matrix, ShardedRows
 
 _CHUNK_ROWS = 16_384
 _DEFAULT_LISTS = 16
+_NORMS_ROWS = 512  # whose copies stay in the processor's cache
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class NearSearch:
@@ -92,7 +94,7 @@ class NearSearch:
         usable = prepared is not None and prepared.kernel == load_native()[1]
         self._backend = NativeBackend(
             shards.selected(self._lists.order.astype(np.int64)), self._least_k,
-            threads=self._threads, ids=self._lists.order,
+            threads=self._threads, lists=self._lists,
             prepared=prepared.packed if prepared is not None and usable else None,
         )  # fmt: skip
         self._effort = self.checked_effort(effort)
@@ -208,11 +210,10 @@ class NearSearch:
         self, chunk: npt.NDArray[Any], start: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         chunk = checked_rows(chunk, "queries", start)
-        probes, order = self._probes(chunk)
-        values, ids, counted = self._backend.search(
-            chunk[order], 0, Probes(probes.starts, probes.probed[order])
-        )
-        back = np.argsort(order)
+        probed, order = self._probed(chunk)
+        values, ids, counted = self._backend.search(chunk[order], 0, probed[order])
+        back = np.empty_like(order)
+        back[order] = np.arange(order.size)
         values, ids = values[back], ids[back]
         if self._duplicates is not None:
             values, ids = self._duplicates.expand(values, ids, self._k)
@@ -220,7 +221,9 @@ class NearSearch:
             self._statistics += counted
         return values, ids
 
-    def _probes(self, queries: npt.NDArray[Any]) -> tuple[Probes, npt.NDArray[np.int64]]:
+    def _probed(
+        self, queries: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
         """The lists that every query looks into: those that promise most to its direction.
 
         And the queries in the order of the first of these: neighbours look into the same lists.
@@ -229,12 +232,8 @@ class NearSearch:
         each = min(count, max(self._effort, self._lists.fewest(self._least_k)))
         if each == count:
             every = np.arange(count, dtype=np.uint32)
-            every = np.tile(every, (len(queries), 1))
-            return Probes(self._lists.starts, every), np.arange(len(queries))
-        rows = _scaled(queries.astype(np.float64), lambda x: np.abs(x).max(axis=1))
-        rows = _scaled(rows, lambda x: np.sqrt(np.einsum("ij,ij->i", x, x)))
-        given = np.ones((len(rows), self.dim + 1), dtype=np.float32)
-        given[:, :-1] = rows
+            return np.tile(every, (len(queries), 1)), np.arange(len(queries))
+        given = _with_norms(queries)
         with self._lock:
             if each not in self._centres:
                 self._centres[each] = NativeBackend(
@@ -242,15 +241,22 @@ class NearSearch:
                 )
         found = self._centres[each].search(given, 0)[1].astype(np.uint32)
         order = np.argsort(found[:, 0], kind="stable")
-        return Probes(self._lists.starts, np.sort(found, axis=1)), order
+        found.sort(axis=1)
+        return found, order
 
 
-def _scaled(
-    rows: npt.NDArray[np.float64],
-    length: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
-) -> npt.NDArray[np.float64]:
-    lengths = length(rows)
-    return rows / np.where(lengths > 0, lengths, 1)[:, None]
+def _with_norms(queries: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Queries (n, d) and behind them their norms, (n, d + 1); float64 ones by their largest."""
+    given = np.empty((len(queries), queries.shape[1] + 1), dtype=np.float32)
+    for start in range(0, len(queries), _NORMS_ROWS):
+        rows = queries[start : start + _NORMS_ROWS].astype(np.float64)
+        if queries.dtype == np.float64:  # float32 may not hold them
+            largest = np.abs(rows).max(axis=1, initial=0.0)
+            rows /= np.where(largest > 0, largest, 1)[:, None]
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        given[start : start + len(rows), :-1] = rows
+        given[start : start + len(rows), -1] = np.minimum(norms, _LARGEST)
+    return given
 
 
 def near_arrays(search: NearSearch) -> tuple[dict[str, Any], list[npt.NDArray[Any]]]:
@@ -263,7 +269,7 @@ def near_arrays(search: NearSearch) -> tuple[dict[str, Any], list[npt.NDArray[An
         "sets": int(lists.order.size),
         "kernel": "" if prepared is None else prepared.kernel,
         "packed_bytes": 0 if prepared is None else int(prepared.packed.size),
-        "packed_version": 0 if native is None else int(native.packed_version),
+        "packed_version": 0 if native is None else int(native.packed_lists_version),
     }
     arrays: list[npt.NDArray[Any]] = [] if prepared is None else [prepared.packed]
     arrays += [
@@ -311,7 +317,7 @@ def open_near(
     usable = (
         native is not None
         and parameters["kernel"] == kernel
-        and parameters["packed_version"] == native.packed_version
+        and parameters["packed_version"] == native.packed_lists_version
         and parameters["packed_bytes"] == native.packed_bytes(kernel, order.size, entries.shape[1])
     )
     prepared = Prepared(kernel if usable else "", parts["packed"], same)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,21 @@ from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
 from bliss_index.search.sharded import Matrix, ShardedRows
 
+if TYPE_CHECKING:
+    from bliss_index.search.lists import EntryLists
+
 MAX_DIM = 65536  # 65536 coordinates * 255 * 127 still fit into int32
 _CENTRE_ROWS = 1024
 _CENTRE_AT_LEAST = 32
 _SAFE_LARGEST = 2.0**60
+
+
+def products_fit_float32(vocabulary: Matrix) -> bool:
+    """Whether entries are so large that sums of products neither overflow nor vanish in float32."""
+    if vocabulary.dtype == np.float16:
+        return True
+    arrays = vocabulary.shards if isinstance(vocabulary, ShardedRows) else [vocabulary]
+    return 1 / _SAFE_LARGEST <= max(map(largest_magnitude, arrays)) <= _SAFE_LARGEST
 
 
 def load_native() -> tuple[ModuleType | None, str]:
@@ -49,26 +60,12 @@ def why_unfit(vocabulary: Matrix) -> str:
     return ""
 
 
-class Probes(NamedTuple):
-    """Where queries look.
-
-    Attributes
-    ----------
-    starts : (lists + 1,) uint32 array
-        List l holds the rows from starts[l] to starts[l + 1] - 1.
-    probed : (n, each) uint32 array
-        The lists that a query looks into, each once; C-contiguous.
-    """
-
-    starts: npt.NDArray[np.uint32]
-    probed: npt.NDArray[np.uint32]
-
-    def where(self) -> tuple[int, int, int, int]:
-        """Addresses and sizes for the engine."""
-        return (
-            self.starts.ctypes.data, self.starts.size - 1,
-            self.probed.ctypes.data, self.probed.shape[1],
-        )  # fmt: skip
+def _addresses(lists: EntryLists | None) -> tuple[int, int, int, int, int]:
+    """Where the engine finds lists: how many, starts, ids, centres, and floats of one of these."""
+    if lists is None:
+        return 0, 0, 0, 0, 0
+    starts, ids, centres = (a.ctypes.data for a in (lists.starts, lists.order, lists.centres))
+    return lists.count, starts, ids, centres, lists.centres.shape[1]
 
 
 class NativeBackend:
@@ -110,7 +107,7 @@ class NativeBackend:
         query_block: int = 0,
         capacity: int = 0,
         prepared: npt.NDArray[np.uint8] | None = None,
-        ids: npt.NDArray[np.uint32] | None = None,
+        lists: EntryLists | None = None,
     ) -> None:
         native, found = load_native()
         if native is None:
@@ -122,24 +119,22 @@ class NativeBackend:
             raise InvalidInputError(f"kernel {kernel!r} cannot run here, {found!r} can")
         self._widened = False
         # What is packed was packed of what the search was given then: of the same type as now.
-        if vocabulary.dtype == np.float32 and prepared is None:
-            arrays = vocabulary.shards if isinstance(vocabulary, ShardedRows) else [vocabulary]
-            largest = max(map(largest_magnitude, arrays))
-            if not 1 / _SAFE_LARGEST <= largest <= _SAFE_LARGEST:  # products may leave it
-                vocabulary, self._widened = np.asarray(vocabulary, dtype=np.float64), True
+        narrow = vocabulary.dtype == np.float32 and prepared is None
+        if narrow and not products_fit_float32(vocabulary):
+            vocabulary, self._widened = np.asarray(vocabulary, dtype=np.float64), True
         self._vocabulary = vocabulary  # the engine reads it for as long as it lives
         scattered = isinstance(vocabulary, ShardedRows)
         self._where = vocabulary.addresses() if isinstance(vocabulary, ShardedRows) else vocabulary
         self._k = k
         self._threads = threads
         self._prepared = prepared  # and reads these, too
-        self._ids = ids
+        self._lists = lists
         kept = (0, 0) if prepared is None else (prepared.ctypes.data, prepared.size)
         try:
             self._engine = native.make_engine(
                 self._where.ctypes.data, scattered, vocabulary.itemsize, *vocabulary.shape, k,
                 kernel, threads, query_block, capacity, 0, *kept,
-                0 if ids is None else ids.ctypes.data,
+                *_addresses(lists),
             )  # fmt: skip
         except ValueError as error:
             raise InvalidInputError(f"{error}; prepare the search again") from error
@@ -186,8 +181,8 @@ class NativeBackend:
 
         Returns
         -------
-        Lower and upper ends (n, W) of <x, t - m>, m being the mean of the entries; NaN for queries
-        that are zero.
+        Lower and upper ends (n, W) of <x, t - m>, m being the mean of the entries, or of <x, t> of
+        entries in lists; NaN for queries that are zero.
 
         Raises
         ------
@@ -206,12 +201,15 @@ class NativeBackend:
 
     @isolated
     def search(
-        self, queries: npt.NDArray[Any], first_row: int, probes: Probes | None = None
+        self,
+        queries: npt.NDArray[Any],
+        first_row: int,
+        probed: npt.NDArray[np.uint32] | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
         """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim).
 
-        With probes, a query finds the best of the lists that it looks into; the backend was made
-        with ids then.
+        Of a backend with lists, a query looks into those of its row of `probed` (n, each) only,
+        C-contiguous, each once in ascending order.
         """
         if queries.dtype == np.float64:
             queries = checked_rows(queries, "queries", first_row)
@@ -219,10 +217,10 @@ class NativeBackend:
         n = queries.shape[0]
         values = np.empty((n, self._k))
         ids = np.empty((n, self._k), dtype=np.int64)
-        lists = (0, 0, 0, 0) if probes is None else probes.where()
+        where = (0, 0) if probed is None else (probed.ctypes.data, probed.shape[1])
         counters, bad = self._engine.search(
             queries.ctypes.data, queries.itemsize, *queries.shape, self._threads,
-            values.ctypes.data, ids.ctypes.data, *lists,
+            values.ctypes.data, ids.ctypes.data, *where,
         )  # fmt: skip
         if bad:
             raise bad_rows_error(np.asarray(bad) + first_row, "queries")

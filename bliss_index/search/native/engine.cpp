@@ -34,10 +34,10 @@ void with_typed_row(const Rows& rows, std::size_t i, Body body) {
 
 bool never_stop() { return true; }
 
-void require_entries(const Probes& probes, std::size_t k) {
-  std::vector<std::size_t> sizes(probes.lists);
-  for (std::size_t l = 0; l < probes.lists; ++l) sizes[l] = probes.starts[l + 1] - probes.starts[l];
-  const std::size_t each = std::min(probes.each, probes.lists);
+void require_entries(const Lists& lists, std::size_t probed, std::size_t k) {
+  std::vector<std::size_t> sizes(lists.count);
+  for (std::size_t l = 0; l < lists.count; ++l) sizes[l] = lists.starts[l + 1] - lists.starts[l];
+  const std::size_t each = std::min(probed, lists.count);
   std::partial_sort(sizes.begin(), sizes.begin() + each, sizes.end());
   std::size_t entries = 0;
   for (std::size_t i = 0; i < each; ++i) entries += sizes[i];
@@ -110,8 +110,8 @@ void Packed::set_base(char* base) {
 
 Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads,
                Tuning tuning, const std::function<bool()>& idle, const char* prepared,
-               const std::uint32_t* ids)
-    : entries_(entries), ids_(ids), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
+               const Lists* lists)
+    : entries_(entries), lists_(lists ? *lists : Lists{}), kernel_(kernel), layout_(kernel.layout), k_(k), dim_(entries.dim),
       padded_((entries.dim + 15) / 16 * 16), steps_(layout_.steps(entries.dim)),
       panels_((entries.count + layout_.panel - 1) / layout_.panel),
       panel_bytes_(layout_.panel * layout_.depth * steps_), packed_(entries.count, dim_, layout_) {
@@ -132,6 +132,7 @@ Engine::Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t th
     pack(threads, idle);
   }
   inverse_scale_ = std::ldexp(1.0, -int(packed_.facts->exponent));
+  if (prepared) take_lists();
   mean32_.assign(padded_, 0.0f);
   std::copy(packed_.mean, packed_.mean + dim_, mean32_.begin());
   auto centre = std::make_shared<Centre>();
@@ -146,17 +147,18 @@ void Engine::make_rooms(const Tuning& tuning) {
   const std::size_t group = layout_.group;
   // The more candidates a query may have, the fewer queries share out a thread's room.
   const auto room = [&](std::size_t capacity, std::size_t numbers) {
-    const std::size_t stride = capacity + (ids_ ? kPanelsAtOnce : 1) * layout_.panel + 16;
+    const std::size_t stride = capacity + (lists_.count ? kPanelsAtOnce : 1) * layout_.panel + 16;
     return Room{std::max(group, numbers / stride / group * group), capacity, stride, true};
   };
   const bool many = entries_.count >= kManyEntries;
-  const std::size_t usual = ids_ ? kCapacityOfLists : many ? kCapacityForMany : kCapacity;
+  const bool in_lists = lists_.count > 0;
+  const std::size_t usual = in_lists ? kCapacityOfLists : many ? kCapacityForMany : kCapacity;
   const std::size_t capacity = (tuning.capacity ? tuning.capacity : usual) + 8 * k_;
   const std::size_t most = tuning.query_block ? tuning.query_block
-                           : ids_             ? kQueriesOfLists
+                           : in_lists         ? kQueriesOfLists
                                               : kernel_.block;
   const std::size_t all = most * room(capacity, 0).stride;
-  rooms_ = {room(capacity, ids_ ? all : std::min(all, many ? 2 * kNumbers : kNumbers))};
+  rooms_ = {room(capacity, in_lists ? all : std::min(all, many ? 2 * kNumbers : kNumbers))};
   const Room& first = rooms_.front();
   first_trigger_ = std::min(std::max(tuning.first_trigger, 2 * k_), capacity);
   const std::size_t more = std::min(8 * capacity, entries_.count / 2);
@@ -220,6 +222,7 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   double square = 0;
   for (std::size_t i = 0; i < dim_; ++i) square += packed_.mean[i] * packed_.mean[i];
   facts.mean_norm = std::sqrt(square) * (1 + 1e-9);
+  take_lists();
 
   std::vector<AlignedVector<float>> work(threads);
   std::vector<AlignedVector<std::int8_t>> codes(threads);
@@ -235,14 +238,47 @@ void Engine::pack(std::size_t threads, const std::function<bool()>& idle) {
   }
 }
 
+// Scale the centres of the lists as the entries are. What they are decides what is packed, not what
+// is found: one that is not finite in float32 is taken to be zero.
+void Engine::take_lists() {
+  largest_centre_ = packed_.facts->mean_norm;
+  list_centres_.assign(lists_.count * padded_, 0.0f);
+  list_norms_.assign(lists_.count, 0.0f);
+  if (lists_.count) largest_centre_ = 0;
+  for (std::size_t l = 0; l < lists_.count; ++l) {
+    const float* const from = lists_.centres + l * lists_.stride;
+    float* const to = list_centres_.data() + l * padded_;
+    double square = 0;
+    for (std::size_t i = 0; i < dim_; ++i) {
+      to[i] = float(double(from[i]) * inverse_scale_);
+      square += double(to[i]) * double(to[i]);
+    }
+    if (!(square <= 0x1p100)) std::fill_n(to, dim_, 0.0f), square = 0;
+    list_norms_[l] = above(std::sqrt(square));
+    largest_centre_ = std::max(largest_centre_, double(list_norms_[l]));
+  }
+}
+
+std::size_t Engine::list_of(std::size_t row) const {
+  return std::size_t(std::upper_bound(lists_.starts + 1, lists_.starts + lists_.count, row) -
+                     lists_.starts - 1);
+}
+
 void Engine::pack_panel(std::size_t p, float* work, std::int8_t* codes) {
   std::int8_t* const out = packed_.codes + p * panel_bytes_;
   std::memset(out, 0, panel_bytes_);
   const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
+  const double* centre = packed_.mean;
+  std::vector<double> of_list;
+  std::size_t list = lists_.count ? list_of(p * layout_.panel) : 0, taken = lists_.count;
   for (std::size_t id = p * layout_.panel; id < stop; ++id) {
-    const PreparedEntry entry =
-        kernel_.prepare_entry(entries_.row(id), entries_.type, inverse_scale_, packed_.mean,
-                              rotation_, work, codes);
+    if (lists_.count && (list = list_of(id, list)) != taken) {
+      taken = list;
+      of_list.assign(list_centre(list), list_centre(list) + dim_);
+      centre = of_list.data();
+    }
+    const PreparedEntry entry = kernel_.prepare_entry(entries_.row(id), entries_.type,
+                                                      inverse_scale_, centre, rotation_, work, codes);
     const std::size_t lane = id - p * layout_.panel;
     for (std::size_t i = 0; i < dim_; i += layout_.unit)
       std::memcpy(out + layout_.entry_offset(lane, i), codes + i, layout_.unit);
@@ -270,23 +306,28 @@ bool Engine::set_query_centre(const float* vector, std::size_t threads,
     offset += wide[i] * packed_.mean[i];
   }
   centre->square = float(square);
+  std::vector<double> offsets(lists_.count);
+  for (std::size_t l = 0; l < lists_.count; ++l)
+    for (std::size_t i = 0; i < dim_; ++i) offsets[l] += wide[i] * double(list_centre(l)[i]);
   if (square > 1e-12) {
     const bool done = for_each_index(panels_, threads, idle, [&](std::size_t p, std::size_t) {
       const std::size_t stop = std::min(entries_.count, (p + 1) * layout_.panel);
+      std::size_t list = lists_.count ? list_of(p * layout_.panel) : 0;
       for (std::size_t id = p * layout_.panel; id < stop; ++id)
         with_typed_row(entries_, id, [&](const auto* row) {
           double dot = 0;
+          if (lists_.count) list = list_of(id, list);
           if constexpr (sizeof(*row) == 2) dot = kernel_.dot64_f16(wide.data(), row, dim_);
           else if constexpr (sizeof(*row) == 4) dot = kernel_.dot64_f32(wide.data(), row, dim_);
           else dot = kernel_.dot64_f64(wide.data(), row, dim_);
-          centre->bias[id] = float(dot * inverse_scale_ - offset);
+          centre->bias[id] = float(dot * inverse_scale_ - (lists_.count ? offsets[list] : offset));
         });
     });
     if (!done) return false;
     for (float b : centre->bias) centre->largest_bias = std::max(centre->largest_bias, std::fabs(b));
     // Rounding of the float64 sums, which is far below that of storing them in float32.
     centre->largest_bias = above(centre->largest_bias + 1e-3 * std::sqrt(square) *
-                                                            (double(packed_.facts->largest.norm) + packed_.facts->mean_norm));
+                                                            (double(packed_.facts->largest.norm) + largest_centre_));
   } else {
     centre->square = 0;
   }
@@ -330,7 +371,7 @@ void Engine::give_back(Workspaces& workspaces, std::size_t most) {
 bool Engine::search(const Rows& queries, const Probes* probes, std::size_t threads,
                     const std::function<bool()>& idle, double* values, std::int64_t* ids,
                     Counts& counts, std::vector<std::int64_t>& bad) {
-  if (probes) require_entries(*probes, k_);
+  if (probes) require_entries(lists_, probes->each, k_);
   const std::shared_ptr<const Centre> centre = std::atomic_load(&centre_);
   Workspaces workspaces(threads);
   bool done = search_blocks(rooms_.front(), *centre, queries, probes, nullptr, idle, workspaces,
@@ -390,7 +431,7 @@ bool Engine::search_again(const Centre& centre, const Rows& queries, const Probe
       if (probes)
         std::copy_n(probes->of(left[first + i].row), probes->each, probed.begin() + i * probes->each);
     }
-    const Probes others = probes ? probes->of_others(probed.data()) : Probes{};
+    const Probes others{probed.data(), probes ? probes->each : 0};
     if (!search_blocks(rooms_.back(), centre, {rows.data(), queries.type, count, queries.dim},
                        probes ? &others : nullptr, thresholds.data(), idle, workspaces, found_values.data(), found_ids.data()))
       return false;
@@ -431,7 +472,8 @@ double Engine::kernel_seconds(std::size_t count, std::size_t threads) {
 }
 
 std::size_t Engine::memory_bytes(std::size_t threads) const {
-  const std::size_t packed = packed_.bytes + panels_ * layout_.panel * sizeof(float);  // the bias
+  const std::size_t packed = packed_.bytes + panels_ * layout_.panel * sizeof(float) +  // the bias
+                             list_centres_.size() * sizeof(float);
   const std::size_t per_query = steps_ * layout_.depth + 192;
   const std::size_t pairs = most_pairs() * (2 * sizeof(Pair) + sizeof(Candidate));
   // A row searched in full keeps a candidate per entry; one searched again is copied before.

@@ -65,6 +65,7 @@ struct Room {
 struct Packed {
   // Another number for every change of what kernels pack, so that nothing else is taken for it.
   static constexpr int kVersion = 1;
+  static constexpr int kListsVersion = 2;  // of entries in lists
   struct Facts {
     std::int64_t exponent;  // entries times 2^-exponent have magnitudes of at most 1
     double mean_norm;
@@ -88,15 +89,21 @@ struct Packed {
   std::size_t offsets_[9];
 };
 
-// Entries that lie near each other are a list: the rows starts[l] to starts[l + 1] - 1. A query looks
-// into some of the lists only, `each` of them, numbered in ascending order.
+// Entries that lie near each other are a list: the rows starts[l] to starts[l + 1] - 1. They are
+// packed as what they differ from their list's centre, which is less than from the mean of all.
+struct Lists {
+  std::size_t count;
+  const std::uint32_t* starts;  // count + 1
+  const std::uint32_t* ids;     // what the rows are called in results
+  const float* centres;         // a row of `stride` floats each, of which the first dim are used
+  std::size_t stride;
+};
+
+// A query looks into some of the lists only, `each` of them, numbered in ascending order.
 struct Probes {
-  const std::uint32_t* starts;
-  std::size_t lists;
   const std::uint32_t* probed;  // (queries x each)
   std::size_t each;
   const std::uint32_t* of(std::size_t query) const { return probed + query * each; }
-  Probes of_others(const std::uint32_t* others) const { return {starts, lists, others, each}; }
 };
 
 // A query that had too little room, and a lower end that k entries reach.
@@ -113,11 +120,11 @@ class Engine {
   // Numbers: finite; float32 within [2^-60, 2^60] at the largest.
   // `prepared`, where there is one, is what packed() of an engine of these entries and this kernel
   // held; it starts at a cache line and outlives the engine, too.
-  // `ids`, where there are any, are what the entries are called in results; they outlive it as well.
-  // They make an engine for queries that look into lists.
+  // `lists`, where there are any, make an engine for queries that look into some of these; their
+  // numbers and ids outlive it as well, their centres are copied.
   Engine(Rows entries, std::size_t k, const Kernel& kernel, std::size_t threads, Tuning tuning,
          const std::function<bool()>& idle, const char* prepared = nullptr,
-         const std::uint32_t* ids = nullptr);
+         const Lists* lists = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -128,14 +135,15 @@ class Engine {
                         const std::function<bool()>& idle);
 
   // Fill values and ids (count x k). Rows with NaN or infinity are appended to `bad` instead.
-  // With probes, a query finds the best of the lists that it looks into; any of them together have
-  // k entries, or std::invalid_argument is thrown.
+  // Of entries in lists, a query finds the best of those that it looks into; any such lists together
+  // have k entries, or std::invalid_argument is thrown.
   bool search(const Rows& queries, const Probes* probes, std::size_t threads,
               const std::function<bool()>& idle, double* values, std::int64_t* ids, Counts& counts,
               std::vector<std::int64_t>& bad);
 
   // Fill lower and upper (count x entries): the interval that the integer pass gives every pair, of
-  // <x, t - mean of the entries>. False if the engine has not the capacity for all entries.
+  // <x, t - mean of the entries>, or of <x, t> of entries in lists. False if the engine has not the
+  // capacity for all entries.
   bool intervals(const Rows& queries, double* lower, double* upper);
 
   // Seconds that the integer kernel alone takes for `count` queries, with a test nothing passes.
@@ -169,7 +177,17 @@ class Engine {
   bool search_again(const Centre& centre, const Rows& queries, const Probes* probes,
                     std::vector<Unsettled>& left, const std::function<bool()>& idle,
                     Workspaces& workspaces, double* values, std::int64_t* ids);
-  std::uint32_t id_of(std::size_t row) const { return ids_ ? ids_[row] : std::uint32_t(row); }
+  std::uint32_t id_of(std::size_t row) const {
+    return lists_.count ? lists_.ids[row] : std::uint32_t(row);
+  }
+  // The list that a row is of, where all before `from` are of earlier ones.
+  std::size_t list_of(std::size_t row, std::size_t from) const {
+    while (lists_.starts[from + 1] <= row) ++from;
+    return from;
+  }
+  std::size_t list_of(std::size_t row) const;
+  void take_lists();
+  const float* list_centre(std::size_t list) const { return list_centres_.data() + list * padded_; }
   void set_rotation();
   // Largest magnitude of so many entries, and the sum of each coordinate.
   void measure(std::size_t first, std::size_t count, double* largest, double* sums) const;
@@ -184,7 +202,7 @@ class Engine {
   const std::int8_t* codes_of(std::size_t panel) const { return packed_.codes + panel * panel_bytes_; }
 
   Rows entries_;
-  const std::uint32_t* ids_;
+  Lists lists_{};
   const Kernel& kernel_;
   const Layout layout_;
   std::size_t k_, dim_;
@@ -197,6 +215,9 @@ class Engine {
   LargeArray<char> storage_;  // of what is packed; none where it was prepared before
   double inverse_scale_ = 1;  // 2^-exponent
   AlignedVector<float> mean32_;
+  AlignedVector<float> list_centres_;  // scaled as the entries are, padded
+  std::vector<float> list_norms_;      // of these, from above
+  double largest_centre_ = 0;          // what was taken away from entries, from above
   AlignedVector<float> signs_;
   Rotation rotation_{};
   std::shared_ptr<const Centre> centre_;

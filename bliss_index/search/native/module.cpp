@@ -56,7 +56,8 @@ bliss::Engine* make_engine(std::uintptr_t address, bool scattered, int bytes, st
                            std::size_t dim, std::size_t k, const std::string& kernel, std::size_t threads,
                            std::size_t query_block, std::size_t capacity,
                            std::size_t first_trigger, std::uintptr_t prepared,
-                           std::size_t prepared_bytes, std::uintptr_t ids) {
+                           std::size_t prepared_bytes, std::size_t lists, std::uintptr_t starts,
+                           std::uintptr_t ids, std::uintptr_t centres, std::size_t centre_stride) {
   const bliss::Kernel* found = bliss::find_kernel(kernel.c_str());
   if (!found) throw nb::value_error("this processor lacks what the kernel needs");
   if (prepared && (prepared % 64 || prepared_bytes != bliss::Packed(count, dim, found->layout).bytes))
@@ -65,12 +66,14 @@ bliss::Engine* make_engine(std::uintptr_t address, bool scattered, int bytes, st
   if (query_block) tuning.query_block = query_block;
   if (capacity) tuning.capacity = capacity;
   if (first_trigger) tuning.first_trigger = first_trigger;
+  const bliss::Lists in{lists, at<const std::uint32_t>(starts), at<const std::uint32_t>(ids),
+                        at<const float>(centres), centre_stride};
   std::unique_ptr<bliss::Engine> engine;
   run_interruptible([&](const std::function<bool()>& idle) {
     try {
       engine = std::make_unique<bliss::Engine>(rows_at(address, bytes, count, dim, scattered), k,
                                                *found, threads, tuning, idle, at<const char>(prepared),
-                                               at<const std::uint32_t>(ids));
+                                               lists ? &in : nullptr);
     } catch (const bliss::Interrupted&) {
       return false;
     }
@@ -83,13 +86,13 @@ using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::ui
 
 std::tuple<Counters, std::vector<std::int64_t>> search(
     bliss::Engine& engine, std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
-    std::size_t threads, std::uintptr_t values, std::uintptr_t ids, std::uintptr_t starts,
-    std::size_t lists, std::uintptr_t probed, std::size_t each) {
+    std::size_t threads, std::uintptr_t values, std::uintptr_t ids, std::uintptr_t probed,
+    std::size_t each) {
   bliss::Counts counts;
   std::vector<std::int64_t> bad;
-  const bliss::Probes probes{at<const std::uint32_t>(starts), lists, at<const std::uint32_t>(probed), each};
+  const bliss::Probes probes{at<const std::uint32_t>(probed), each};
   run_interruptible([&](const std::function<bool()>& idle) {
-    return engine.search(rows_at(address, bytes, count, dim), starts ? &probes : nullptr, threads,
+    return engine.search(rows_at(address, bytes, count, dim), probed ? &probes : nullptr, threads,
                          idle, at<double>(values), at<std::int64_t>(ids), counts, bad);
   });
   return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows, counts.second_rows}, bad};
@@ -153,6 +156,7 @@ NB_MODULE(_native, m) {
     return found ? bliss::Packed(count, dim, found->layout).bytes : 0;
   }, "Bytes that a kernel packs of so many entries; 0 where it cannot run here.");
   m.attr("packed_version") = bliss::Packed::kVersion;
+  m.attr("packed_lists_version") = bliss::Packed::kListsVersion;
   m.def("kernel_names", [] {
     std::vector<std::string> names;
     for (const bliss::Kernel* kernel : bliss::usable_kernels()) names.push_back(kernel->name);

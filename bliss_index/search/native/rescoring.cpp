@@ -116,10 +116,9 @@ std::size_t Workspace::pairs_left(std::size_t from, std::size_t to, Pair* pairs)
       least = std::min(least, found_[i].value - found_[i].error);
     least *= query.scale;
     least_[slot] = least;
-    // What centring took away is the same for all entries: <query, mean of the entries>.
-    const double reach = least - query.shift -
-                         (error32_ + 3 * double(kUnit32)) * query.norm * engine_.packed_.facts->mean_norm -
-                         std::fabs(least) * 1e-15 - 0x1p-90;
+    // What centring took away is the same for all entries: <query, mean of the entries>. Of entries in
+    // lists it was added again.
+    const double reach = least - query.shift - query.shift_error - std::fabs(least) * 1e-15 - 0x1p-90;
     const std::uint32_t* const ids = ids_ + slot * block_.stride;
     const float* const upper = upper_ + slot * block_.stride;
     std::size_t place = start + k;
@@ -225,7 +224,7 @@ void Workspace::search_all(const Rows& queries, std::size_t slot) {
   if (probes_)
     for (std::size_t i = 0; i < probes_->each; ++i) {
       const std::uint32_t list = probes_->of(first_ + slot)[i];
-      add(probes_->starts[list], probes_->starts[list + 1]);
+      add(engine_.lists_.starts[list], engine_.lists_.starts[list + 1]);
     }
   else
     add(0, entries.count);

@@ -38,7 +38,7 @@ Workspace::Workspace(const Engine& engine)
       found_(make_large_array<Candidate>(engine.most_pairs())),
       places_(engine.most_grouped() + 1) {
   codes_ = aligned(code_storage_.data());
-  if (engine.ids_) make_gathered();
+  if (engine.lists_.count) make_gathered();
   block_.codes = codes_;
   block_.step = step_.data();
   block_.alpha = alpha_.data();
@@ -72,10 +72,6 @@ void Workspace::search(const Room& room, const Engine::Centre& centre, const Row
                        const Probes* probes, const float* thresholds, std::size_t first,
                        std::size_t last, double* values, std::int64_t* ids) {
   probes_ = probes;
-  first_ = first;
-  rounded_ = queries.type == Type::float64;
-  error32_ = (dot32_roundings(engine_.kernel_, engine_.dim_) + (rounded_ ? 1.01 : 0.0)) *
-             double(kUnit32) * 1.001;
   enter(room);
   begin(centre, queries, thresholds, first, last);
   if (probes) scan_lists(centre, last - first);
@@ -99,6 +95,11 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const f
                       std::size_t first, std::size_t last) {
   const Layout& layout = engine_.layout_;
   const std::size_t width = layout.depth * engine_.steps_;
+  searched_ = queries;
+  first_ = first;
+  rounded_ = queries.type == Type::float64;
+  error32_ = (dot32_roundings(engine_.kernel_, engine_.dim_) + (rounded_ ? 1.01 : 0.0)) *
+             double(kUnit32) * 1.001;
   block_.count = (last - first + layout.group - 1) / layout.group * layout.group;
   for (std::size_t slot = 0; slot < block_.count; ++slot) {
     Query& query = queries_[slot];
@@ -107,7 +108,7 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const f
     trigger_[slot] = std::uint32_t(engine_.first_trigger_);
     threshold_[slot] = kInfinity;  // nothing passes, unless it is set below
     step_[slot] = alpha_[slot] = per_norm_[slot] = per_residual_[slot] = slack_[slot] = 0;
-    query = {State::zero, 0, 0, 0, 0, 0, -kInfinity};
+    query = {State::zero, 0, 0, 0, 0, 0, 0, -kInfinity};
     if (row >= last) continue;
     const float* x;
     if (row + 2 < last) prefetch(queries, row + 2, kRow);
@@ -126,7 +127,10 @@ void Workspace::begin(const Engine::Centre& centre, const Rows& queries, const f
     if (probes_) std::memcpy(codes_ + slot * width, code_.data(), std::min(width, engine_.padded_));
     else lay_out(codes_, slot, code_.data());
     query.norm = prepared.norm;
-    query.shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
+    if (!engine_.lists_.count) {
+      query.shift = engine_.kernel_.dot32_f32(x, engine_.mean32_.data(), engine_.dim_);
+      query.shift_error = (error32_ + 3 * double(kUnit32)) * query.norm * engine_.packed_.facts->mean_norm;
+    }
     const int power = query.exponent + int(engine_.packed_.facts->exponent);
     query.scale = std::ldexp(1.0, -power);
     query.error64 = double(engine_.dim_ + 2) * 0x1p-53 * (1 + 1e-5) * query.norm * std::ldexp(1.0, power);
@@ -177,6 +181,8 @@ void Workspace::make_gathered() {
   g.code_storage.resize(most * layout.depth * engine_.steps_ + 63);
   g.codes = aligned(g.code_storage.data());
   g.numbers.resize(6 * most);
+  g.shift.resize(most);
+  g.margin.resize(most);
   g.counts.resize(3 * most + 1);
   g.rows.resize(3 * most * stride);
   float* const numbers = g.numbers.data();
@@ -192,7 +198,8 @@ void Workspace::make_gathered() {
 // Every list is multiplied with the queries that look into it.
 void Workspace::scan_lists(const Engine::Centre& centre, std::size_t count) {
   Gathered& g = gathered_;
-  g.starts.assign(probes_->lists + 1, 0);
+  const std::size_t lists = engine_.lists_.count;
+  g.starts.assign(lists + 1, 0);
   const auto for_each_probe = [&](auto body) {
     for (std::size_t slot = count; slot-- > 0;)
       if (queries_[slot].state == State::searched)
@@ -206,7 +213,7 @@ void Workspace::scan_lists(const Engine::Centre& centre, std::size_t count) {
     g.slots[--g.starts[list]] = std::uint32_t(slot);
   });
   engine_.kernel_.enter();
-  for (std::size_t list = 0; list < probes_->lists; ++list)
+  for (std::size_t list = 0; list < lists; ++list)
     for (std::size_t at = g.starts[list]; at < g.starts[list + 1]; at += kGathered)
       scan_list(centre, list, g.slots.data() + at,
                 std::min<std::size_t>(kGathered, g.starts[list + 1] - at));
@@ -215,19 +222,33 @@ void Workspace::scan_lists(const Engine::Centre& centre, std::size_t count) {
 
 void Workspace::scan_list(const Engine::Centre& centre, std::size_t list,
                           const std::uint32_t* slots, std::size_t count) {
-  const std::uint32_t begin = probes_->starts[list], end = probes_->starts[list + 1];
+  const std::uint32_t begin = engine_.lists_.starts[list], end = engine_.lists_.starts[list + 1];
   if (begin == end) return;
   const std::size_t panel = engine_.layout_.panel, stop = (end - 1) / panel + 1;
-  gather(slots, count);
+  gather(list, slots, count);
   for (std::size_t p = begin / panel, at = 1; p < stop; ++p, ++at) {
     gathered_.block.due_count = 0;
     engine_.kernel_.score(engine_.panel(p, p + 1 < engine_.panels_ ? p + 1 : p, centre),
                           gathered_.block, engine_.steps_);
-    if (at % kPanelsAtOnce == 0 || p + 1 == stop) scatter(slots, count, begin, end);
+    // The first two give a query that has found nothing yet its first threshold.
+    if ((at + kPanelsAtOnce - 2) % kPanelsAtOnce == 0 || p + 1 == stop)
+      scatter(slots, count, begin, end);
   }
 }
 
-void Workspace::gather(const std::uint32_t* slots, std::size_t count) {
+// In float32, of a query as it was scaled.
+float Workspace::product_with(const float* centre, std::size_t slot) {
+  const void* const row = searched_.row(first_ + slot);
+  if (searched_.type == Type::float16)
+    return engine_.kernel_.dot32_f16(centre, static_cast<const std::uint16_t*>(row), engine_.dim_);
+  const float* x = static_cast<const float*>(row);
+  int exponent = 0;
+  if (searched_.type == Type::float64 || queries_[slot].exponent)
+    engine_.kernel_.load(row, searched_.type, searched_.dim, x32_.data(), &exponent, &x);
+  return engine_.kernel_.dot32_f32(x, centre, engine_.dim_);
+}
+
+void Workspace::gather(std::size_t list, const std::uint32_t* slots, std::size_t count) {
   const Layout& layout = engine_.layout_;
   const std::size_t width = layout.depth * engine_.steps_;
   Block& block = gathered_.block;
@@ -239,8 +260,12 @@ void Workspace::gather(const std::uint32_t* slots, std::size_t count) {
     numbers[2 * most + i] = kInfinity;  // the threshold: nothing passes, unless it is set below
     if (i >= count) continue;
     const std::size_t slot = slots[i];
+    // Beside the product's error, roundings of what is added to it.
+    gathered_.shift[i] = product_with(engine_.list_centre(list), slot);
+    gathered_.margin[i] = float((error32_ + 16 * double(kUnit32)) * queries_[slot].norm *
+                                double(engine_.list_norms_[list])) + slack_[slot];
     lay_out(gathered_.codes, i, codes_ + slot * width);
-    const float from[] = {step_[slot], alpha_[slot], threshold_[slot],
+    const float from[] = {step_[slot], alpha_[slot], gathered_.threshold(i, threshold_[slot]),
                           per_norm_[slot], per_residual_[slot], slack_[slot]};
     for (std::size_t j = 0; j < 6; ++j) numbers[j * most + i] = from[j];
   }
@@ -251,29 +276,34 @@ void Workspace::scatter(const std::uint32_t* slots, std::size_t count, std::uint
   const Block& block = gathered_.block;
   for (std::size_t i = 0; i < count; ++i) {
     const std::size_t slot = slots[i], from = i * block.stride, to = slot * block_.stride;
+    const float shift = gathered_.shift[i], margin = gathered_.margin[i];
     std::uint32_t kept = candidates_[slot];
     for (std::size_t j = from; j < from + block.candidates[i]; ++j) {
       ids_[to + kept] = block.ids[j];
-      lower_[to + kept] = block.lower[j];
-      upper_[to + kept] = block.upper[j];
+      lower_[to + kept] = block.lower[j] + (shift - margin);
+      upper_[to + kept] = block.upper[j] + (shift + margin);
       kept += block.ids[j] >= begin && block.ids[j] < end;  // a panel may have others' entries
     }
     block.candidates[i] = 0;
     const bool due = kept >= trigger_[slot] && candidates_[slot] != kept;
     candidates_[slot] = kept;
     if (due) select(slot);
-    const_cast<float*>(block.threshold)[i] = threshold_[slot];
+    const_cast<float*>(block.threshold)[i] = gathered_.threshold(i, threshold_[slot]);
   }
 }
 
 void Workspace::intervals(const Room& room, const Engine::Centre& centre, const Rows& queries,
                           std::size_t first, std::size_t last, double* lower, double* upper) {
-  rounded_ = queries.type == Type::float64;
-  probes_ = nullptr;
+  const std::size_t lists = engine_.lists_.count;
+  std::vector<std::uint32_t> every(last * lists);
+  for (std::size_t i = 0; i < every.size(); ++i) every[i] = std::uint32_t(i % lists);
+  const Probes all{every.data(), lists};
+  probes_ = lists ? &all : nullptr;
   enter(room);
   begin(centre, queries, nullptr, first, last);
   std::fill(trigger_.begin(), trigger_.end(), ~std::uint32_t(0));  // nothing is ever dropped
-  scan(centre);
+  if (probes_) scan_lists(centre, last - first);
+  else scan(centre);
   for (std::size_t slot = 0; slot < last - first; ++slot) {
     const double unit = queries_[slot].scale > 0 ? 1 / queries_[slot].scale : 0;
     for (std::size_t at = slot * block_.stride, i = 0; i < candidates_[slot]; ++i, ++at) {

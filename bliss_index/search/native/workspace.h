@@ -37,7 +37,8 @@ class Workspace {
               const Probes* probes, const float* thresholds, std::size_t first, std::size_t last, double* values,
               std::int64_t* ids);
   // The intervals of all pairs with the queries first .. last - 1, (last - first) x entries; they
-  // hold <x, t - mean of the entries>. Of queries without a direction nothing is written.
+  // hold <x, t - mean of the entries>, or <x, t> of entries in lists. Of queries without a direction
+  // nothing is written.
   void intervals(const Room& room, const Engine::Centre& centre, const Rows& queries,
                  std::size_t first, std::size_t last, double* lower, double* upper);
   void score_only(const Room& room, const Engine::Centre& centre);
@@ -50,7 +51,8 @@ class Workspace {
     State state;
     int exponent;
     double norm;      // |query| * 2^-exponent, from above
-    double shift;     // <query * 2^-exponent, mean of the entries>, in float32
+    double shift;     // what is missing in the ends: <query * 2^-exponent, mean>, in float32
+    double shift_error;
     double scale;     // of a product of scaled vectors, over that of the vectors as given
     double error64;   // of a float64 product of the vectors as given, per scaled |entry|
     float threshold;  // k-th best lower end so far, without the test's margin
@@ -66,7 +68,8 @@ class Workspace {
   void scan_list(const Engine::Centre& centre, std::size_t list, const std::uint32_t* slots,
                  std::size_t count);
   // Bring the codes and numbers of some queries together; candidates found of them go to their rows.
-  void gather(const std::uint32_t* slots, std::size_t count);
+  void gather(std::size_t list, const std::uint32_t* slots, std::size_t count);
+  float product_with(const float* centre, std::size_t slot);
   void scatter(const std::uint32_t* slots, std::size_t count, std::uint32_t begin, std::uint32_t end);
   void select(std::size_t slot);
   void overflow(std::size_t slot);
@@ -89,14 +92,18 @@ class Workspace {
     std::vector<std::uint8_t> code_storage;
     std::uint8_t* codes = nullptr;
     AlignedVector<float> numbers;
+    std::vector<float> shift, margin;  // <query, centre of the list>, and what that may be wrong by
     std::vector<std::uint32_t> counts, rows;
     Block block{};
     std::vector<std::uint32_t> slots, starts;  // of the queries of each list
+    // What a score must reach without the shift, with room for what is wrong and the roundings here.
+    float threshold(std::size_t i, float whole) const { return whole - (shift[i] + 2 * margin[i]); }
   };
 
   const Engine& engine_;
   const Room* room_;
   const Probes* probes_ = nullptr;
+  Rows searched_{};        // all queries, where they look into lists
   std::size_t first_ = 0;  // the first query of the block
   Gathered gathered_;
   Block block_{};
