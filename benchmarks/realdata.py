@@ -123,6 +123,13 @@ def near_texts(count: int, seed: int) -> np.ndarray:
     return rows
 
 
+def real_images() -> np.ndarray:
+    """Unit embeddings of Caltech101 and ImageNet."""
+    folder = Path(os.environ["BLISS_INDEX_REALDATA"])
+    files = sorted(folder.glob("img_*.npz"))
+    return np.concatenate([unit(np.load(file)["embeddings"]) for file in files])
+
+
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows divided by their norm, float32."""
     wide = rows.astype(np.float64)

@@ -23,7 +23,7 @@ from typing import Any
 import faiss
 import numpy as np
 from machine import describe_machine, write_result
-from realdata import RealData, near_texts, unit
+from realdata import RealData, near_texts, real_images
 
 from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.calibration import calibrate
@@ -166,13 +166,6 @@ def ivf_sq8(entries: np.ndarray) -> faiss.IndexIVFScalarQuantizer:
     for start in range(0, size, 65_536):
         index.add(entries[start : start + 65_536].astype(np.float32))
     return index
-
-
-def real_images() -> np.ndarray:
-    """Unit embeddings of Caltech101 and ImageNet."""
-    folder = Path(os.environ["BLISS_INDEX_REALDATA"])
-    files = sorted(folder.glob("img_*.npz"))
-    return np.concatenate([unit(np.load(file)["embeddings"]) for file in files])
 
 
 def aurocs(given: argparse.Namespace) -> dict[str, Any]:

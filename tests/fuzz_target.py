@@ -34,7 +34,7 @@ from bliss_index.scoring.normal_scores import NormalScores, ScoreIdentity
 from bliss_index.search.index import index_records
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore, verify_store
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.sources import open_source
 
 
@@ -52,7 +52,7 @@ def read_scores(path: Path) -> None:
 
 
 def read_source(path: Path) -> None:
-    for part in open_source(path).parts:
+    for part in open_source(path).readers:
         for batch in part.batches():
             batch.embeddings.sum()
 
@@ -172,7 +172,7 @@ def reader_of(target: str, path: Path):
 
         def read_layout(location: Path) -> None:
             columns = ColumnNames(dtype=of_bytes)
-            for part in open_source(location, columns=columns).parts:
+            for part in open_source(location, columns=columns).readers:
                 for batch in part.batches():
                     batch.embeddings.sum()
                     batch.checked(part.dtype)

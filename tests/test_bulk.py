@@ -36,7 +36,7 @@ from bliss_index.scoring.score_memory import plan_memory
 from bliss_index.search import ExactSearch
 from bliss_index.storage import open_directory
 from bliss_index.store import EmbeddingStore
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 
 class Notes(JobListener):

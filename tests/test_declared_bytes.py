@@ -16,7 +16,7 @@ from layouts import Rows
 from bliss_index.errors import InvalidInputError
 from bliss_index.store import EmbeddingStore
 from bliss_index.store.formats.declared_bytes import require_declared
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.sources import open_source
 
 X = Rows.of(6).matrix
@@ -141,7 +141,7 @@ def test_a_wrong_declaration_is_refused_by_every_layout(tmp_path, monkeypatch, w
         "float32 they are 16 values .*declare --embedding-dtype float32, or",
     ):
         open_source(name, columns=ColumnNames(dtype="float16"))
-    (part,) = open_source(name, columns=ColumnNames(dtype="float32")).parts
+    (part,) = open_source(name, columns=ColumnNames(dtype="float32")).readers
     np.testing.assert_array_equal(next(part.batches()).embeddings[1:], matrix)
 
 
@@ -161,7 +161,7 @@ def test_the_line_that_writes_bytes_as_numbers(tmp_path, monkeypatch, stored, de
         open_source("old.parquet", columns=ColumnNames("v", dtype=declared))
     (line,) = re.findall("write lists of numbers: (.*)$", str(caught.value))
     exec(line, {"old": "old.parquet", "new": "new.parquet"})
-    (part,) = open_source("new.parquet", columns=ColumnNames("v")).parts
+    (part,) = open_source("new.parquet", columns=ColumnNames("v")).readers
     np.testing.assert_array_equal(next(part.batches()).embeddings, meant)
 
 

@@ -15,7 +15,7 @@ from bliss_index.errors import InvalidInputError, JobError
 from bliss_index.jobs.listener import JobListener, RowsListener
 from bliss_index.store import EmbeddingStore, ModelIdentity, verify_store
 from bliss_index.store.import_work import import_embeddings
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.sources import open_source
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
@@ -94,14 +94,14 @@ def test_every_layout_gives_the_same_rows(tmp_path, rows, layout):
 def test_clip_retrieval_carries_its_columns(tmp_path, rows):
     location = write_layout(tmp_path / "in", "clip-retrieval", rows)
     _, store = bring(location, tmp_path / "s")
-    part = open_source(location).parts[1]
+    part = open_source(location).readers[1]
     assert next(part.batches()).keys[0] == "image30.jpg"
     assert store.shard(1).metadata().column("caption").to_pylist()[0] == "a image30.jpg"
 
 
 def test_an_array_stored_column_by_column(tmp_path, rows):
     np.save(tmp_path / "e.npy", np.asfortranarray(rows))
-    part = open_source(tmp_path / "e.npy").parts[0]
+    part = open_source(tmp_path / "e.npy").readers[0]
     np.testing.assert_array_equal(
         np.concatenate([batch.embeddings for batch in part.batches(rows=7)]), rows
     )

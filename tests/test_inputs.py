@@ -23,7 +23,7 @@ from bliss_index.store import keys as keys_module
 from bliss_index.store.formats import npy, tables
 from bliss_index.store.import_work import import_embeddings
 from bliss_index.store.keys import repeated_keys
-from bliss_index.store.source_part import ContentHash
+from bliss_index.store.source_reader import ContentHash
 from bliss_index.store.sources import open_source
 
 ROWS = 300
@@ -135,10 +135,10 @@ def test_no_rows_and_one(job, rows, tmp_path, layout, count):
 
 def test_boundaries_depend_on_the_file_alone(rows, tmp_path):
     """By rows and by bytes, carried columns too."""
-    (part,) = open_source(write(tmp_path / "a", "npy", rows)).parts
+    (part,) = open_source(write(tmp_path / "a", "npy", rows)).readers
     assert part.cuts(128, 1 << 30) == [0, 128, 256, 300]
     assert part.cuts(1000, 100 * DIM * 2) == [0, 100, 200, 300]
-    (part,) = open_source(write(tmp_path / "b", "parquet", rows)).parts
+    (part,) = open_source(write(tmp_path / "b", "parquet", rows)).readers
     cuts = part.cuts(70, 1 << 30)
     assert cuts[:3] == [0, 66, 132]
     assert cuts[-1] == ROWS
@@ -146,7 +146,7 @@ def test_boundaries_depend_on_the_file_alone(rows, tmp_path):
     large = [np.random.default_rng(i).bytes(5000) for i in range(ROWS)]
     table = pa.table({"embedding": vectors(rows), "key": keys, "picture": large})
     pq.write_table(table, tmp_path / "large.parquet")
-    (part,) = open_source(tmp_path / "large.parquet").parts
+    (part,) = open_source(tmp_path / "large.parquet").readers
     assert len(part.cuts(1000, 200_000)) == 1 + -(-part.held() // 200_000)
     assert part.cuts(1000, 200_000, carried=False) == [0, ROWS]
 
@@ -155,7 +155,7 @@ def test_a_compressed_file_is_read_once_whatever_the_parts(rows, tmp_path, monke
     names = {"npz deflated": "ArrayStream", "parquet of one group": "_BatchStream"}
     for layout, name in names.items():
         module = npy if layout.startswith("npz") else tables
-        (part,) = open_source(write(tmp_path / layout, layout, rows)).parts
+        (part,) = open_source(write(tmp_path / layout, layout, rows)).readers
         begun = []
         made = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, of=made, to=begun: to.append(a) or of(*a))
@@ -171,7 +171,7 @@ def test_a_compressed_file_is_read_once_whatever_the_parts(rows, tmp_path, monke
 def test_a_file_that_is_replaced_between_its_parts(rows, tmp_path):
     """What is still open of the old one is not read on."""
     location = write(tmp_path / "in", "npz deflated", rows)
-    (part,) = open_source(location).parts
+    (part,) = open_source(location).readers
     list(part.batches(count=100))
     (tmp_path / "in" / "e.npz").rename(tmp_path / "old.npz")
     write(tmp_path / "in", "npz deflated", -rows)
@@ -321,7 +321,7 @@ def test_what_the_input_holds_is_in_the_plan(job, tmp_path, rows):
     location = write(tmp_path / "in", "parquet of one group", np.tile(rows, (300, 1)))
     work = ScoreWork(str(location), job.settings())
     group = work.memory(1, 1 << 40).pieces["source"]
-    assert group == open_source(location).parts[0].groups.own[0] > 1 << 20
+    assert group == open_source(location).readers[0].groups.own[0] > 1 << 20
     pieces = work.memory(1, 1 << 40).pieces
     fixed = BASE_BYTES + sum(size for name, size in pieces.items() if "batches" not in name)
     with pytest.raises(JobError, match=r"need at least .* the budget is .*; raise --memory"):

@@ -30,7 +30,7 @@ from bliss_index.scoring import run_job
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.formats import tables, tar
 from bliss_index.store.import_work import import_embeddings
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.sources import LAYOUTS, open_source
 
 MODEL = ModelIdentity("ViT-B-32", "openai")
@@ -121,7 +121,7 @@ def test_two_files_of_a_layout_in_a_folder(tmp_path, layout):
     for number, rows in enumerate(parts):
         written(layout, rows, tmp_path / "in" / f"{number}")
     source = open_source(tmp_path / "in", columns=columns_of(layout))
-    found = [batch.embeddings for part in source.parts for batch in part.batches()]
+    found = [batch.embeddings for part in source.readers for batch in part.batches()]
     np.testing.assert_array_equal(
         np.concatenate(found), np.concatenate([rows.matrix for rows in parts])
     )
@@ -247,7 +247,7 @@ def test_what_is_refused_is_named(tmp_path, capfd, case):
     name, content, columns, message = REFUSED[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InvalidInputError, match=message) as caught:
-        for part in open_source(tmp_path / name, columns=ColumnNames(**columns)).parts:
+        for part in open_source(tmp_path / name, columns=ColumnNames(**columns)).readers:
             list(part.batches())
     assert name in str(caught.value)
     assert "ran a program" not in capfd.readouterr().out
@@ -283,7 +283,7 @@ READ = {
 def test_what_is_read(tmp_path, case):
     name, content, columns, expected = READ[case]
     (tmp_path / name).write_bytes(content)
-    (part,) = open_source(tmp_path / name, columns=ColumnNames(**columns)).parts
+    (part,) = open_source(tmp_path / name, columns=ColumnNames(**columns)).readers
     for start in (0, 3):
         (batch,) = part.batches(start=start)
         wanted = torch.as_tensor(expected).detach().float().numpy()
@@ -310,7 +310,7 @@ def test_arrow_files_of_odd_columns(tmp_path):
         assert table_of(store)["caption"] == ["a", "b", "c", "a", "d", "e"]
     views = pa.array([*X[:5].tolist(), None], pa.list_view(pa.float32()))
     (tmp_path / "v.arrow").write_bytes(stream_of(table.set_column(3, "embedding", views)))
-    (part,) = open_source(tmp_path / "v.arrow").parts
+    (part,) = open_source(tmp_path / "v.arrow").readers
     (batch,) = part.batches()
     np.testing.assert_array_equal(batch.embeddings[:5], X[:5])
     assert batch.errors == {5: ("missing_embedding", "the embedding is null")}
@@ -393,7 +393,7 @@ def test_arrays_in_tars(tmp_path, case):
 def test_tars_without_arrays_that_are_readable(tmp_path, members, message):
     tar_of(tmp_path / "e.tar", members)
     with pytest.raises(InvalidInputError, match=message):
-        for part in open_source(tmp_path / "e.tar").parts:
+        for part in open_source(tmp_path / "e.tar").readers:
             list(part.batches())
 
 
@@ -401,13 +401,13 @@ def test_a_tar_is_read_from_the_group_that_has_the_row(tmp_path, monkeypatch):
     monkeypatch.setattr(tar, "_GROUP_SAMPLES", 32)
     matrix = Rows.of(80).matrix
     tar_of(tmp_path / "e.tar", {f"{row}.npy": vector for row, vector in enumerate(matrix)})
-    (part,) = open_source(tmp_path / "e.tar").parts
+    (part,) = open_source(tmp_path / "e.tar").readers
     assert (part.rows, part.origin(70), len(part.starts)) == (80, 64, 3)
     (batch,) = part.batches(start=70, count=5)
     np.testing.assert_array_equal(batch.embeddings, matrix[70:75])
     assert batch.keys == [str(row) for row in range(70, 75)]
     (tmp_path / "f.tgz").write_bytes(gzip.compress((tmp_path / "e.tar").read_bytes(), 1))
-    (packed,) = open_source(tmp_path / "f.tgz").parts
+    (packed,) = open_source(tmp_path / "f.tgz").readers
     assert packed.starts is None
     (batch,) = packed.batches(start=70, count=5)
     np.testing.assert_array_equal(batch.embeddings, matrix[70:75])
@@ -430,7 +430,7 @@ def test_embeddings_as_bytes(tmp_path):
     half = X.astype(np.float16)
     fixed = pa.array([row.tobytes() for row in half], pa.binary(32))
     pq.write_table(pa.table({"v": fixed}), tmp_path / "e.parquet")
-    (part,) = open_source(tmp_path / "e.parquet", columns=ColumnNames("v", dtype="float16")).parts
+    (part,) = open_source(tmp_path / "e.parquet", columns=ColumnNames("v", dtype="float16")).readers
     assert (part.dim, part.dtype) == (16, "float16")
     np.testing.assert_array_equal(next(part.batches()).embeddings, half)
     pq.write_table(pa.table({"v": [b"12345"], "w": [b"1"]}), tmp_path / "e.parquet")
@@ -452,7 +452,7 @@ def test_of_texts_and_images_in_one_file_those_of_the_kind_are_read(tmp_path):
     pq.write_table(pa.table({**lists, "text": SIX.texts}), tmp_path / "e.parquet")
     for name in ("e.npz", "e.parquet"):
         for kind, expected in (("image", X), ("text", X[::-1])):
-            (part,) = open_source(tmp_path / name, kind=kind).parts
+            (part,) = open_source(tmp_path / name, kind=kind).readers
             np.testing.assert_array_equal(next(part.batches()).embeddings, expected)
     assert open_source(tmp_path / "e.npz").notices() == [
         f"{tmp_path / 'e.npz'}: passed over 1 (beside the embeddings in a file): "
@@ -484,12 +484,12 @@ def test_lance_data_sets(tmp_path):
     lance.write_dataset(parts, tmp_path / "two" / "b.lance", mode="create")
     lance.write_dataset(SIX.table("fixed").slice(0, 2), tmp_path / "table")  # without the suffix
     source = open_source(tmp_path / "two")
-    assert [(part.rows, part.dim) for part in source.parts] == [(5, 16), (72, 16)]
+    assert [(part.rows, part.dim) for part in source.readers] == [(5, 16), (72, 16)]
     assert open_source(tmp_path / "table").rows == 2
     file = next((tmp_path / "table" / "data").iterdir())
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(InvalidInputError, match="table cannot be read as Lance"):
-        list(open_source(tmp_path / "table").parts[0].batches())
+        list(open_source(tmp_path / "table").readers[0].batches())
 
 
 def _csv(path, rows, separator=","):
@@ -552,7 +552,7 @@ def test_other_files_get_a_line_that_converts_them(tmp_path, monkeypatch, suffix
     (line,) = re.findall(r"convert it: (.*)$", str(caught.value))
     exec(line, {})
     (made,) = tmp_path.glob("new.*")
-    (part,) = open_source(made).parts
+    (part,) = open_source(made).readers
     (batch,) = part.batches()
     expected = SIX.matrix if suffix != ".raw" else np.resize(SIX.matrix, (6, 512))
     np.testing.assert_allclose(batch.embeddings, expected, rtol=1e-6)
@@ -585,10 +585,10 @@ def test_batches_are_small_whatever_the_file(tmp_path, layout, monkeypatch):
         how = pa.ipc.new_file if layout == "Arrow file" else pa.ipc.new_stream
         with how(location, rows.table().schema) as writer:
             writer.write_batch(rows.table().combine_chunks().to_batches()[0])
-    (part,) = open_source(location).parts
+    (part,) = open_source(location).readers
     stream = part.stream(0, False)
     asked = []
-    if isinstance(part, tables.TablePart):
+    if isinstance(part, tables.TableReader):
         with part.reading(0, part.columns.names, 100) as batches:
             before = pa.total_allocated_bytes()
             for batch in batches:
@@ -694,7 +694,7 @@ def test_every_layout_is_read_from_elsewhere(tmp_path, layout):
                 open_source(f"memory:/{place}")
             return
         source = open_source(f"memory:/{place}", columns=columns_of(layout))
-        found = [batch.embeddings for part in source.parts for batch in part.batches()]
+        found = [batch.embeddings for part in source.readers for batch in part.batches()]
         np.testing.assert_array_equal(np.concatenate(found), X)
     finally:
         memory.rm(f"/{tmp_path.name}", recursive=True)

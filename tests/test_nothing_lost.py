@@ -35,7 +35,7 @@ from bliss_index.scoring.score_inputs import open_input
 from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.columns import read_names
 from bliss_index.store.import_work import import_embeddings
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.sources import open_source
 from bliss_index.vocabulary import load_vocabulary
 
@@ -156,7 +156,7 @@ def test_a_file_with_another_in_front(tmp_path, name, counts):
     subprocess.run(["bash", "-c", line], cwd=tmp_path, check=True)
     for separate, count in zip(("first", "second"), counts, strict=True):
         (tmp_path / separate).rename(path)
-        (part,) = open_source(path).parts
+        (part,) = open_source(path).readers
         found = np.concatenate([batch.embeddings for batch in part.batches()])
         np.testing.assert_array_equal(found, rows(count, count))
 
@@ -222,7 +222,7 @@ def test_files_pair_by_their_numbers(tmp_path, arrays, tables, alone):
 def test_files_with_the_same_numbers_belong_together(tmp_path, arrays, tables, kind):
     clip_retrieval(tmp_path / "in", arrays, tables, kind)
     of_kind = "image" if kind == "img" else "text"
-    for part in open_source(tmp_path / "in", kind=of_kind).parts:
+    for part in open_source(tmp_path / "in", kind=of_kind).readers:
         (batch,) = part.batches()
         of_array, of_key = (re.findall("[0-9]+", name) for name in (part.name, batch.keys[3]))
         assert [*map(int, of_array)] == [*map(int, of_key[:-1])]
@@ -305,7 +305,7 @@ def test_linked_folders_and_files_are_read(tmp_path):
     (tmp_path / "in" / "a").mkdir(parents=True)
     os.symlink("../../blobs/1.npy", tmp_path / "in" / "a" / "x.npy")
     os.symlink("a", tmp_path / "in" / "b")
-    assert [part.name for part in open_source(tmp_path / "in").parts] == ["a/x.npy", "b/x.npy"]
+    assert [part.name for part in open_source(tmp_path / "in").readers] == ["a/x.npy", "b/x.npy"]
 
 
 def test_folders_that_begin_with_an_underscore_and_have_a_value(tmp_path):
@@ -314,7 +314,7 @@ def test_folders_that_begin_with_an_underscore_and_have_a_value(tmp_path):
         folder.mkdir(parents=True)
         table = pa.table({"id": [f"{year}"], "embedding": listed(rows(1))})
         pq.write_table(table, folder / "0.parquet")
-    assert [part.name[:10] for part in open_source(tmp_path / "in").parts] == [
+    assert [part.name[:10] for part in open_source(tmp_path / "in").readers] == [
         "_year=2020", "_year=2021",
     ]  # fmt: skip
 

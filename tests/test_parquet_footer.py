@@ -57,7 +57,7 @@ def test_sizes_are_those_that_pyarrow_says(tmp_path, options, names):
         expected.append(parts)
     with pa.OSFile(str(tmp_path / "t.parquet")) as stream:
         assert column_sizes("t", stream, footer.serialized_size, names) == expected
-    (part,) = open_source(tmp_path / "t.parquet").parts
+    (part,) = open_source(tmp_path / "t.parquet").readers
     assert part.groups.rows == tuple(
         footer.row_group(number).num_rows for number in range(footer.num_row_groups)
     )
@@ -114,7 +114,7 @@ def test_a_column_that_is_encrypted(tmp_path):
     path = tmp_path / "t.parquet"
     with pq.ParquetWriter(path, table.schema, encryption_properties=properties) as writer:
         writer.write_table(table)
-    (part,) = open_source(path).parts
+    (part,) = open_source(path).readers
     (batch,) = part.batches(carried=False)
     np.testing.assert_array_equal(batch.embeddings, X)
     with pytest.raises(InvalidInputError, match=r"t\.parquet cannot be read as Parquet: .*crypt"):

@@ -31,7 +31,7 @@ from bliss_index.screening import ScreenResult, ScreenSettings
 from bliss_index.screening import screen as run_screen
 from bliss_index.search.prepared import corpus_search
 from bliss_index.store import EmbeddingStore, require_same_model
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 __all__ = [
     "Groups",

@@ -54,7 +54,7 @@ def explain(
 ) -> None:
     """Say why an image scored as it did: its nearest classes, and the entries that pulled it."""
     from bliss_index.report.explanation import explain_image
-    from bliss_index.store.source_part import ColumnNames
+    from bliss_index.store.source_reader import ColumnNames
 
     found = explain_image(
         scores,

@@ -91,7 +91,7 @@ def import_(
     """Bring embeddings that exist already; they are normalised and checked row by row."""
     from bliss_index.store import ModelIdentity
     from bliss_index.store.import_work import import_embeddings
-    from bliss_index.store.source_part import ColumnNames
+    from bliss_index.store.source_reader import ColumnNames
 
     with progress_line("importing") as progress:
         summary = import_embeddings(

@@ -39,7 +39,7 @@ def verify(
 ) -> None:
     """Read everything in a directory and say what does not agree."""
     from bliss_index.report.verification import verify_directory
-    from bliss_index.store.source_part import ColumnNames
+    from bliss_index.store.source_reader import ColumnNames
 
     columns = ColumnNames(embedding_column, key_column, dtype=embedding_dtype)
     with progress_line("verifying") as progress:

@@ -112,7 +112,7 @@ def score(
 ) -> None:
     """Score every image. Run again after an interruption, it continues where it stopped."""
     from bliss_index.scoring import ScoresDirectory, ScoreSettings, run_job
-    from bliss_index.store.source_part import ColumnNames
+    from bliss_index.store.source_reader import ColumnNames
 
     listed = device_names(devices)
     settings = ScoreSettings(

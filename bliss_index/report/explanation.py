@@ -21,7 +21,7 @@ from bliss_index.scoring.scores_directory import ScoresDirectory
 from bliss_index.storage.files import is_address
 from bliss_index.store.keys import key_meaning
 from bliss_index.store.schema import OK
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 _READ_ROWS = 8192
 _NEAR = 5

@@ -20,7 +20,7 @@ from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
 from bliss_index.store import EmbeddingStore, VerificationReport, verify_store
 from bliss_index.store.manifest import StoreManifest
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.verify import add_leftovers
 
 

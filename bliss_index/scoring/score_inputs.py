@@ -25,7 +25,7 @@ from bliss_index.store import EmbeddingStore, ModelIdentity
 from bliss_index.store.keys import HASH_BYTES, KeyRegistry
 from bliss_index.store.normalise import CHECK_BYTES
 from bliss_index.store.schema import DUPLICATE_KEY, OK
-from bliss_index.store.source_part import BATCH_ROWS, ColumnNames, ContentHash, Piece
+from bliss_index.store.source_reader import BATCH_ROWS, ColumnNames, ContentHash, Piece
 from bliss_index.store.sources import EmbeddingSource, open_source
 
 ROWS_PER_PART = 1 << 18
@@ -60,7 +60,7 @@ class InputRows:
 
 
 @dataclass(frozen=True, eq=False)
-class StorePart:
+class StoreInput:
     """A shard of one of our stores, which knows what its hash should be.
 
     Attributes
@@ -115,11 +115,11 @@ class StorePart:
 
 
 @dataclass(frozen=True, eq=False)
-class ForeignPart:
+class ForeignInput:
     """Rows of somebody else's file; they are normalised and checked as they are read.
 
-    It has the methods of :class:`StorePart`. Keys that occur twice are found within the part, by 32
-    bytes a key. What it should be is not known, so its hash is that of the rows that were read.
+    It has the methods of :class:`StoreInput`. Keys that occur twice are found within the part, by
+    32 bytes a key. What it should be is not known, so its hash is that of the rows that were read.
     """
 
     piece: Piece
@@ -139,7 +139,7 @@ class ForeignPart:
         row = piece.start
         try:
             for batch in piece.read(rows, digest, carried=False):
-                unit, status, error = batch.checked(piece.part.dtype)
+                unit, status, error = batch.checked(piece.reader.dtype)
                 keys = self._named(batch.keys, row, len(status))
                 row += len(keys)
                 for repeat in np.flatnonzero(registry.register(keys)):
@@ -159,7 +159,7 @@ class ForeignPart:
             return [str(first + row - start + i) for i in range(count)]
         names = keys or [None] * count
         return [
-            f"{self.piece.part.name}:{row + i}" if k is None else k for i, k in enumerate(names)
+            f"{self.piece.reader.name}:{row + i}" if k is None else k for i, k in enumerate(names)
         ]
 
     def sha256(self) -> str:
@@ -169,13 +169,13 @@ class ForeignPart:
         return self._found.get("sha256") or self.piece.sha256(BATCH_ROWS, carried=False)
 
     def stamp(self) -> list[Any]:
-        return self.piece.part.stamp()
+        return self.piece.reader.stamp()
 
     def planned(self, index: int) -> Part:
         return self.piece.planned(index)
 
 
-InputPart: TypeAlias = StorePart | ForeignPart
+InputPart: TypeAlias = StoreInput | ForeignInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,9 +210,9 @@ class JobInput:
     def parts(self) -> tuple[InputPart, ...]:
         """All parts, in order."""
         if isinstance(self.source, EmbeddingStore):
-            return tuple(StorePart(self.source, i) for i in range(len(self.source.shards)))
+            return tuple(StoreInput(self.source, i) for i in range(len(self.source.shards)))
         pieces = self.source.pieces(ROWS_PER_PART, BYTES_PER_PART, carried=False)
-        return tuple(map(ForeignPart, pieces))
+        return tuple(map(ForeignInput, pieces))
 
     def notices(self) -> list[str]:
         """What a person should hear of how somebody else's files were read."""
@@ -229,7 +229,7 @@ class JobInput:
         """Whether it names its rows: their numbers are different anyway."""
         if isinstance(self.source, EmbeddingStore):
             return True
-        return any(part.has_keys for part in self.source.parts)
+        return any(reader.has_keys for reader in self.source.readers)
 
     @property
     def held(self) -> dict[str, int]:
@@ -237,7 +237,7 @@ class JobInput:
         if isinstance(self.source, EmbeddingStore):
             # One is read while batches of the last ones are searched and finished.
             return {"shards": 3 * max((shard.bytes for shard in self.source.shards), default=0)}
-        source = max(part.held(carried=False) for part in self.source.parts)
+        source = max(reader.held(carried=False) for reader in self.source.readers)
         return {"source": source, "keys": 3 * HASH_BYTES * ROWS_PER_PART, "checks": CHECK_BYTES}
 
     @property
@@ -245,7 +245,7 @@ class JobInput:
         """Bytes of a row as it is read."""
         if isinstance(self.source, EmbeddingStore):
             return 0  # they are those of the shard
-        return 3 * max(part.row_bytes(carried=False) for part in self.source.parts) + 300
+        return 3 * max(reader.row_bytes(carried=False) for reader in self.source.readers) + 300
 
     def find(self, planned: Part) -> InputPart:
         """Return the input of a part.
@@ -257,7 +257,7 @@ class JobInput:
         """
         if not isinstance(self.source, EmbeddingStore):
             with contextlib.suppress(CorruptStoreError):
-                return ForeignPart(self.source.piece_of(planned))
+                return ForeignInput(self.source.piece_of(planned))
         elif planned.name in self._by_name:
             return self._by_name[planned.name]
         raise JobError(

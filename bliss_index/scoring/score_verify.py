@@ -19,7 +19,7 @@ from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.directory import content_sha256
 from bliss_index.store.keys import KeyRegistry
 from bliss_index.store.schema import OK
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.verify import VerificationReport, add_leftovers
 
 _READ_ROWS = 8192

@@ -31,7 +31,7 @@ from bliss_index.storage import Directory, open_directory
 from bliss_index.storage.files import parse_json
 from bliss_index.store import require_same_model
 from bliss_index.store.keys import MOST_NAMED, repeated_keys
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.sources import grown_source
 
 SCORES_FORMAT = "bliss_index.scores"

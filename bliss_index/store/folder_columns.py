@@ -8,31 +8,31 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from bliss_index.store.source_part import SourcePart
+from bliss_index.store.source_reader import SourceReader
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def with_folder_columns(parts: Sequence[SourcePart]) -> tuple[SourcePart, ...]:
-    """Give the parts of a source the columns that their folders say.
+def with_folder_columns(readers: Sequence[SourceReader]) -> tuple[SourceReader, ...]:
+    """Give the readers of a source the columns that the folders of their files say.
 
     Values are whole numbers where all of a column are, as Python writes them, else texts, so that
     ``02`` stays what it is; Hive's name for a missing value is null. A column that a file has
     itself counts there.
     """
-    said = [_values(part.name) for part in parts]
+    said = [_values(reader.name) for reader in readers]
     kinds = {
         name: pa.int64() if all(_is_whole(values.get(name)) for values in said) else pa.string()
         for name in dict.fromkeys(name for values in said for name in values)
     }
     found = []
-    for part, values in zip(parts, said, strict=True):
+    for reader, values in zip(readers, said, strict=True):
         own = tuple(
             (name, pa.scalar(_value(values[name], kinds[name]), kinds[name]))
             for name in values
-            if name not in part.taken
+            if name not in reader.taken
         )
-        found.append(replace(part, folders=own) if own else part)
+        found.append(replace(reader, folders=own) if own else reader)
     return tuple(found)
 
 

@@ -29,7 +29,7 @@ from bliss_index.store.manifest import StoreManifest
 from bliss_index.store.normalise import CHECK_BYTES
 from bliss_index.store.schema import OK, carried_names
 from bliss_index.store.shards import ShardColumns
-from bliss_index.store.source_part import (
+from bliss_index.store.source_reader import (
     BATCH_BYTES,
     BATCH_ROWS,
     ColumnNames,
@@ -217,19 +217,19 @@ class ImportWork(StoreWork):
 
     def _require_texts(self) -> None:
         """Refuse a source without texts before anything is begun, so that --texts can be added."""
-        part = next((part for part in self.source.parts if part.rows > 0), None)
-        if part is None:
+        reader = next((reader for reader in self.source.readers if reader.rows > 0), None)
+        if reader is None:
             return
         try:
-            stream = part.stream(0, False)
+            stream = reader.stream(0, False)
             try:
                 texts = stream.read(1).texts
             finally:
                 stream.close()
         except BlissError:
-            return  # a damaged part fails by itself, with its reason
+            return  # a damaged file fails by itself, with its reason
         if texts is None:
-            raise _no_texts(part.name)
+            raise _no_texts(reader.name)
 
     def names(self) -> tuple[list[str] | None, Column | None]:
         """Read the keys and texts that were given; InvalidInputError where lengths differ."""
@@ -278,7 +278,7 @@ class ImportWork(StoreWork):
     def batch_rows(self, piece: Piece) -> int:
         """Rows to read at once."""
         carried = self.of_kind == "image"
-        return min(BATCH_ROWS, max(1, BATCH_BYTES // piece.part.row_bytes(carried)))
+        return min(BATCH_ROWS, max(1, BATCH_BYTES // piece.reader.row_bytes(carried)))
 
     def is_same(self, part: Part, record: Record) -> str:
         piece = self.source.piece_of(part)
@@ -287,18 +287,20 @@ class ImportWork(StoreWork):
         return "" if found == record.input else f"{what}: it was replaced since"
 
     def memory(self, workers: int, budget: int | None) -> MemoryPlan:
-        dim, files = self.source.dim, self.source.parts
+        dim, files = self.source.dim, self.source.readers
         images = self.of_kind == "image"
-        carried = images and any(part.carries for part in files)
-        wide = max(1, *(part.row_bytes(images) for part in files))
+        carried = images and any(reader.carries for reader in files)
+        wide = max(1, *(reader.row_bytes(images) for reader in files))
         rows = max(
-            min(2 * self.rows_per_shard, part.rows, 2 * PART_BYTES // part.row_bytes(images) + 1)
-            for part in files
+            min(
+                2 * self.rows_per_shard, reader.rows, 2 * PART_BYTES // reader.row_bytes(images) + 1
+            )
+            for reader in files
         )
         batch = min(BATCH_ROWS, max(1, BATCH_BYTES // wide))
         return fit_memory(
             {
-                "source": max(part.held(images) for part in files),
+                "source": max(reader.held(images) for reader in files),
                 "names": sum(names_bytes(p, self.source.rows) for p in (self.keys, self.texts)),
                 "shard": rows * (2 * dim * (2 if self.dtype == "float16" else 4) + 300),
                 "carried columns": 3 * PART_BYTES if carried else 0,
@@ -346,7 +348,7 @@ class ImportWorker:
     def _import(self, part: Part) -> Record:
         work, began = self._work, time.perf_counter()
         piece = work.source.piece_of(part)
-        stamp, digest = piece.part.stamp(), ContentHash()
+        stamp, digest = piece.reader.stamp(), ContentHash()
         first_row = row = piece.first_row or 0
         tables, carried = [], 0
         images = work.of_kind == "image"
@@ -357,7 +359,7 @@ class ImportWorker:
             tables.append(self._table(batch, part.name, row))
             row += batch.embeddings.shape[0]
             self._progress(batch.embeddings.shape[0])
-        if piece.part.stamp() != stamp:
+        if piece.reader.stamp() != stamp:
             raise CorruptStoreError(f"{part.name} was replaced while it was imported")
         table = pa.concat_tables(tables)
         dropped = row - first_row - table.num_rows

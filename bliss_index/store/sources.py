@@ -1,6 +1,6 @@
 """Embeddings that people already have, in whatever layout: files, folders of them, data sets.
 
-A source is a list of parts, each a file that is read in batches. Paths may be local, or URIs that
+A source is a list of readers, one a file, which read in batches. Paths may be local, or URIs that
 pyarrow or fsspec know (``s3://``, ``gs://``, ``hf://``, ``memory://``, ...).
 """
 
@@ -25,7 +25,7 @@ from bliss_index.store.formats import clip_retrieval, saved_datasets
 from bliss_index.store.formats.lance import LANCE, is_lance
 from bliss_index.store.formats.others import is_otherwise, what_is
 from bliss_index.store.source_file import SourceFile, list_files, natural, resolve
-from bliss_index.store.source_part import BrokenPart, ColumnNames, Piece, SourcePart
+from bliss_index.store.source_reader import BrokenReader, ColumnNames, Piece, SourceReader
 
 LAYOUTS = {
     ".npy": "npy:open_npy",
@@ -60,45 +60,49 @@ _FORMATS = "bliss_index.store.formats"
 
 @dataclass(frozen=True)
 class EmbeddingSource:
-    """A list of parts of equal dimension.
+    """A list of readers of equal dimension.
 
     Attributes
     ----------
     location
         As given.
-    parts
+    readers
         Its files, in order of their names and of the numbers in these.
     skipped
         Names of files of a folder, and of arrays of a file, that were passed over, by reason.
     """
 
     location: str
-    parts: tuple[SourcePart, ...]
+    readers: tuple[SourceReader, ...]
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        whole = [part for part in self.parts if not isinstance(part, BrokenPart)]
+        whole = [reader for reader in self.readers if not isinstance(reader, BrokenReader)]
         if not whole:
-            raise InvalidInputError(next(p.reason for p in self.parts if isinstance(p, BrokenPart)))
-        first = next((part for part in whole if part.dim), None)
+            raise InvalidInputError(
+                next(p.reason for p in self.readers if isinstance(p, BrokenReader))
+            )
+        first = next((reader for reader in whole if reader.dim), None)
         if first is None:
             raise InvalidInputError(f"{whole[0].name} holds no embedding, of whatever dimension")
-        for part in whole:
-            if part.dim not in (0, first.dim):
+        for reader in whole:
+            if reader.dim not in (0, first.dim):
                 raise InvalidInputError(
                     f"{first.name} holds embeddings of dimension {first.dim}, "
-                    f"{part.name} of dimension {part.dim}; they cannot be of one model"
+                    f"{reader.name} of dimension {reader.dim}; they cannot be of one model"
                 )
-        known = (p if p.dim or isinstance(p, BrokenPart) else replace(p, dim=first.dim)
-                 for p in self.parts)  # fmt: skip
-        object.__setattr__(self, "parts", tuple(known))
-        if unread := [f"{part.name}: {name}" for part in self.parts for name in part.unread]:
+        known = (p if p.dim or isinstance(p, BrokenReader) else replace(p, dim=first.dim)
+                 for p in self.readers)  # fmt: skip
+        object.__setattr__(self, "readers", tuple(known))
+        if unread := [
+            f"{reader.name}: {name}" for reader in self.readers for name in reader.unread
+        ]:
             object.__setattr__(self, "skipped", {**self.skipped, UNREAD: unread})
 
     @property
     def dim(self) -> int:
         """Length of an embedding."""
-        return next(part.dim for part in self.parts if not isinstance(part, BrokenPart))
+        return next(reader.dim for reader in self.readers if not isinstance(reader, BrokenReader))
 
     def notices(self) -> list[str]:
         """What a person should hear of how the files were read."""
@@ -112,7 +116,7 @@ class EmbeddingSource:
 
     def unclear_order(self) -> str:
         """Name a pair of files that are not in the order of letters; '' if there is none."""
-        names = [part.name for part in self.parts]
+        names = [reader.name for reader in self.readers]
         for name, by_letter in zip(names, sorted(names), strict=True):
             if name != by_letter:
                 how = ", by number" if names == sorted(names, key=natural) else ""
@@ -122,18 +126,18 @@ class EmbeddingSource:
     def pieces(self, rows: int, size: int, *, carried: bool) -> Iterator[Piece]:
         """Cut the files into pieces of about `rows` rows and `size` bytes."""
         first_row = 0
-        for part in self.parts:
-            for start, end in itertools.pairwise(part.cuts(rows, size, carried=carried)):
-                yield Piece(part, start, end - start, None if end < start else first_row)
+        for reader in self.readers:
+            for start, end in itertools.pairwise(reader.cuts(rows, size, carried=carried)):
+                yield Piece(reader, start, end - start, None if end < start else first_row)
                 first_row += max(0, end - start)
 
     def piece_of(self, planned: Part) -> Piece:
         """Find the rows of a part of a job; CorruptStoreError where their file is gone."""
         detail = json.loads(planned.detail)
-        part = self._by_name.get(detail["file"])
-        if part is None:
+        reader = self._by_name.get(detail["file"])
+        if reader is None:
             raise CorruptStoreError(f"{self.location} has no {detail['file']} any more")
-        return Piece(part, detail["start"], planned.rows, detail["first_row"])
+        return Piece(reader, detail["start"], planned.rows, detail["first_row"])
 
     @cached_property
     def carried(self) -> pa.Schema | None:
@@ -147,17 +151,17 @@ class EmbeddingSource:
         InvalidInputError
             Types of a column differ and no type holds both.
         """
-        known = [(part.name, part.described) for part in self.parts]
+        known = [(reader.name, reader.described) for reader in self.readers]
         return unified((name, schema) for name, schema in known if schema is not None)
 
     @cached_property
-    def _by_name(self) -> dict[str, SourcePart]:
-        return {part.name: part for part in self.parts}
+    def _by_name(self) -> dict[str, SourceReader]:
+        return {reader.name: reader for reader in self.readers}
 
     @property
     def rows(self) -> int:
-        """Rows of all parts that can be opened."""
-        return sum(max(part.rows, 0) for part in self.parts)
+        """Rows of all files that can be opened."""
+        return sum(max(reader.rows, 0) for reader in self.readers)
 
 
 def open_source(
@@ -182,12 +186,12 @@ def open_source(
     columns
         Which columns of tables, or array of a file, to use.
     lenient : bool, default=False
-        Whether a file of a folder that cannot be opened is a part that fails when it is read.
+        Whether a file of a folder that cannot be opened has a reader that fails when it is used.
 
     Raises
     ------
     InvalidInputError
-        Nothing is there, its layout is not known, or its parts do not fit each other.
+        Nothing is there, its layout is not known, or its files do not fit each other.
     """
     columns = columns or ColumnNames()
     texts = kind == "text"  # what describes an image is one of its other columns
@@ -199,7 +203,7 @@ def open_source(
     if info.type == pafs.FileType.NotFound:
         raise InvalidInputError(f"{location} does not exist")
 
-    def opened(file: SourceFile) -> SourcePart:
+    def opened(file: SourceFile) -> SourceReader:
         return _opened(file, columns, texts)
 
     one = SourceFile(filesystem, path, PurePosixPath(path).name)
@@ -210,25 +214,25 @@ def open_source(
     used = [f for f in files if f.name.startswith(f"{folder}/") and _suffix(f) == ".npy"]
     if used:
         tables = [f for f in files if f.name.startswith("metadata/") and _suffix(f) == ".parquet"]
-        parts = clip_retrieval.with_metadata(used, tables, columns, texts)
+        readers = clip_retrieval.with_metadata(used, tables, columns, texts)
         used += tables
     else:
         files = saved_datasets.files_of(files, skipped)
         used = [f for f in files if _suffix(f) in LAYOUTS]
         _require_one_layout(str(location), used, folder)
-        parts = _all_opened(used, opened, lenient)
+        readers = _all_opened(used, opened, lenient)
     names = {file.name for file in used}
     if others := [file.name for file in files if file.name not in names]:
         skipped["no embeddings by its name"] = others
-    if not parts:
+    if not readers:
         raise InvalidInputError(
             f"{location} holds no embedding files, whose names end in {', '.join(LAYOUTS)}"
             + (f"; it holds {listed(others)}. {what_is(files[0])}" if others else "")
         )
-    return EmbeddingSource(str(location), with_folder_columns(parts), skipped)
+    return EmbeddingSource(str(location), with_folder_columns(readers), skipped)
 
 
-def _opened(file: SourceFile, columns: ColumnNames, texts: bool) -> SourcePart:
+def _opened(file: SourceFile, columns: ColumnNames, texts: bool) -> SourceReader:
     """Open a file as its name says; where that fails, say what it is by its content."""
     suffix = _suffix(file)
     if suffix not in LAYOUTS and is_lance(file):
@@ -241,12 +245,12 @@ def _opened(file: SourceFile, columns: ColumnNames, texts: bool) -> SourcePart:
     module, _, function = LAYOUTS[suffix].partition(":")
     opening = resolve_name(f"{_FORMATS}.{module}:{function}")
     try:
-        part: SourcePart = opening(file, columns, texts)
+        reader: SourceReader = opening(file, columns, texts)
     except InvalidInputError as error:
         if found := is_otherwise(file, suffix):
             raise InvalidInputError(f"{str(error).rstrip('.')}. {found}") from error
         raise
-    return part
+    return reader
 
 
 def _require_one_layout(location: str, files: list[SourceFile], folder: str) -> None:
@@ -264,17 +268,17 @@ def _require_one_layout(location: str, files: list[SourceFile], folder: str) -> 
 
 
 def _all_opened(
-    files: list[SourceFile], how: Callable[[SourceFile], SourcePart], lenient: bool
-) -> tuple[SourcePart, ...]:
-    parts: list[SourcePart] = []
+    files: list[SourceFile], how: Callable[[SourceFile], SourceReader], lenient: bool
+) -> tuple[SourceReader, ...]:
+    readers: list[SourceReader] = []
     for file in files:
         try:
-            parts.append(how(file))
+            readers.append(how(file))
         except InvalidInputError as error:
             if not lenient:
                 raise
-            parts.append(BrokenPart(file, -1, 0, "float32", str(error)))
-    return tuple(parts)
+            readers.append(BrokenReader(file, -1, 0, "float32", str(error)))
+    return tuple(readers)
 
 
 def _suffix(file: SourceFile) -> str:

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.formats.table_columns import usual_names
-from bliss_index.store.formats.tables import TablePart
+from bliss_index.store.formats.tables import TableReader
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import EmbeddingBatch, RowStream, SourcePart
+from bliss_index.store.source_reader import EmbeddingBatch, RowStream, SourceReader
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 """The upper half of a float32, for which numpy has no type."""
@@ -76,15 +76,15 @@ class Block:
 
 
 @dataclass(frozen=True)
-class ArrayPart(SourcePart):
+class ArrayReader(SourceReader):
     """An array in a file, perhaps with a table that says what its rows are."""
 
     block: Block
-    metadata: TablePart | None = None
+    metadata: TableReader | None = None
 
     @classmethod
-    def of(cls, file: SourceFile, block: Block, **more: Any) -> ArrayPart:
-        """Make a part of a block."""
+    def of(cls, file: SourceFile, block: Block, **more: Any) -> ArrayReader:
+        """Make a reader of a block."""
         dtype = "float16" if block.stored == np.float16 else "float32"
         return cls(file, block.rows, block.dim, dtype, block, **more)
 
@@ -140,25 +140,25 @@ class ArrayPart(SourcePart):
 class ArrayStream:
     """Rows of an array; of a compressed one they are asked for in the order of the file."""
 
-    def __init__(self, part: ArrayPart, at: int, file: Any, beside: Any) -> None:
-        self._part, self.at, self.file, self._beside = part, at, file, beside
+    def __init__(self, reader: ArrayReader, at: int, file: Any, beside: Any) -> None:
+        self._reader, self.at, self.file, self._beside = reader, at, file, beside
 
     def read(self, count: int) -> EmbeddingBatch:
-        part, block = self._part, self._part.block
+        reader, block = self._reader, self._reader.block
         size = block.stored.itemsize
-        with part.refused():
+        with reader.refused():
             if block.by_column:
                 places = ((column * block.rows + self.at) * size for column in range(block.dim))
                 data = b"".join(self._bytes(place, count * size) for place in places)
             else:
                 data = self._bytes(self.at * block.row_bytes, count * block.row_bytes)
-            part.check(data, self.at)
+            reader.check(data, self.at)
         self.at += count
-        batch = _NOTHING_BESIDE if part.metadata is None else self._beside.read(count)
+        batch = _NOTHING_BESIDE if reader.metadata is None else self._beside.read(count)
         return replace(batch, embeddings=block.matrix(data, count))
 
     def _bytes(self, place: int, count: int) -> bytes:
-        self.file.seek(self._part.block.offset + place)
+        self.file.seek(self._reader.block.offset + place)
         data: bytes = self.file.read(count)
         return data
 

@@ -18,9 +18,9 @@ import pyarrow.fs as pafs
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.formats.others import in_front
 from bliss_index.store.formats.table_columns import TableColumns
-from bliss_index.store.formats.tables import RowGroups, TablePart, readable
+from bliss_index.store.formats.tables import RowGroups, TableReader, readable
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 _FILE, _FEATHER_1 = b"ARROW1", b"FEA1"
 _ENDS = (b"\xff\xff\xff\xff\0\0\0\0", b"\0\0\0\0")
@@ -32,7 +32,7 @@ _MORE = ("more than one stream in a file", "write one file of each")
 
 
 @dataclass(frozen=True)
-class ArrowPart(TablePart):
+class ArrowReader(TableReader):
     """The rows of one IPC file or stream.
 
     Attributes
@@ -74,7 +74,7 @@ class ArrowPart(TablePart):
                     dropped = 0
 
 
-def open_arrow(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrowPart:
+def open_arrow(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrowReader:
     """Open an IPC file or stream.
 
     The rows of every batch are counted, for which files with compression are read once.
@@ -101,7 +101,7 @@ def open_arrow(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrowPart
             source.drop()
         groups = RowGroups(*zip(*sizes, strict=True)) if sizes else RowGroups((), (), ())
         dim = dim or found.size
-        return ArrowPart(file, sum(groups.rows), dim, found.dtype, found, groups, in_place)
+        return ArrowReader(file, sum(groups.rows), dim, found.dtype, found, groups, in_place)
 
 
 def _valid(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -219,5 +219,5 @@ def blocks_end(footer: bytes) -> int:
 
 @contextlib.contextmanager
 def _mapped(file: SourceFile) -> Iterator[_Mapped]:
-    with contextlib.ExitStack() as stack, readable(file.name, ArrowPart.layout):
+    with contextlib.ExitStack() as stack, readable(file.name, ArrowReader.layout):
         yield _Mapped(file, stack)

@@ -8,16 +8,16 @@ from pathlib import PurePosixPath
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.formats.npy import open_npy
-from bliss_index.store.formats.parquet import ParquetPart
+from bliss_index.store.formats.parquet import ParquetReader
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames, SourcePart
+from bliss_index.store.source_reader import ColumnNames, SourceReader
 
 FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
 def with_metadata(
     arrays: list[SourceFile], tables: list[SourceFile], columns: ColumnNames, texts: bool
-) -> tuple[SourcePart, ...]:
+) -> tuple[SourceReader, ...]:
     """Put arrays and the tables that describe them together.
 
     Raises
@@ -25,18 +25,18 @@ def with_metadata(
     InvalidInputError
         A file has no counterpart of its number, or they have different numbers of rows.
     """
-    parts: list[SourcePart] = []
+    readers: list[SourceReader] = []
     for array, of_it in _pairs(arrays, tables) if tables else ((array, None) for array in arrays):
-        part = open_npy(array, columns, texts)
+        reader = open_npy(array, columns, texts)
         if of_it is not None:
-            table = ParquetPart.open(of_it, columns, texts=texts, embedded=False)
-            if table.rows != part.rows:
+            table = ParquetReader.open(of_it, columns, texts=texts, embedded=False)
+            if table.rows != reader.rows:
                 raise InvalidInputError(
-                    f"{array.name} has {part.rows} rows, {table.name} has {table.rows}"
+                    f"{array.name} has {reader.rows} rows, {table.name} has {table.rows}"
                 )
-            part = replace(part, metadata=table)
-        parts.append(part)
-    return tuple(parts)
+            reader = replace(reader, metadata=table)
+        readers.append(reader)
+    return tuple(readers)
 
 
 def _pairs(

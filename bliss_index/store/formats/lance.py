@@ -22,9 +22,9 @@ import pyarrow.fs as pafs
 from bliss_index.errors import InvalidInputError, MissingDependencyError, install_line
 from bliss_index.store.formats import lance_process
 from bliss_index.store.formats.table_columns import TableColumns
-from bliss_index.store.formats.tables import RowGroups, TablePart, readable
+from bliss_index.store.formats.tables import RowGroups, TableReader, readable
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 LANCE = ".lance"
 _VERSIONS = "_versions"
@@ -33,7 +33,7 @@ _FIRST_ROWS = 64
 
 
 @dataclass(frozen=True)
-class LancePart(TablePart):
+class LanceReader(TableReader):
     """The rows of one version of a data set."""
 
     version: int
@@ -59,7 +59,7 @@ def is_lance(folder: SourceFile) -> bool:
     return bool(folder.filesystem.get_file_info(path).type == pafs.FileType.Directory)
 
 
-def open_lance(file: SourceFile, columns: ColumnNames, texts: bool) -> LancePart:
+def open_lance(file: SourceFile, columns: ColumnNames, texts: bool) -> LanceReader:
     """Open the latest version of a data set.
 
     Raises
@@ -82,7 +82,7 @@ def open_lance(file: SourceFile, columns: ColumnNames, texts: bool) -> LancePart
     groups = RowGroups(
         tuple(count), tuple(4 * dim * n for n in count), tuple(others * n for n in count)
     )
-    return LancePart(file, rows, dim, chosen.dtype, chosen, groups, version)
+    return LanceReader(file, rows, dim, chosen.dtype, chosen, groups, version)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _read(file: SourceFile, **asked: Any) -> Iterator[_Stream]:
                 raise _failed(file.name, process, said)
 
         try:
-            with readable(file.name, LancePart.layout):
+            with readable(file.name, LanceReader.layout):
                 try:
                     stream = pa.ipc.open_stream(pa.PythonFile(process.stdout, "r"))
                 except (pa.ArrowException, OSError) as error:

@@ -15,10 +15,10 @@ import numpy as np
 
 from bliss_index.errors import InvalidInputError
 from bliss_index.store.columns import NPY_ERRORS
-from bliss_index.store.formats.arrays import ArrayPart, ArrayStream, Block, choose, require_block
+from bliss_index.store.formats.arrays import ArrayReader, ArrayStream, Block, choose, require_block
 from bliss_index.store.formats.others import in_front
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames, RowStream
+from bliss_index.store.source_reader import ColumnNames, RowStream
 
 _HEADER_BYTES = 1 << 16
 _SKIP_BYTES = 1 << 20
@@ -38,7 +38,7 @@ ARCHIVE_ERRORS = (
 )
 
 
-def open_npy(file: SourceFile, _columns: ColumnNames, _texts: bool) -> ArrayPart:
+def open_npy(file: SourceFile, _columns: ColumnNames, _texts: bool) -> ArrayReader:
     """Open an array of two dimensions; it has no columns to choose from.
 
     Raises
@@ -47,10 +47,10 @@ def open_npy(file: SourceFile, _columns: ColumnNames, _texts: bool) -> ArrayPart
         It does not hold a two-dimensional array of floats, it is truncated, or more follows.
     """
     with file.open() as stream:
-        return ArrayPart.of(file, _block(stream, stream.size(), file.name))
+        return ArrayReader.of(file, _block(stream, stream.size(), file.name))
 
 
-def open_npz(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
+def open_npz(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayReader:
     """Find an array of a ``.npz`` file, by its name, and compare its checksum.
 
     That reads it once, in small pieces: zip keeps the checksum of the whole alone.
@@ -82,11 +82,11 @@ def open_npz(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
                 pass
     unread = tuple(name for name in names if name != wanted)
     if packed:
-        return DeflatedPart.of(file, block, unread=unread, member=info.filename)
-    return NpzPart.of(file, block, unread=unread)
+        return DeflatedReader.of(file, block, unread=unread, member=info.filename)
+    return NpzReader.of(file, block, unread=unread)
 
 
-class NpzPart(ArrayPart):
+class NpzReader(ArrayReader):
     """An array of a ``.npz`` file."""
 
     @contextlib.contextmanager
@@ -96,7 +96,7 @@ class NpzPart(ArrayPart):
 
 
 @dataclass(frozen=True)
-class DeflatedPart(NpzPart):
+class DeflatedReader(NpzReader):
     """An array of a ``.npz`` file that is compressed: read from its beginning."""
 
     member: str = ""

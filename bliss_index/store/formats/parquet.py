@@ -11,15 +11,15 @@ import pyarrow.parquet as pq
 
 from bliss_index.store.formats.parquet_footer import column_sizes
 from bliss_index.store.formats.table_columns import TableColumns
-from bliss_index.store.formats.tables import RowGroups, TablePart, readable
+from bliss_index.store.formats.tables import RowGroups, TableReader, readable
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 _BUFFER_BYTES = 1 << 20
 _FIRST_ROWS = 1024
 
 
-class ParquetPart(TablePart):
+class ParquetReader(TableReader):
     """The rows of one Parquet file."""
 
     layout = "Parquet"
@@ -27,7 +27,7 @@ class ParquetPart(TablePart):
     @classmethod
     def open(
         cls, file: SourceFile, wanted: ColumnNames, *, texts: bool = True, embedded: bool = True
-    ) -> ParquetPart:
+    ) -> ParquetReader:
         """Read the schema and find the columns, as :meth:`TableColumns.find` does.
 
         Raises
@@ -55,15 +55,15 @@ class ParquetPart(TablePart):
             )
 
 
-def open_parquet(file: SourceFile, columns: ColumnNames, texts: bool) -> ParquetPart:
-    """Open a table with embeddings; errors as of :meth:`ParquetPart.open`."""
-    return ParquetPart.open(file, columns, texts=texts)
+def open_parquet(file: SourceFile, columns: ColumnNames, texts: bool) -> ParquetReader:
+    """Open a table with embeddings; errors as of :meth:`ParquetReader.open`."""
+    return ParquetReader.open(file, columns, texts=texts)
 
 
 @contextlib.contextmanager
 def _opened(file: SourceFile) -> Iterator[pq.ParquetFile]:
     with (
-        readable(file.name, ParquetPart.layout),
+        readable(file.name, ParquetReader.layout),
         pq.ParquetFile(file.open(), buffer_size=_BUFFER_BYTES) as table,
     ):
         yield table

@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.formats.arrays import BFLOAT16, ArrayPart, Block, choose, require_block
+from bliss_index.store.formats.arrays import BFLOAT16, ArrayReader, Block, choose, require_block
 from bliss_index.store.formats.npy import ARCHIVE_ERRORS, require_one_archive
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 _ONLY = "(the tensor)"
 _MOST_NAMES = 10_000
 _READ_BYTES = 1 << 20
 
 
-def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
+def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayReader:
     """Find a tensor in a tensor, a list, or dictionaries of them, by its name ('a.b' in 'a').
 
     The file is opened by ``torch.load(weights_only=True)`` with tensors without content, which say
@@ -89,7 +89,7 @@ def open_pytorch(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPa
     if block.offset < 0 or block.offset + block.size > size:
         raise InvalidInputError(f"{what} ends behind the {size} bytes of the file: damaged")
     _require_whole(file, what, block.offset)
-    return ArrayPart.of(file, block, unread=tuple(n for n in tensors if n != name))
+    return ArrayReader.of(file, block, unread=tuple(n for n in tensors if n != name))
 
 
 @contextlib.contextmanager

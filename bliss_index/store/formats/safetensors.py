@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.formats.arrays import BFLOAT16, ArrayPart, Block, choose, require_block
+from bliss_index.store.formats.arrays import BFLOAT16, ArrayReader, Block, choose, require_block
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 _MOST_HEADER = 100_000_000  # as the format says
 _TYPES = {"F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
@@ -23,7 +23,7 @@ class _Tensor(NamedTuple):
     end: int
 
 
-def open_safetensors(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayPart:
+def open_safetensors(file: SourceFile, columns: ColumnNames, texts: bool) -> ArrayReader:
     """Find a tensor, by its name.
 
     Raises
@@ -60,7 +60,7 @@ def open_safetensors(file: SourceFile, columns: ColumnNames, texts: bool) -> Arr
     block = Block(rows, dim, stored, data + begin)
     if begin < 0 or end - begin != block.size:
         raise _damaged(file, f"{end - begin} bytes for {name!r}, which has {block.size}")
-    return ArrayPart.of(file, block, unread=tuple(n for n in tensors if n != name))
+    return ArrayReader.of(file, block, unread=tuple(n for n in tensors if n != name))
 
 
 def _damaged(file: SourceFile, what: Any) -> InvalidInputError:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import KEY_COLUMNS, is_text_or_bytes
 from bliss_index.store.formats.declared_bytes import SAMPLE_ROWS, require_declared
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 MISSING_EMBEDDING = "missing_embedding"
 WRONG_DIMENSION = "wrong_dimension"

@@ -24,12 +24,12 @@ from bliss_index.store.formats.table_columns import (
     matrix_of,
     plain_list,
 )
-from bliss_index.store.source_part import (
+from bliss_index.store.source_reader import (
     BATCH_BYTES,
     BATCH_ROWS,
     EmbeddingBatch,
     RowStream,
-    SourcePart,
+    SourceReader,
 )
 
 MISSING_KEY = "missing_key"
@@ -94,7 +94,7 @@ class RowGroups:
 
 
 @dataclass(frozen=True)
-class TablePart(SourcePart):
+class TableReader(SourceReader):
     """The rows of one table.
 
     A null embedding, one of another length than most of the first have, and a null key are rows
@@ -166,40 +166,40 @@ class TablePart(SourcePart):
 class _BatchStream:
     """Rows of a table, piece by piece, from the beginning of a group on."""
 
-    def __init__(self, part: TablePart, origin: int, carried: bool) -> None:
-        self._part, self.at = part, origin
-        names: list[str] | None = part.columns.names
-        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, part.groups.row_bytes(carried))))
-        if carried and part.carries:
+    def __init__(self, reader: TableReader, origin: int, carried: bool) -> None:
+        self._reader, self.at = reader, origin
+        names: list[str] | None = reader.columns.names
+        rows = min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, reader.groups.row_bytes(carried))))
+        if carried and reader.carries:
             names = None  # all there are
             rows = min(rows, _CARRIED_ROWS)
         self._stack = contextlib.ExitStack()
         self._nothing = names == []
         self._batches: Iterator[pa.RecordBatch] = iter(())
         if not self._nothing:
-            reading = part.reading(part.groups.at(origin), names, rows)
+            reading = reader.reading(reader.groups.at(origin), names, rows)
             self._batches = self._stack.enter_context(reading)
         self._rest: pa.RecordBatch | None = None
         # More would be values that are kept once in the file and meant many times.
-        self._row_bytes = part.groups.row_bytes(carried)
-        self._most = max(_MOST_BYTES, 2 * max(part.groups.bytes(carried), default=0))
+        self._row_bytes = reader.groups.row_bytes(carried)
+        self._most = max(_MOST_BYTES, 2 * max(reader.groups.bytes(carried), default=0))
 
     def read(self, count: int) -> EmbeddingBatch:
         waiting, rows, size = [], 0, 0
-        with readable(self._part.name, self._part.layout):
+        with readable(self._reader.name, self._reader.layout):
             while rows < count and (batch := self._rest or next(self._batches, None)) is not None:
                 waiting.append(batch.slice(0, count - rows))
                 size += waiting[-1].nbytes
                 if size > (most := self._most + 2 * count * self._row_bytes):
-                    raise too_large(self._part.name, batch, size, most)
+                    raise too_large(self._reader.name, batch, size, most)
                 self._rest = batch.slice(count - rows) if batch.num_rows > count - rows else None
                 rows += waiting[-1].num_rows
             first, self.at = self.at, self.at + count
             if self._nothing:
                 return EmbeddingBatch(np.empty((count, 0)))
             if not waiting:
-                raise InvalidInputError(f"{self._part.name} ends before row {self.at - 1}")
-            return self._part.batch(pa.Table.from_batches(waiting), first)
+                raise InvalidInputError(f"{self._reader.name} ends before row {self.at - 1}")
+            return self._reader.batch(pa.Table.from_batches(waiting), first)
 
     def close(self) -> None:
         self._stack.close()

@@ -17,9 +17,9 @@ import pyarrow as pa
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.store.columns import NPY_ERRORS
 from bliss_index.store.formats.table_columns import TableColumns
-from bliss_index.store.formats.tables import RowGroups, TablePart, readable
+from bliss_index.store.formats.tables import RowGroups, TableReader, readable
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 from bliss_index.store.tar_members import TarMembers, content
 
 KEY = "__key__"
@@ -30,7 +30,7 @@ _MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class TarPart(TablePart):
+class TarReader(TableReader):
     """The samples of one tar; of those without a ``.npy`` the embedding is null.
 
     Attributes
@@ -59,7 +59,7 @@ class TarPart(TablePart):
             yield _batches(self.name, archive, samples, wanted, rows, self.kind)
 
 
-def open_tar(file: SourceFile, columns: ColumnNames, texts: bool) -> TarPart:
+def open_tar(file: SourceFile, columns: ColumnNames, texts: bool) -> TarReader:
     """Find the arrays of a tar's samples, by what follows the first dot of their names.
 
     Its headers are read once, to the end.
@@ -100,7 +100,7 @@ def open_tar(file: SourceFile, columns: ColumnNames, texts: bool) -> TarPart:
     given = ColumnNames(embedding, columns.key or KEY, text, columns.dtype)
     chosen = TableColumns.find(file.name, schema, given, texts=texts, embedded=True)
     unread = tuple(f".{name}" for name in endings if name not in (embedding, *has))
-    return TarPart(
+    return TarReader(
         file, sum(groups.rows), chosen.dimension(file.name, [first]), chosen.dtype, chosen, groups,
         str(kind.value_type.to_pandas_dtype().__name__), tuple(starts) if direct else None,
         unread=unread,
@@ -178,7 +178,7 @@ def _content(file: str, archive: tarfile.TarFile, member: tarfile.TarInfo) -> by
             f"{file}: {member.name} has {member.size} bytes, at most {_MOST_BYTES} are read of a "
             "member; leave it out"
         )
-    with readable(file, TarPart.layout):
+    with readable(file, TarReader.layout):
         try:
             return content(archive, member)
         except tarfile.TarError as error:

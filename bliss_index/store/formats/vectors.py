@@ -12,16 +12,16 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from bliss_index.errors import InvalidInputError
-from bliss_index.store.formats.arrays import ArrayPart, Block
+from bliss_index.store.formats.arrays import ArrayReader, Block
 from bliss_index.store.source_file import SourceFile
-from bliss_index.store.source_part import ColumnNames
+from bliss_index.store.source_reader import ColumnNames
 
 _ROWS = {".fvecs": "<f4", ".bvecs": "u1", ".ivecs": "<i4"}
 _BLOCKS = {".fbin": "<f4", ".u8bin": "u1", ".i8bin": "i1", ".ibin": "<i4"}
 _SAMPLE_ROWS = 256
 
 
-class VectorsPart(ArrayPart):
+class VectorsReader(ArrayReader):
     """Rows each of which begins with its dimension."""
 
     def check(self, data: bytes, first_row: int) -> None:
@@ -36,7 +36,7 @@ class VectorsPart(ArrayPart):
             )
 
 
-def open_vectors(file: SourceFile, _columns: ColumnNames, _texts: bool) -> ArrayPart:
+def open_vectors(file: SourceFile, _columns: ColumnNames, _texts: bool) -> ArrayReader:
     """Open a file of rows; it has no columns to choose from.
 
     Raises
@@ -60,7 +60,7 @@ def open_vectors(file: SourceFile, _columns: ColumnNames, _texts: bool) -> Array
                 f"type {stored.name}; that is no whole number of rows"
             )
         block = Block(rows, dim, stored, 0, before=4)
-        part: ArrayPart = VectorsPart.of(file, block)
+        reader: ArrayReader = VectorsReader.of(file, block)
     else:
         stored = np.dtype(_BLOCKS[suffix])
         rows, dim = map(int, np.frombuffer(head.ljust(8, b"\0"), "<u4"))
@@ -71,18 +71,18 @@ def open_vectors(file: SourceFile, _columns: ColumnNames, _texts: bool) -> Array
                 f"{file.name} has {size} bytes; {rows} rows of {dim} values of type "
                 f"{stored.name}, as it says, take {promised}"
             )
-        part = ArrayPart.of(file, block)
+        reader = ArrayReader.of(file, block)
     if stored == "<i4":
-        _refuse_neighbours(part)
-    return part
+        _refuse_neighbours(reader)
+    return reader
 
 
-def _refuse_neighbours(part: ArrayPart) -> None:
+def _refuse_neighbours(reader: ArrayReader) -> None:
     """Refuse rows of different whole numbers from 0 on: which neighbours, not embeddings."""
-    for batch in part.batches(_SAMPLE_ROWS, count=_SAMPLE_ROWS):
+    for batch in reader.batches(_SAMPLE_ROWS, count=_SAMPLE_ROWS):
         ordered = np.sort(batch.embeddings, axis=1)
         if (ordered >= 0).all() and (np.diff(ordered, axis=1) > 0).all():
             raise InvalidInputError(
-                f"{part.name} holds the numbers of nearest neighbours, as benchmarks keep them "
+                f"{reader.name} holds the numbers of nearest neighbours, as benchmarks keep them "
                 "beside their vectors, and no embeddings; name the file of vectors"
             )

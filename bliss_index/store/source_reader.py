@@ -26,16 +26,16 @@ BATCH_BYTES = 16 << 20
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingBatch:
-    """Consecutive rows of a part, as they stand there.
+    """Consecutive rows of a file, as they stand there.
 
     Attributes
     ----------
     embeddings
         (n, d) of any floating-point type, not normalised; zero where `errors` names a row.
     keys
-        n identifiers; None where the part has none. A missing one is None.
+        n identifiers; None where the file has none. A missing one is None.
     texts
-        n entries, where the part has a text column.
+        n entries, where the file has a text column.
     errors
         Row to (status, reason), for rows without a usable embedding or key.
     metadata
@@ -78,7 +78,7 @@ class RowStream(Protocol):
 
 
 @dataclass(frozen=True)
-class SourcePart(ABC):
+class SourceReader(ABC):
     """One file of embeddings.
 
     Attributes
@@ -154,7 +154,7 @@ class SourcePart(ABC):
         """Begin to read."""
 
     def cuts(self, rows: int, size: int, *, carried: bool = True) -> list[int]:
-        """Rows at which to cut the part into pieces of about `rows` rows and `size` bytes."""
+        """Rows at which to cut the file into pieces of about `rows` rows and `size` bytes."""
         step = max(1, min(rows, size // self.row_bytes(carried)))
         return [*range(0, self.rows, step), self.rows] if self.rows else [0, 0]
 
@@ -220,7 +220,7 @@ class Piece:
 
     Attributes
     ----------
-    part
+    reader
         The file.
     start, rows
         Which rows; -1 rows where they are not known.
@@ -228,7 +228,7 @@ class Piece:
         Number of the first one in the whole source; None where it is not known.
     """
 
-    part: SourcePart
+    reader: SourceReader
     start: int
     rows: int
     first_row: int | None
@@ -236,14 +236,14 @@ class Piece:
     @property
     def name(self) -> str:
         """The file's, with the rows where they are not all."""
-        if self.rows < 0 or (self.start == 0 and self.rows == self.part.rows):
-            return self.part.name
-        return f"{self.part.name}[{self.start}:{self.start + self.rows}]"
+        if self.rows < 0 or (self.start == 0 and self.rows == self.reader.rows):
+            return self.reader.name
+        return f"{self.reader.name}[{self.start}:{self.start + self.rows}]"
 
     def planned(self, index: int) -> Part:
         """The part of a job that it becomes; its detail says where to find it again."""
-        detail = {"file": self.part.name, "start": self.start, "first_row": self.first_row}
-        stamp = json.dumps(self.part.stamp())
+        detail = {"file": self.reader.name, "start": self.start, "first_row": self.first_row}
+        stamp = json.dumps(self.reader.stamp())
         return Part(index, self.name, self.rows, stamp, json.dumps(detail))
 
     def read(
@@ -259,8 +259,8 @@ class Piece:
             They cannot be read.
         """
         count = None if self.rows < 0 else self.rows
-        wanted, done = self.part.rows if count is None else count, 0
-        for batch in self.part.batches(rows, start=self.start, count=count, carried=carried):
+        wanted, done = self.reader.rows if count is None else count, 0
+        for batch in self.reader.batches(rows, start=self.start, count=count, carried=carried):
             digest.add(batch)
             done += batch.embeddings.shape[0]
             yield batch
@@ -328,7 +328,7 @@ class ColumnNames:
 
 
 @dataclass(frozen=True)
-class BrokenPart(SourcePart):
+class BrokenReader(SourceReader):
     """A file of a folder that cannot be opened: it fails alone, whenever it is read."""
 
     reason: str = ""
