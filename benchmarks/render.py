@@ -292,6 +292,26 @@ def steps() -> str:
     return markdown(["on the EPYC, two cores", ""], rows)
 
 
+def sizes() -> str:
+    """The exact search from small to large, by kernel."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in result("sizes")["rows"]:
+        groups.setdefault((row["entries"], row["dim"], row["kernel"]), []).append(row)
+    rows = []
+    for (entries, dim, kernel), found in sorted(groups.items(), key=lambda item: item[0][1::-1]):
+        ten = next(row for row in found if row["k"] == 10)
+        rows.append([
+            f"{entries:,}", str(dim), kernel,
+            ", ".join(f"{row['images_per_second']:,.0f}" for row in found),
+            f"{100 * ten['share_of_kernel']:.0f} %",
+            f"{100 * max(row['searched_in_full'] for row in found):.2g} %",
+            f"{ten['one_image_milliseconds']:.2g}, {ten['worst_of_100_milliseconds']:.2g}",
+        ])  # fmt: skip
+    header = ["entries", "d", "kernel", "images/s, k = 1, 10, 100", "of the kernel's own rate",
+              "searched in full, at most", "one image, ms: median, worst of 100"]  # fmt: skip
+    return markdown(header, rows)
+
+
 def recall() -> str:
     """The near search and faiss's IVF-SQ8 at some recalls."""
     rows = []
@@ -579,6 +599,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "searches": searches,
     "steps": steps,
     "gpu-near": gpu_near,
+    "sizes": sizes,
     "recall": recall,
     "recall-auroc": recall_auroc,
     "accuracy": accuracy,

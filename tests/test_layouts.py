@@ -107,7 +107,7 @@ def test_every_layout_is_read_in_parts(tmp_path, layout):
     source = open_source(location, columns=columns_of(layout))
     found = []
     for piece in source.pieces(130, 1 << 30, carried=True):
-        part, start = piece.part, piece.start
+        part, start = piece.reader, piece.start
         batches = list(part.batches(50, start=start, count=piece.rows))
         found += [batch.embeddings for batch in batches]
         (again,) = part.batches(1000, start=start + piece.rows - 1, count=1, carried=False)

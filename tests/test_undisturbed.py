@@ -441,7 +441,7 @@ def test_compiled_code_keeps_denormals_by_itself() -> None:
     with flush_denormal():
         state = settings()
         backend._engine.search(
-            tiny.ctypes.data, 4, *tiny.shape, 2, values.ctypes.data, ids.ctypes.data, 0, 0
+            tiny.ctypes.data, False, 4, *tiny.shape, 2, values.ctypes.data, ids.ctypes.data, 0, 0
         )
         assert settings() == state
     np.testing.assert_array_equal(ids, expected[1])

@@ -30,6 +30,7 @@ _CHUNK_ROWS = 16_384
 _DEFAULT_LISTS = 16
 _NORMS_ROWS = 512  # whose copies stay in the processor's cache
 _LARGEST = float(np.finfo(np.float32).max)
+_SQUARES = (1e-20, 1e20)  # of norms, that float32 sums hold well
 
 
 class NearSearch:
@@ -211,7 +212,7 @@ class NearSearch:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         chunk = checked_rows(chunk, "queries", start)
         probed, order = self._probed(chunk)
-        values, ids, counted = self._backend.search(chunk[order], 0, probed[order])
+        values, ids, counted = self._backend.search(chunk, 0, probed[order], order)
         back = np.empty_like(order)
         back[order] = np.arange(order.size)
         values, ids = values[back], ids[back]
@@ -249,13 +250,16 @@ def _with_norms(queries: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Queries (n, d) and behind them their norms, (n, d + 1); float64 ones by their largest."""
     given = np.empty((len(queries), queries.shape[1] + 1), dtype=np.float32)
     for start in range(0, len(queries), _NORMS_ROWS):
-        rows = queries[start : start + _NORMS_ROWS].astype(np.float64)
-        if queries.dtype == np.float64:  # float32 may not hold them
+        rows = queries[start : start + _NORMS_ROWS]
+        if rows.dtype == np.float64:  # float32 may not hold them
             largest = np.abs(rows).max(axis=1, initial=0.0)
-            rows /= np.where(largest > 0, largest, 1)[:, None]
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+            rows = rows / np.where(largest > 0, largest, 1)[:, None]
+        rows = rows.astype(np.float32, copy=False)
+        squares = np.einsum("ij,ij->i", rows, rows)
+        if not (_SQUARES[0] < squares.min() <= squares.max() < _SQUARES[1]):
+            squares = np.square(rows, dtype=np.float64).sum(axis=1)
         given[start : start + len(rows), :-1] = rows
-        given[start : start + len(rows), -1] = np.minimum(norms, _LARGEST)
+        given[start : start + len(rows), -1] = np.minimum(np.sqrt(squares), _LARGEST)
     return given
 
 

@@ -205,11 +205,13 @@ class NativeBackend:
         queries: npt.NDArray[Any],
         first_row: int,
         probed: npt.NDArray[np.uint32] | None = None,
+        order: npt.NDArray[np.int64] | None = None,
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64], SearchStatistics]:
         """Return values (n, k) float64, ids (n, k) and counters of queries (n, dim).
 
         Of a backend with lists, a query looks into those of its row of `probed` (n, each) only,
-        C-contiguous, each once in ascending order.
+        C-contiguous, each once in ascending order. With `order` they are searched in that order,
+        and so are the rows of `probed` and of what is returned; their memory stays where it is.
         """
         if queries.dtype == np.float64:
             queries = checked_rows(queries, "queries", first_row)
@@ -217,13 +219,17 @@ class NativeBackend:
         n = queries.shape[0]
         values = np.empty((n, self._k))
         ids = np.empty((n, self._k), dtype=np.int64)
-        where = (0, 0) if probed is None else (probed.ctypes.data, probed.shape[1])
+        lists = (0, 0) if probed is None else (probed.ctypes.data, probed.shape[1])
+        where = queries
+        if order is not None:
+            where = queries.ctypes.data + order.astype(np.uint64) * np.uint64(queries.strides[0])
         counters, bad = self._engine.search(
-            queries.ctypes.data, queries.itemsize, *queries.shape, self._threads,
-            values.ctypes.data, ids.ctypes.data, *where,
+            where.ctypes.data, order is not None, queries.itemsize, *queries.shape, self._threads,
+            values.ctypes.data, ids.ctypes.data, *lists,
         )  # fmt: skip
         if bad:
-            raise bad_rows_error(np.asarray(bad) + first_row, "queries")
+            rows = np.asarray(bad) if order is None else np.sort(order[bad])
+            raise bad_rows_error(rows + first_row, "queries")
         return values, ids, SearchStatistics(n, *counters)
 
     def _take_centre(self, queries: npt.NDArray[Any]) -> None:

@@ -36,6 +36,10 @@ struct Rows {
     if (addresses) return addresses[i];
     return static_cast<const char*>(data) + i * dim * type_bytes(type);
   }
+  Rows part(std::size_t first, std::size_t size) const {
+    if (addresses) return {nullptr, type, size, dim, addresses + first};
+    return {row(first), type, size, dim};
+  }
 };
 
 struct Tuning {

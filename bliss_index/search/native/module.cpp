@@ -85,14 +85,14 @@ bliss::Engine* make_engine(std::uintptr_t address, bool scattered, int bytes, st
 using Counters = std::tuple<std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t, std::uint64_t>;
 
 std::tuple<Counters, std::vector<std::int64_t>> search(
-    bliss::Engine& engine, std::uintptr_t address, int bytes, std::size_t count, std::size_t dim,
-    std::size_t threads, std::uintptr_t values, std::uintptr_t ids, std::uintptr_t probed,
+    bliss::Engine& engine, std::uintptr_t address, bool scattered, int bytes, std::size_t count,
+    std::size_t dim, std::size_t threads, std::uintptr_t values, std::uintptr_t ids, std::uintptr_t probed,
     std::size_t each) {
   bliss::Counts counts;
   std::vector<std::int64_t> bad;
   const bliss::Probes probes{at<const std::uint32_t>(probed), each};
   run_interruptible([&](const std::function<bool()>& idle) {
-    return engine.search(rows_at(address, bytes, count, dim), probed ? &probes : nullptr, threads,
+    return engine.search(rows_at(address, bytes, count, dim, scattered), probed ? &probes : nullptr, threads,
                          idle, at<double>(values), at<std::int64_t>(ids), counts, bad);
   });
   return {{counts.candidates, counts.rescored, counts.resolved, counts.full_rows, counts.second_rows}, bad};

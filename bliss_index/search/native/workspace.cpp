@@ -77,8 +77,7 @@ void Workspace::search(const Room& room, const Engine::Centre& centre, const Row
   if (probes) scan_lists(centre, last - first);
   else scan(centre);
   for (std::size_t slot = 0; slot < last - first; ++slot) arrange(slot, first + slot);
-  finish({queries.row(first), queries.type, last - first, queries.dim}, values + first * engine_.k_,
-         ids + first * engine_.k_);
+  finish(queries.part(first, last - first), values + first * engine_.k_, ids + first * engine_.k_);
 }
 
 void Workspace::report(Counts& counts, std::vector<std::int64_t>& bad,
