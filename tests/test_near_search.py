@@ -173,7 +173,8 @@ def test_every_kernel_finds_them_also_where_there_is_little_room(kernel):
 
 
 def test_results_do_not_depend_on_batches_or_threads():
-    entries, queries = near_ones(3000), images(120)
+    entries, queries = near_ones(3000), images(120).astype(np.float32)
+    queries[5], queries[60] = 0, 1e25 * queries[60]
     whole = NearSearch(entries, 7, effort=3, threads=2).search(queries)
     one = NearSearch(entries, 7, effort=3, threads=1)
     parts = [one.search(queries[i : i + 17]) for i in range(0, 120, 17)]

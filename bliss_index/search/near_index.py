@@ -256,10 +256,13 @@ def _with_norms(queries: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
             rows = rows / np.where(largest > 0, largest, 1)[:, None]
         rows = rows.astype(np.float32, copy=False)
         squares = np.einsum("ij,ij->i", rows, rows)
-        if not (_SQUARES[0] < squares.min() <= squares.max() < _SQUARES[1]):
-            squares = np.square(rows, dtype=np.float64).sum(axis=1)
+        norms = np.sqrt(squares)
+        extreme = ~((squares > _SQUARES[0]) & (squares < _SQUARES[1]))
+        if extreme.any():
+            wide = np.square(rows[extreme], dtype=np.float64).sum(axis=1)
+            norms[extreme] = np.minimum(np.sqrt(wide), _LARGEST)
         given[start : start + len(rows), :-1] = rows
-        given[start : start + len(rows), -1] = np.minimum(np.sqrt(squares), _LARGEST)
+        given[start : start + len(rows), -1] = norms
     return given
 
 
