@@ -305,7 +305,10 @@ def sizes() -> str:
             ", ".join(f"{row['images_per_second']:,.0f}" for row in found),
             f"{100 * ten['share_of_kernel']:.0f} %",
             f"{100 * max(row['searched_in_full'] for row in found):.2g} %",
-            f"{ten['one_image_milliseconds']:.2g}, {ten['worst_of_100_milliseconds']:.2g}",
+            ", ".join(
+                f"{ms:,.0f}" if ms >= 10 else f"{ms:.2g}"
+                for ms in (ten["one_image_milliseconds"], ten["worst_of_100_milliseconds"])
+            ),
         ])  # fmt: skip
     header = ["entries", "d", "kernel", "images/s, k = 1, 10, 100", "of the kernel's own rate",
               "searched in full, at most", "one image, ms: median, worst of 100"]  # fmt: skip

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--after", type=Path, default=ROOT, help="by default this one")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2000, 20_000, 100_000, 1_000_000])
     parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"])
+    parser.add_argument("--ks", type=int, nargs="+", default=[10])
     parser.add_argument("--no-tables", action="store_true", help="of checkouts without that module")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dim", type=int, default=512)
@@ -81,8 +82,8 @@ def main() -> None:
     sides = {"before": given.before.resolve(), "after": given.after.resolve()}
     sizes = sorted({*given.sizes} if given.no_tables else {20_000, *given.sizes})
     cases: list[dict[str, Any]] = [
-        {"entries": size, "dtype": dtype, "k": 10, "images": min(8192, max(256, 2**29 // size))}
-        for size in given.sizes for dtype in given.dtypes
+        {"entries": size, "dtype": dtype, "k": k, "images": min(8192, max(256, 2**29 // size))}
+        for size in given.sizes for dtype in given.dtypes for k in given.ks
     ]  # fmt: skip
     cases += (
         []

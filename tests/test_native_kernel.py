@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 from test_torch_proposals import KINDS, data
 
+from bliss_index.bench.synthetic import clip_like, clustered
 from bliss_index.errors import InvalidInputError
 from bliss_index.search import reference_search
 from bliss_index.search.duplicates import find_duplicates
@@ -325,3 +326,12 @@ def test_rows_with_equal_digests_are_compared(monkeypatch: pytest.MonkeyPatch) -
     sets = find_duplicates(matrix)
     assert sets is not None
     assert sets.first.tolist() == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_few_near_entries_are_not_searched_in_full(kernel: str) -> None:
+    """Of 2,000 entries in six heaps, those of an image's own heap are all candidates."""
+    entries = clustered(2000, 512, 2, dtype=np.float16)
+    counted = assert_exact(kernel, entries, clip_like(512, 512, "image", 1), 10)
+    assert counted.second_rows > 0
+    assert counted.full_rows <= 1

@@ -161,8 +161,8 @@ void Engine::make_rooms(const Tuning& tuning) {
   rooms_ = {room(capacity, in_lists ? all : std::min(all, many ? 2 * kNumbers : kNumbers))};
   const Room& first = rooms_.front();
   first_trigger_ = std::min(std::max(tuning.first_trigger, 2 * k_), capacity);
-  const std::size_t more = std::min(8 * capacity, entries_.count / 2);
-  if (more < 2 * capacity) return;
+  const std::size_t more = std::min(8 * capacity, entries_.count);
+  if (more <= capacity) return;
   const Room second = room(more, first.queries * first.stride);
   rooms_.front().last = false;
   rooms_.push_back(second);
