@@ -8,7 +8,6 @@ vectors have equal inner products and ties are ordered by id.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,15 +64,10 @@ class Duplicates:
         """
         import torch
 
-        if sets.shape[1] == k and not self._several[sets].any():
+        if sets.shape[1] == k and (self.starts[sets + 1] - self.starts[sets] == 1).all():
             return values, self.first[sets]
         found = self.expand_tensors(torch.from_numpy(values), torch.from_numpy(sets), k)
         return found[0].numpy(), found[1].numpy()
-
-    @cached_property
-    def _several(self) -> npt.NDArray[np.bool_]:
-        """Which sets are of more than one row."""
-        return np.diff(self.starts) > 1
 
     def expand_tensors(
         self, values: torch.Tensor, sets: torch.Tensor, k: int
@@ -85,7 +79,7 @@ class Duplicates:
             torch.from_numpy(part).to(sets.device)
             for part in (self.first, self.starts, self.members)
         )
-        counts = (starts[1:] - starts[:-1]).clamp(max=k)[sets]
+        counts = (starts[sets + 1] - starts[sets]).clamp(max=k)
         if sets.shape[1] == k:
             several = (counts > 1).any(1).nonzero()[:, 0]
             best, ids = values.clone(), first[sets]

@@ -20,7 +20,7 @@ from bliss_index.errors import InvalidInputError, MissingDependencyError
 from bliss_index.search.duplicates import find_duplicates
 from bliss_index.search.inputs import (
     as_matrix,
-    checked_rows,
+    checked_entries,
     require_k,
     require_tensor,
     search_in_chunks,
@@ -126,7 +126,7 @@ class ExactSearch:
         self._size, self._dim = matrix.shape
         if prepared is None:
             engine, reason = _choose_engine(matrix, backend, device)
-            matrix = _checked(matrix if engine.takes_shards else np.asarray(matrix))
+            matrix = checked_entries(matrix if engine.takes_shards else np.asarray(matrix))
         self._k = int(k)
         self._made_of = matrix
         self._options: dict[str, Any] = {
@@ -271,13 +271,6 @@ class ExactSearch:
         with self._lock:
             self._statistics += counted
         return values, ids
-
-
-def _checked(matrix: Matrix) -> Matrix:
-    what = "vocabulary entries"
-    if not isinstance(matrix, ShardedRows):
-        return checked_rows(matrix, what)
-    return matrix.changed(lambda shard, start: checked_rows(shard, what, start))
 
 
 def _selected(matrix: Matrix, rows: npt.NDArray[np.int64]) -> Matrix:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bliss_index.errors import InvalidInputError, listed
 from bliss_index.search.certificate.ordering import to_float32
+from bliss_index.search.sharded import Matrix, ShardedRows
 
 if TYPE_CHECKING:
     import torch
@@ -262,6 +263,13 @@ def require_k(k: int, size: int) -> None:
         )
 
 
+def require_effort(effort: Any, most: int, name: str | None) -> int:
+    """Return the effort of an approximate search; raise InvalidInputError out of 1 to `most`."""
+    if not isinstance(effort, (int, np.integer)) or not 1 <= effort <= most:
+        raise InvalidInputError(f"{name} must be an integer between 1 and {most}, got {effort!r}")
+    return int(effort)
+
+
 def largest_magnitude(matrix: npt.NDArray[Any]) -> float:
     """Largest magnitude in a matrix of floats; 0.0 if it is empty. Makes no copy of it.
 
@@ -285,6 +293,14 @@ def bad_rows_error(rows: npt.ArrayLike, what: str) -> InvalidInputError:
         f"{what} hold NaN or infinity in row(s) {listed(np.asarray(rows).tolist())}; remove or "
         "quarantine these rows"
     )
+
+
+def checked_entries(matrix: Matrix) -> Matrix:
+    """Return a vocabulary whose rows :func:`checked_rows` has seen, those of shards, too."""
+    what = "vocabulary entries"
+    if not isinstance(matrix, ShardedRows):
+        return checked_rows(matrix, what)
+    return matrix.changed(lambda shard, start: checked_rows(shard, what, start))
 
 
 def checked_rows(matrix: npt.NDArray[Any], what: str, first_row: int = 0) -> npt.NDArray[Any]:

@@ -16,9 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bliss_index.devices import thread_count
-from bliss_index.errors import CorruptStoreError, InvalidInputError
+from bliss_index.errors import CorruptStoreError
 from bliss_index.search.duplicates import Duplicates, find_duplicates
-from bliss_index.search.inputs import as_matrix, checked_rows, require_k, search_in_chunks
+from bliss_index.search.inputs import (
+    as_matrix,
+    checked_entries,
+    checked_rows,
+    require_effort,
+    require_k,
+    search_in_chunks,
+)
 from bliss_index.search.isolation import isolated
 from bliss_index.search.lists import EntryLists, make_lists
 from bliss_index.search.native.backend import NativeBackend, load_native
@@ -83,9 +90,8 @@ class NearSearch:
         )
         require_k(k, matrix.shape[0])
         self._threads = thread_count(threads)
-        shards = matrix if isinstance(matrix, ShardedRows) else ShardedRows([matrix])
-        if prepared is None:
-            shards = shards.changed(lambda s, first: checked_rows(s, "vocabulary entries", first))
+        given = matrix if prepared is not None else checked_entries(matrix)
+        shards = given if isinstance(given, ShardedRows) else ShardedRows([given])
         self._made_of = matrix
         self._duplicates = find_duplicates(shards) if prepared is None else prepared.duplicates
         if self._duplicates is not None:
@@ -178,12 +184,7 @@ class NearSearch:
         """Return the effort, or the default for None; raise InvalidInputError out of range."""
         if effort is None:
             return min(_DEFAULT_LISTS, self.most_effort)
-        if not isinstance(effort, (int, np.integer)) or not 1 <= effort <= self.most_effort:
-            raise InvalidInputError(
-                f"{self.effort_name} must be an integer between 1 and {self.most_effort}, "
-                f"got {effort!r}"
-            )
-        return int(effort)
+        return require_effort(effort, self.most_effort, self.effort_name)
 
     @isolated
     def search(

@@ -27,7 +27,13 @@ from bliss_index.search.certificate.precision import UNIT_TF32, tf32_is_forced
 from bliss_index.search.faiss.candidates import Candidates, row_norms
 from bliss_index.search.faiss.kinds import index_kind
 from bliss_index.search.faiss.runtime import faiss_settings, import_faiss
-from bliss_index.search.inputs import as_matrix, checked_rows, require_k, search_in_chunks
+from bliss_index.search.inputs import (
+    as_matrix,
+    checked_rows,
+    require_effort,
+    require_k,
+    search_in_chunks,
+)
 from bliss_index.search.isolation import isolated
 from bliss_index.search.protocol import SearchStatistics
 
@@ -211,12 +217,7 @@ class FaissSearch:
         """Return the effort, or the default for None; raise InvalidInputError out of range."""
         if effort is None:
             return max(1, self.most_effort // 8) if "ivf" in self._kind else min(self.size, 64)
-        if not isinstance(effort, (int, np.integer)) or not 1 <= effort <= self.most_effort:
-            raise InvalidInputError(
-                f"{self.effort_name} must be an integer between 1 and {self.most_effort}, "
-                f"got {effort!r}"
-            )
-        return int(effort)
+        return require_effort(effort, self.most_effort, self.effort_name)
 
     @isolated
     def search(

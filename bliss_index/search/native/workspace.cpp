@@ -237,14 +237,12 @@ void Workspace::scan_list(const Engine::Centre& centre, std::size_t list,
 
 // In float32, of a query as it was scaled.
 float Workspace::product_with(const float* centre, std::size_t slot) {
-  const void* const row = searched_.row(first_ + slot);
+  const std::size_t row = first_ + slot;
   if (searched_.type == Type::float16)
-    return engine_.kernel_.dot32_f16(centre, static_cast<const std::uint16_t*>(row), engine_.dim_);
-  const float* x = static_cast<const float*>(row);
-  int exponent = 0;
-  if (searched_.type == Type::float64 || queries_[slot].exponent)
-    engine_.kernel_.load(row, searched_.type, searched_.dim, x32_.data(), &exponent, &x);
-  return engine_.kernel_.dot32_f32(x, centre, engine_.dim_);
+    return engine_.kernel_.dot32_f16(
+        centre, static_cast<const std::uint16_t*>(searched_.row(row)), engine_.dim_);
+  return engine_.kernel_.dot32_f32(narrow_row(searched_, row, queries_[slot].exponent), centre,
+                                   engine_.dim_);
 }
 
 void Workspace::gather(std::size_t list, const std::uint32_t* slots, std::size_t count) {
